@@ -1,0 +1,24 @@
+"""What one convolution is, and what keeps a sum or a chain of them one convolution.
+
+`geometry` decides (integers only), `linear_conv` multiplies (float64), `layers` reads what a layer
+stores, `lower` writes a layer again. Nothing here knows a module, a file or a name.
+"""
+
+from acfuse.algebra.geometry import Axis, Geometry
+from acfuse.algebra.layers import Affine, AvgPool, Conv, Pad, batch_norm
+from acfuse.algebra.linear_conv import LinearConv, identity
+from acfuse.algebra.lower import ConvLayer, lower
+
+__all__ = [
+    "Affine",
+    "AvgPool",
+    "Axis",
+    "Conv",
+    "ConvLayer",
+    "Geometry",
+    "LinearConv",
+    "Pad",
+    "batch_norm",
+    "identity",
+    "lower",
+]

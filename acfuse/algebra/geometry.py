@@ -1,0 +1,250 @@
+"""Where a convolution looks: its windows, without its numbers.
+
+Whether a sum or a chain of convolutions is exactly one convolution depends on integers alone
+(taps, strides, pads, groups) and on whether a bias is zero. All of that is decided here, so that a
+plan can be made for a thousand layers before a single kernel is multiplied.
+"""
+
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import pairwise
+from math import gcd, prod
+from typing import Literal
+
+from acfuse.errors import NotFusable, Reason
+
+Border = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One spatial axis: y[n] reads x[stride*n - before + t] for every t in `live`.
+
+    The window has `taps` places, of which the `live` ones may hold a weight (the others are zero:
+    gaps of a dilation, or places added by `grow`). Negative pads crop.
+    The output has floor((size + before + after - taps) / stride) + 1 places.
+    """
+
+    taps: int
+    stride: int
+    before: int
+    after: int
+    live: tuple[int, ...]
+
+    @classmethod
+    def window(
+        cls, size: int, stride: int = 1, pads: tuple[int, int] = (0, 0), dilation: int = 1
+    ) -> "Axis":
+        """The window of a layer with `size` taps, `dilation` places apart."""
+        taps = dilation * (size - 1) + 1
+        return cls(taps, stride, *pads, live=tuple(range(0, taps, dilation)))
+
+    @property
+    def looks_before(self) -> bool:
+        """Whether a live tap ever falls before the first pixel."""
+        return self.before > self.live[0]
+
+    @property
+    def looks_after(self) -> bool:
+        """Whether a live tap can fall past the last pixel (for some size of the image)."""
+        return self.after > self.taps - 1 - self.live[-1]
+
+    @property
+    def looks_outside(self) -> bool:
+        """Whether the border mode of the image matters."""
+        return self.looks_before or self.looks_after
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether y[n] reads x[n] and nothing else."""
+        (first, last) = self.live[0], self.live[-1]
+        return (
+            self.stride == 1 and first == last == self.before and self.taps - 1 - last == self.after
+        )
+
+    @property
+    def spacing(self) -> int:
+        """The largest dilation that meets every live tap (1 for a single tap)."""
+        return reduce(gcd, (b - a for a, b in pairwise(self.live)), 0) or 1
+
+    @property
+    def lowered_taps(self) -> int:
+        """How many taps a real layer needs here, its dilation taken out."""
+        return (self.live[-1] - self.live[0]) // self.spacing + 1
+
+    def grow(self, before: int, after: int) -> "Axis":
+        """Adds empty taps and equally more padding: the same map."""
+        return Axis(
+            self.taps + before + after,
+            self.stride,
+            self.before + before,
+            self.after + after,
+            tuple(t + before for t in self.live),
+        )
+
+    def trim(self) -> "Axis":
+        """Takes away the empty taps at both ends: the same map."""
+        return self.grow(-self.live[0], self.live[-1] + 1 - self.taps)
+
+    def __add__(self, other: "Axis") -> "Axis":
+        before, after = max(self.before, other.before), max(self.after, other.after)
+        a = self.grow(before - self.before, after - self.after)
+        b = other.grow(before - other.before, after - other.after)
+        if a.taps != b.taps:
+            raise NotFusable(
+                Reason.SIZES,
+                f"branches give outputs of different sizes (windows of {self.taps} and "
+                f"{other.taps} taps, padded by {(self.before, self.after)} and "
+                f"{(other.before, other.after)})",
+            )
+        return replace(a, live=tuple(sorted({*a.live, *b.live})))
+
+    def then(self, g: "Axis") -> "Axis":
+        """The windows of `g` over the windows of this one: x[s_f*(s_g*m - p_g + u) - p_f + t]."""
+        return Axis(
+            taps=self.stride * (g.taps - 1) + self.taps,
+            stride=self.stride * g.stride,
+            before=self.stride * g.before + self.before,
+            after=self.stride * g.after + self.after,
+            live=tuple(sorted({self.stride * u + t for u in g.live for t in self.live})),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Everything about a convolution but its numbers.
+
+    `shifts` says that the bias may be other than zero: what then stands outside of the output is
+    not what a zero-padded next layer believes.
+    """
+
+    out_channels: int
+    in_channels: int
+    axes: tuple[Axis, ...]
+    groups: int = 1
+    border: Border = "zeros"
+    shifts: bool = False
+
+    @property
+    def looks_outside(self) -> bool:
+        """Whether the border mode matters on any axis."""
+        return any(axis.looks_outside for axis in self.axes)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every output pixel reads the input pixel at its own place and nothing else."""
+        return all(axis.is_pointwise for axis in self.axes)
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Steps per axis."""
+        return tuple(axis.stride for axis in self.axes)
+
+    @property
+    def multiply_adds(self) -> int:
+        """What one convolution costs for one output pixel."""
+        per_input = self.in_channels // self.groups
+        return self.out_channels * per_input * prod(a.lowered_taps for a in self.axes)
+
+    def affine(self, shifts: bool) -> "Geometry":
+        """A factor and a shift for each output channel."""
+        return replace(self, shifts=self.shifts or shifts)
+
+    def without_shift(self) -> "Geometry":
+        """The same without its bias."""
+        return replace(self, shifts=False)
+
+    def __add__(self, other: "Geometry") -> "Geometry":
+        """Two branches of one input, added."""
+        if len(self.axes) != len(other.axes):
+            raise NotFusable(
+                Reason.SIZES,
+                f"branches have {len(self.axes)} and {len(other.axes)} spatial axes",
+            )
+        if self.stride != other.stride:
+            raise NotFusable(Reason.STRIDES, f"branches step by {self.stride} and {other.stride}")
+        mine = (self.in_channels, self.out_channels)
+        theirs = (other.in_channels, other.out_channels)
+        if mine != theirs:
+            raise NotFusable(
+                Reason.CHANNELS,
+                f"branches take {mine[0]} to {mine[1]} and {theirs[0]} to {theirs[1]} channels",
+            )
+        if self.looks_outside and other.looks_outside and self.border != other.border:
+            raise NotFusable(
+                Reason.BORDERS, f"branches pad with {self.border} and with {other.border}"
+            )
+        return Geometry(
+            self.out_channels,
+            self.in_channels,
+            tuple(a + b for a, b in zip(self.axes, other.axes, strict=True)),
+            gcd(self.groups, other.groups),
+            self.border if self.looks_outside else other.border,
+            self.shifts or other.shifts,
+        )
+
+    def then(self, g: "Geometry") -> "Geometry":
+        """`g` applied to what this one gives. Exact for every image size, or refused.
+
+        Per axis, `f` first: where `g` never looks outside of f's output, the chain is exact. Where
+        it does, it sees its own border there, while one convolution would see what `f` gives past
+        its edge. With zeros these are the same when every window of `f` that starts outside reads
+        nothing but zeros, and f's bias is zero; with another border mode when `f` is pointwise.
+        """
+        f = self
+        if len(f.axes) != len(g.axes) or f.out_channels != g.in_channels:
+            raise NotFusable(
+                Reason.CHANNELS,
+                f"a layer of {g.in_channels} channels and {len(g.axes)} axes follows one that "
+                f"gives {f.out_channels} and {len(f.axes)}",
+            )
+        chained = tuple(a.then(b) for a, b in zip(f.axes, g.axes, strict=True))
+        borders: set[Border] = set()
+        for before, after, both in zip(f.axes, g.axes, chained, strict=True):
+            border = _border_between(before, after, f, g)
+            if both.looks_outside:
+                borders.add(border)
+        if len(borders) > 1:
+            raise NotFusable(
+                Reason.BORDERS, f"one layer pads with {f.border}, the next with {g.border}"
+            )
+        return Geometry(
+            g.out_channels,
+            f.in_channels,
+            chained,
+            gcd(f.groups, g.groups),
+            borders.pop() if borders else "zeros",
+            f.shifts or g.shifts,
+        )
+
+
+def _border_between(a: Axis, b: Axis, f: Geometry, g: Geometry) -> Border:
+    """The border of the chain on one axis, `a` of `f` and `b` of `g`; NotFusable if there is none.
+
+    Before the image, the window of y[-1] ends at tap -stride - before + last: it reads only zeros
+    if that is negative. After it, y[N] starts at least at size - (taps-1-after) + first (N is the
+    first place past the output, for the worst size), which is past the edge if it is >= size.
+    """
+    if not b.looks_outside:
+        return f.border
+    if g.border != "zeros":
+        if not a.is_pointwise:
+            raise NotFusable(
+                Reason.PADDED_MIDDLE,
+                f"the second layer pads with {g.border} what the first one gives",
+            )
+        return g.border
+    if f.shifts:
+        raise NotFusable(
+            Reason.PADDED_MIDDLE,
+            "the second layer pads with zeros where the first one's bias would stand",
+        )
+    reads_zeros = (not b.looks_before or a.live[-1] - a.before < a.stride) and (
+        not b.looks_after or a.after >= a.taps - 1 - a.live[0]
+    )
+    if not reads_zeros or (a.looks_outside and f.border != "zeros"):
+        raise NotFusable(
+            Reason.PADDED_MIDDLE,
+            "the second layer pads with zeros where the first one would still see the image",
+        )
+    return "zeros"

@@ -1,0 +1,203 @@
+"""Layers as plain data: what a convolution, a BatchNorm, a pad or a pool stores.
+
+Each knows its geometry (for planning) and, when asked, the value that it is (for multiplying).
+Nothing is copied or cast before that: a layer holds the tensors of the model or the file.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from acfuse.algebra.geometry import Axis, Border, Geometry
+from acfuse.algebra.linear_conv import LinearConv, identity
+from acfuse.errors import NotFusable, Reason
+
+Pads = tuple[tuple[int, int], ...]
+Linear = TypeVar("Linear", Geometry, LinearConv)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution layer. Shapes: weight [out, in / groups, *kernel], bias [out]."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    stride: tuple[int, ...] = (1, 1)
+    pads: Pads = ((0, 0), (0, 0))
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+    border: Border = "zeros"
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Where it looks."""
+        out, per_group, *size = self.weight.shape
+        return Geometry(
+            out,
+            per_group * self.groups,
+            tuple(
+                Axis.window(*axis)
+                for axis in zip(size, self.stride, self.pads, self.dilation, strict=True)
+            ),
+            self.groups,
+            self.border,
+            shifts=self.bias is not None and bool(self.bias.any()),
+        )
+
+    def linear(self) -> LinearConv:
+        """The same as a value: dilation spread into the kernel, float64."""
+        geometry = self.geometry
+        spread = tuple(slice(None, None, d) for d in self.dilation)
+        kernel = torch.zeros(
+            *self.weight.shape[:2],
+            *(axis.taps for axis in geometry.axes),
+            dtype=torch.float64,
+            device=self.weight.device,
+        )
+        kernel[(..., *spread)] = self.weight.detach().double()
+        bias = kernel.new_zeros(geometry.out_channels)
+        if self.bias is not None:
+            bias = self.bias.detach().double()
+        return LinearConv(kernel, bias, geometry)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Per output pixel."""
+        return self.geometry.multiply_adds
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Zeros (or another border) around the image; negative crops. `channels` of `axes` axes."""
+
+    channels: int
+    pads: Pads
+    border: Border = "zeros"
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """One tap that looks `before` places back."""
+        axes = tuple(Axis.window(1, pads=p) for p in self.pads)
+        return Geometry(self.channels, self.channels, axes, self.channels, self.border)
+
+    def linear(self) -> LinearConv:
+        """The same as a depthwise kernel of one tap."""
+        one = identity(self.channels, len(self.pads))
+        return LinearConv(one.kernel, one.bias, self.geometry)
+
+    @property
+    def multiply_adds(self) -> int:
+        """None: a copy."""
+        return 0
+
+
+@dataclass(frozen=True)
+class AvgPool:
+    """Average pooling: a depthwise convolution with every tap 1/area.
+
+    Raises NotFusable if the divisor is not the area everywhere (`count_include_pad=False` with
+    padding, `ceil_mode`, `divisor_override`). Source: DBB transform V, arXiv:2103.13425, 3.2.
+    """
+
+    channels: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    pads: Pads
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    divisor_override: int | None = None
+
+    def check(self) -> None:
+        """Raises NotFusable if this pool is no convolution."""
+        if self.ceil_mode:
+            raise NotFusable(Reason.POOLING, "average pooling with ceil_mode")
+        if self.divisor_override is not None:
+            raise NotFusable(Reason.POOLING, "average pooling with divisor_override")
+        if not self.count_include_pad and any(map(any, self.pads)):
+            raise NotFusable(Reason.POOLING, "average pooling that does not count its padding")
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Where it looks; NotFusable if it is no convolution."""
+        self.check()
+        axes = tuple(
+            Axis.window(n, s, p) for n, s, p in zip(self.size, self.stride, self.pads, strict=True)
+        )
+        return Geometry(self.channels, self.channels, axes, self.channels)
+
+    def linear(self) -> LinearConv:
+        """The same as a value. Shapes: kernel [channels, 1, *size]."""
+        kernel = torch.full(
+            (self.channels, 1, *self.size), 1.0 / prod(self.size), dtype=torch.float64
+        )
+        return LinearConv(kernel, kernel.new_zeros(self.channels), self.geometry)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Per output pixel."""
+        return self.channels * prod(self.size)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """`scale * x + shift` per channel. Shapes: [channels], or plain numbers for all of them."""
+
+    scale: Tensor | float = 1.0
+    shift: Tensor | float = 0.0
+
+    @cached_property
+    def shifts(self) -> bool:
+        """Whether zero may become something else."""
+        return bool(torch.as_tensor(self.shift).any())
+
+    @property
+    def channels(self) -> int | None:
+        """How many channels it is made for, where that can be told."""
+        sizes = {v.numel() for v in (self.scale, self.shift) if isinstance(v, Tensor)}
+        return max(sizes) if sizes and max(sizes) > 1 else None
+
+    @property
+    def multiply_adds(self) -> int:
+        """Per pixel."""
+        return self.channels or 0
+
+    def of(self, value: Linear) -> Linear:
+        """What it makes of a planned or a computed value; NotFusable if it is made for another."""
+        out = (value if isinstance(value, Geometry) else value.geometry).out_channels
+        if self.channels not in (None, out):
+            raise NotFusable(
+                Reason.CHANNELS, f"a factor for {self.channels} channels meets {out} channels"
+            )
+        if isinstance(value, Geometry):
+            return value.affine(self.shifts)
+        return value.affine(self.scale, self.shift)
+
+
+def batch_norm(
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    eps: float,
+    training: bool = False,
+) -> Affine:
+    """BatchNorm at inference: scale = weight / sqrt(variance + eps), shift = bias - mean * scale.
+
+    Shapes: all [channels]. Raises NotFusable in training mode or without running statistics:
+    the factors then depend on the batch. Source: arXiv:1502.03167.
+    """
+    if training:
+        raise NotFusable(Reason.STATISTICS, "a BatchNorm is in training mode")
+    if mean is None or variance is None:
+        raise NotFusable(Reason.STATISTICS, "a BatchNorm has no running statistics")
+    scale = (variance.detach().double() + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight.detach().double()
+    shift = -mean.detach().double() * scale
+    if bias is not None:
+        shift = shift + bias.detach().double()
+    return Affine(scale, shift)

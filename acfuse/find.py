@@ -1,0 +1,443 @@
+"""From a model to findings: what can become one convolution, what cannot, and why.
+
+In a live model the traced forward is the evidence; a named pattern adds the label and the authors'
+name for the fused convolution. Among bare tensors a pattern's word is all there is.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard
+
+import torch
+from torch import fx, nn
+
+from acfuse.algebra import Affine, LinearConv
+from acfuse.errors import NotFusable, Reason
+from acfuse.graph.from_fx import layer_rule, spatial_axes, steps_of
+from acfuse.graph.into_fx import nodes_between, region_graph
+from acfuse.graph.regions import Miss, Region, as_layer, choose, kernels
+from acfuse.graph.steps import Graph, Inside, Opaque, Scaled, Through, Unit
+from acfuse.graph.trace import Call, Traced, has_hooks, is_layer, trace
+from acfuse.patterns import Pattern
+from acfuse.patterns.expr import Layer
+
+
+@dataclass(frozen=True)
+class Summand:
+    """One convolution of a fused block: of which value, under which name. No value: added as is."""
+
+    source: str
+    name: str | None
+    value: LinearConv | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A block that is one convolution (one of each of its sources, if there are several).
+
+    `where` is the path of the module whose forward adds the branches, `alone` the replaced part of
+    that forward as a graph of its own, `forward` the whole of it. Where the forward could not be
+    read, both are None, `confirmed` holds, and `tail` names the layers behind the sum.
+    """
+
+    where: str
+    pattern: str | None
+    summands: tuple[Summand, ...]
+    dtype: torch.dtype
+    convolutions: tuple[int, int]
+    multiply_adds: tuple[int, int]
+    layers: tuple[str, ...] = ()
+    is_block: bool = True
+    output: str = ""
+    alone: fx.Graph | None = field(default=None, repr=False)
+    forward: fx.Graph | None = field(default=None, repr=False)
+    tail: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Full names of the fused convolutions."""
+        prefix = f"{self.where}." if self.where else ""
+        return tuple(f"{prefix}{s.name}" for s in self.summands if s.name)
+
+    @property
+    def label(self) -> str:
+        """What a reader calls the block: the path of its module, or of its convolution."""
+        return self.where or self.names[0]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A candidate that stays as it is, with the reason."""
+
+    where: str
+    code: Reason
+    why: str
+    pattern: str | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that was looked at."""
+
+    found: tuple[Found, ...]
+    refused: tuple[Refused, ...]
+    notes: tuple[str, ...] = ()  # what had to be assumed
+
+    @property
+    def blocks(self) -> tuple[Found, ...]:
+        """The blocks: without folds."""
+        return tuple(f for f in self.found if f.is_block)
+
+
+def find_in_module(
+    model: nn.Module, patterns: Sequence[Pattern], *, folds: bool = False
+) -> Findings:
+    """The blocks of a live model in eval mode. The model is read, never changed.
+
+    With `folds`, lone convolutions take up the BatchNorm behind them as well.
+    """
+    return _Finder(model, patterns, folds=folds).run()
+
+
+@dataclass
+class _Analysis:
+    traced: Traced
+    graph: Graph | None
+    layer: Inside | Opaque
+
+
+class _Finder:
+    """Reads each module once, innermost first, then chooses regions, outermost first."""
+
+    def __init__(self, model: nn.Module, patterns: Sequence[Pattern], *, folds: bool) -> None:
+        self.model, self.patterns, self.folds = model, patterns, folds
+        self.paths = {id(m): path for path, m in model.named_modules()}
+        self.analyses: dict[int, _Analysis] = {}
+        self.axes = spatial_axes(model)
+        self.called: set[int] = set()
+        self.twice: set[int] = set()  # called in ways that differ by more than their tensors
+        self.found: list[Found] = []
+        self.refused: list[Refused] = []
+
+    def run(self) -> Findings:
+        self._analyse(self.model, None)
+        for module in self.model.modules():
+            if id(module) not in self.analyses and _has_forward(module):
+                self._analyse(module, None)
+        done: set[int] = set()
+        for module in self.model.modules():
+            if id(module) in self.analyses and id(module) not in self.called:
+                self._visit(module, done)
+        order = {path: i for i, path in enumerate(self.paths.values())}
+        self.found.sort(key=lambda f: order[f.where])
+        self.refused.sort(key=lambda r: order.get(r.where, 0))
+        return Findings(tuple(self.found), tuple(self.refused))
+
+    def _analyse(self, module: nn.Module, call: Call | None) -> _Analysis:
+        known = self.analyses.get(id(module))
+        if known is not None:
+            if call is not None and known.traced.call != call:
+                self.twice.add(id(module))
+            return known
+        traced = trace(module, call or Call.default(module))
+        analysis = _Analysis(traced, None, Opaque(""))
+        self.analyses[id(module)] = analysis
+        if traced.graph is not None:
+            children = dict(self._children(module, traced.graph))
+            analysis.graph = steps_of(traced, children, self.axes)
+        analysis.layer = self._as_layer(module, analysis)
+        return analysis
+
+    def _children(
+        self, module: nn.Module, graph: fx.Graph
+    ) -> Iterator[tuple[str, Inside | Opaque]]:
+        for node in graph.nodes:
+            if node.op != "call_module":
+                continue
+            child = module.get_submodule(str(node.target))
+            if not _has_forward(child):
+                continue
+            self.called.add(id(child))
+            try:
+                call = Call.of(child, node.args, dict(node.kwargs))
+            except TypeError:
+                call = None
+            analysis = self._analyse(child, call)
+            if call is None or analysis.traced.call != call:
+                yield node.name, Opaque(f"{node.target} is called in several ways")
+            else:
+                yield node.name, analysis.layer
+
+    def _as_layer(self, module: nn.Module, analysis: _Analysis) -> Inside | Opaque:
+        """What a module is for the forward around it: one linear layer, or opaque."""
+        name = self.paths[id(module)].rpartition(".")[2] or "model"
+        label = f"{name} ({type(module).__name__})"
+        refusal = analysis.traced.refusal
+        convolves = any(hasattr(m, "kernel_size") for m in module.modules())
+        if has_hooks(module):
+            return Opaque(f"{label} has hooks", Reason.HOOKS, holds_convolution=convolves)
+        if refusal is not None:
+            why = f"{label}: {refusal.why}"
+            return Opaque(why, refusal.code, holds_convolution=convolves)
+        graph = analysis.graph
+        layer = as_layer(graph) if graph is not None else None
+        if layer is not None and len(layer.graph.inputs) == len(analysis.traced.call.tensors):
+            return layer
+        why = f"{label} stands between"
+        code = Reason.ACTIVATION
+        opaque = [s.rule for s in graph.steps if isinstance(s.rule, Opaque)] if graph else []
+        if opaque:
+            telling = min(opaque, key=lambda rule: rule.code != Reason.RANDOM)
+            why, code = f"{label}: {telling.why}", telling.code
+        return Opaque(why, code, holds_convolution=convolves)
+
+    def _visit(self, module: nn.Module, done: set[int]) -> None:
+        """Chooses the regions of a module's own forward, then those of what it still calls."""
+        if id(module) in done:
+            return
+        done.add(id(module))
+        analysis = self.analyses[id(module)]
+        graph = analysis.traced.graph
+        if graph is None or analysis.graph is None:
+            self._unread(module, analysis)
+            for child in module.children():
+                for inner in child.modules():
+                    if id(inner) in self.analyses:
+                        self._visit(inner, done)
+            return
+        swallowed = self._choose(module, analysis.graph, graph)
+        for node in graph.nodes:
+            if node.op == "call_module" and node not in swallowed:
+                child = module.get_submodule(str(node.target))
+                if id(child) in self.analyses:
+                    self._visit(child, done)
+
+    def _choose(self, module: nn.Module, graph: Graph, forward: fx.Graph) -> set[fx.Node]:
+        where = self.paths[id(module)]
+        regions, misses = choose(graph, folds=self.folds)
+        random = [s.rule for s in graph.steps if _draws_random_numbers(s.rule)]
+        if regions and random:
+            self.refused.append(Refused(where, Reason.RANDOM, random[0].why))
+            return set()
+        if regions and (has_hooks(module) or id(module) in self.twice):
+            why = "it has hooks" if has_hooks(module) else "it is called in several ways"
+            self.refused.append(Refused(where, Reason.HOOKS, why))
+            return set()
+        nodes = {node.name: node for node in forward.nodes}
+        swallowed: set[fx.Node] = set()
+        taken: set[str] = set()
+        for region in sorted(regions, key=lambda r: list(nodes).index(r.output)):
+            sources = [nodes[s] for s in region.sources]
+            inside = nodes_between(nodes[region.output], sources)
+            found = self._found(module, graph, region, inside, forward, taken)
+            if isinstance(found, Refused):
+                self.refused.append(found)
+                continue
+            self.found.append(found)
+            swallowed |= set(inside)
+            taken |= {s.name for s in found.summands if s.name}
+        self._report(module, regions, misses)
+        return swallowed
+
+    def _found(
+        self,
+        module: nn.Module,
+        graph: Graph,
+        region: Region,
+        inside: Sequence[fx.Node],
+        forward: fx.Graph,
+        taken: set[str],
+    ) -> Found | Refused:
+        where = self.paths[id(module)]
+        layers = _layers_called(module, inside)
+        pattern = _label(module, self.patterns, {id(m) for _, m in layers})
+        dtypes = [p.dtype for _, m in layers for p in m.parameters(recurse=False)]
+        dtypes += [t.dtype for n in inside if n.op == "get_attr" for t in [_tensor(module, n)]]
+        floating = [d for d in dtypes if d.is_floating_point]
+        try:
+            values = kernels(graph, region)
+        except NotFusable as refusal:
+            return Refused(where, refusal.code, refusal.why, pattern and pattern.name)
+        removed = {name.partition(".")[0] for name, _ in layers}
+        base = pattern.fused if pattern else "fused_conv"
+        if not region.is_block:
+            base = next((n.partition(".")[0] for n, m in layers if hasattr(m, "kernel_size")), base)
+        summands = []
+        for source, value in values.items():
+            if isinstance(value, Unit):
+                summands.append(Summand(source, None, None))
+                continue
+            name = _free_name(module, base, taken, removed)
+            taken = taken | {name}
+            summands.append(Summand(source, name, value))
+        nodes = {node.name: node for node in forward.nodes}
+        return Found(
+            where,
+            pattern.name if pattern else None,
+            tuple(summands),
+            max(floating, key=lambda d: torch.finfo(d).bits, default=torch.float32),
+            region.convolutions,
+            region.multiply_adds,
+            tuple(name for name, _ in layers),
+            region.is_block,
+            region.output,
+            region_graph(nodes[region.output], [nodes[s] for s in region.sources]),
+            forward,
+        )
+
+    def _report(self, module: nn.Module, regions: Sequence[Region], misses: Sequence[Miss]) -> None:
+        """What was not fused in a module's own forward."""
+        where = self.paths[id(module)]
+        pattern = _label(module, self.patterns, None)
+        name = pattern.name if pattern else None
+        for miss in misses:
+            self.refused.append(Refused(where, miss.code, miss.why, name))
+        if pattern and not misses and not any(r.is_block for r in regions):
+            why = "its forward does not add these layers up"
+            self.refused.append(Refused(where, Reason.NOT_CONFIRMED, why, name))
+
+    def _unread(self, module: nn.Module, analysis: _Analysis) -> None:
+        """A forward that cannot be read: a pattern may know it, if the numbers agree."""
+        refusal = analysis.traced.refusal
+        if refusal is None:
+            return
+        where = self.paths[id(module)]
+        pattern = _label(module, self.patterns, None)
+        if pattern is not None and refusal.code == Reason.UNTRACEABLE:
+            found = _confirmed(module, where, pattern)
+            if found is not None:
+                self.found.append(found)
+                return
+        name = pattern.name if pattern else None
+        self.refused.append(Refused(where, refusal.code, refusal.why, name))
+
+
+def _draws_random_numbers(rule: object) -> TypeGuard[Opaque]:
+    return isinstance(rule, Opaque) and rule.code == Reason.RANDOM
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether a module is the user's own and does something: neither a layer nor a container."""
+    implemented = type(module).forward is not nn.modules.module._forward_unimplemented
+    return implemented and not is_layer(module)
+
+
+def _tensor(module: nn.Module, node: fx.Node) -> Any:
+    owner, _, name = str(node.target).rpartition(".")
+    return getattr(module.get_submodule(owner), name)
+
+
+def _layers_called(module: nn.Module, nodes: Sequence[fx.Node]) -> list[tuple[str, nn.Module]]:
+    """The layers with tensors that these nodes call, or read tensors of, by name."""
+    layers: dict[str, nn.Module] = {}
+    for node in nodes:
+        target = str(node.target)
+        if node.op == "get_attr":
+            target = target.rpartition(".")[0]
+        if node.op not in ("call_module", "get_attr") or not target:
+            continue
+        for name, inner in module.get_submodule(target).named_modules(prefix=target):
+            if inner._parameters or inner._buffers:
+                layers[name] = inner
+    return list(layers.items())
+
+
+def _label(
+    module: nn.Module, patterns: Sequence[Pattern], within: set[int] | None
+) -> Pattern | None:
+    """The pattern whose layers a module has (all of them among `within`); the one with the most."""
+
+    def look(name: str) -> Layer | None:
+        layer = _submodule(module, name)
+        return Affine() if layer is not None and (layer._parameters or layer._buffers) else None
+
+    best, most = None, 1
+    for pattern in patterns:
+        names = pattern.layers(look)
+        ids = {id(_submodule(module, name)) for name in names}
+        if len(names) > most and (within is None or ids <= within):
+            best, most = pattern, len(names)
+    return best
+
+
+def _submodule(module: nn.Module, name: str) -> nn.Module | None:
+    found: Any = module
+    for part in name.split("."):
+        found = found._modules.get(part) if isinstance(found, nn.Module) else None
+    return found if isinstance(found, nn.Module) else None
+
+
+def _free_name(module: nn.Module, base: str, taken: set[str], removed: set[str]) -> str:
+    """`base`, or with a number behind it where something else has that name."""
+    name, number = base, 1
+    while name in taken or (hasattr(module, name) and name not in removed):
+        number += 1
+        name = f"{base}_{number}"
+    return name
+
+
+def _confirmed(module: nn.Module, where: str, pattern: Pattern) -> Found | None:
+    """A block by its pattern's expression, if the module really computes that (and its tail)."""
+
+    def look(name: str) -> Layer | None:
+        layer = _submodule(module, name)
+        if layer is None:
+            return None
+        rule = layer_rule(layer)
+        if isinstance(rule, Through | Scaled):
+            return rule.layer if isinstance(rule, Through) else rule.by
+        return Affine() if rule is None else None
+
+    try:
+        value = pattern.value(look)
+    except NotFusable:
+        return None
+    names = pattern.layers(look)
+    tail = tuple(n for n in pattern.tail if isinstance(_submodule(module, n), nn.Module))
+    first = module.get_submodule(names[0])
+    dtype = next(p.dtype for p in first.parameters())
+    found = Found(
+        where,
+        pattern.name,
+        (Summand("x", pattern.fused, value),),
+        dtype,
+        (sum(hasattr(module.get_submodule(n), "kernel_size") for n in names), 1),
+        (0, value.geometry.multiply_adds),
+        tuple(names),
+        tail=tail,
+    )
+    return found if agrees_with_tail(module, found) else None
+
+
+def agrees_with_tail(module: nn.Module, found: Found) -> bool:
+    """Whether a module computes its fused convolution followed by its tail, on random images."""
+    value = found.summands[0].value
+    if value is None:
+        return False
+    twin = copy.deepcopy(module).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    axes = len(value.taps)
+    for size in ((13, 16, 11)[:axes], (12, 9, 14)[:axes]):
+        channels = value.geometry.in_channels
+        image = torch.randn(2, channels, *size, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            expected = value(image)
+            for name in found.tail:
+                expected = twin.get_submodule(name)(expected)
+            try:
+                given = twin(image)
+            except Exception:
+                return False
+        if not isinstance(given, torch.Tensor) or given.shape != expected.shape:
+            return False
+        if float((given - expected).abs().max()) > 1e-10 * float(expected.abs().max() + 1e-30):
+            return False
+    return True
+
+
+def find_in_tensors(
+    tensors: Mapping[str, torch.Tensor], patterns: Sequence[Pattern], bn_eps: float | None
+) -> Findings:
+    """The blocks of a state dict without its code, by keys and shapes, under printed assumptions."""
+    raise NotImplementedError

@@ -1,0 +1,511 @@
+"""From a traced forward to steps: what each node does, as a rule or opaquely.
+
+Names play no part. A layer counts by torch's own class and forward, a function by what it is;
+everything that is not known here is opaque, which is always safe.
+"""
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from acfuse.algebra import Affine, AvgPool, Conv, Pad, batch_norm
+from acfuse.algebra.geometry import Border
+from acfuse.errors import NotFusable, Reason
+from acfuse.graph.steps import Graph, Inside, Opaque, Rule, Scaled, Step, Sum, Through
+from acfuse.graph.trace import (
+    RANDOM_FUNCTIONS,
+    Traced,
+    function_name,
+    has_hooks,
+    watched_randomness,
+)
+
+CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
+POOLS = {nn.AvgPool1d: 1, nn.AvgPool2d: 2, nn.AvgPool3d: 3}
+PADS: dict[type[nn.Module], Border] = {
+    nn.ConstantPad1d: "zeros", nn.ConstantPad2d: "zeros", nn.ConstantPad3d: "zeros",
+    nn.ReflectionPad1d: "reflect", nn.ReflectionPad2d: "reflect", nn.ReflectionPad3d: "reflect",
+    nn.ReplicationPad1d: "replicate", nn.ReplicationPad2d: "replicate",
+    nn.ReplicationPad3d: "replicate", nn.CircularPad1d: "circular", nn.CircularPad2d: "circular",
+    nn.CircularPad3d: "circular",
+}  # fmt: skip
+PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+PASSING_METHODS = {"contiguous", "clone"}
+METADATA = {"size", "dim", "ndimension", "numel", "stride", "is_floating_point", "element_size"}
+METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "requires_grad", "is_cuda"}
+ASSERTS = {"_assert", "_assert_is_none"}
+
+
+def steps_of(
+    traced: Traced, children: Mapping[str, Inside | Opaque], axes: int | None = None
+) -> Graph:
+    """The steps of a traced forward.
+
+    `children` says for each node that calls a module of the user's own what that module is, `axes`
+    how many spatial axes its images have, where its own convolutions do not tell.
+    """
+    own = spatial_axes(traced.module)
+    return _Builder(traced, children, own if own is not None else axes).build()
+
+
+def spatial_axes(module: nn.Module) -> int | None:
+    """The number of spatial axes of a module's convolutions, if it is one."""
+    kinds = (CONVOLUTIONS | TRANSPOSED).items()
+    axes = {n for m in module.modules() for kind, n in kinds if isinstance(m, kind)}
+    return axes.pop() if len(axes) == 1 else None
+
+
+class _Builder:
+    def __init__(
+        self, traced: Traced, children: Mapping[str, Inside | Opaque], axes: int | None
+    ) -> None:
+        if traced.graph is None:
+            raise ValueError("the forward was not traced")
+        self.module, self.graph, self.poisoned = traced.module, traced.graph, traced.poisoned
+        self.children = children
+        self.names: dict[fx.Node, str] = {}  # node -> value; passing nodes share a name
+        self.constants: dict[fx.Node, Any] = {}
+        self.steps: list[Step] = []
+        self.metadata = metadata_only(self.graph)
+        self.axes = axes
+
+    def build(self) -> Graph:
+        inputs: list[str] = []
+        outputs: set[str] = set()
+        single = None
+        for node in self.graph.nodes:
+            if node in self.metadata:
+                continue
+            if node.op == "placeholder":
+                self.names[node] = node.name
+                inputs.append(node.name)
+            elif node.op == "output":
+                for read in node.all_input_nodes:
+                    if read in self.names:
+                        outputs.add(self.names[read])
+                if isinstance(node.args[0], fx.Node) and node.args[0] in self.names:
+                    single = self.names[node.args[0]]
+            elif self._is_constant(node):
+                self.constants[node] = None
+            else:
+                self._add(node)
+        return Graph(tuple(self.steps), tuple(inputs), frozenset(outputs), single)
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        reads = node.all_input_nodes
+        if node.op == "get_attr":
+            return node.name not in self.poisoned
+        return (
+            node.op in ("call_function", "call_method")
+            and bool(reads)
+            and all(r in self.constants for r in reads)
+        )
+
+    def _constant(self, node: Any) -> Any:
+        """The value of what depends on the model alone; computed once, without drawing numbers."""
+        if isinstance(node, (tuple, list)):
+            return type(node)(self._constant(n) for n in node)
+        if not isinstance(node, fx.Node):
+            return node
+        if node not in self.constants:
+            raise NotFusable(Reason.ACTIVATION, f"{node.name} depends on the input")
+        if self.constants[node] is None:
+            args = self._constant(tuple(node.args))
+            kwargs = {k: self._constant(v) for k, v in node.kwargs.items()}
+            with torch.no_grad(), watched_randomness() as drawn:
+                if node.op == "get_attr":
+                    value = operator.attrgetter(str(node.target))(self.module)
+                elif node.op == "call_function":
+                    value = node.target(*args, **kwargs)  # type: ignore[operator]
+                else:
+                    value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                if drawn():
+                    raise NotFusable(Reason.RANDOM, "a kernel is drawn at random in the forward")
+            self.constants[node] = value
+        return self.constants[node]
+
+    def _add(self, node: fx.Node) -> None:
+        reads = tuple(self.names[n] for n in node.all_input_nodes if n in self.names)
+        rule: Rule | None
+        try:
+            rule = self._rule(node)
+        except NotFusable as refusal:
+            rule = Opaque(refusal.why, refusal.code)
+        if node.name in self.poisoned:
+            why = f"{node.name} is overwritten in place"
+            rule = Opaque(why, Reason.IN_PLACE, poisoned=True)
+        if rule is None:
+            self.names[node] = self.names[node.all_input_nodes[0]]
+            return
+        if not isinstance(rule, Opaque):
+            reads = self._ordered_reads(node, rule)
+        self.names[node] = node.name
+        self.steps.append(Step(node.name, reads, rule))
+
+    def _ordered_reads(self, node: fx.Node, rule: Rule) -> tuple[str, ...]:
+        """The values that a rule takes, once for each time that it takes them (x + x)."""
+        arguments = [*node.args, *node.kwargs.values()]
+        values = [self.names[a] for a in arguments if isinstance(a, fx.Node) and a in self.names]
+        return tuple(values[: len(rule.signs)] if isinstance(rule, Sum) else values)
+
+    def _rule(self, node: fx.Node) -> Rule | None:
+        """The rule of a node; None where it only passes its value on. Raises NotFusable."""
+        if node.op == "call_module":
+            layer = self.module.get_submodule(str(node.target))
+            if node.name in self.children:
+                return self.children[node.name]
+            return layer_rule(layer)
+        if node.op == "call_method":
+            return self._method(node)
+        return self._function(node)
+
+    def _method(self, node: fx.Node) -> Rule | None:
+        name = str(node.target).rstrip("_")
+        if name in PASSING_METHODS:
+            return None
+        arithmetic = {"add": operator.add, "sub": operator.sub, "mul": operator.mul,
+                      "div": operator.truediv, "neg": operator.neg}  # fmt: skip
+        if name in arithmetic:
+            return self._arithmetic(node, arithmetic[name])
+        raise _stands_between(str(node.target))
+
+    def _function(self, node: fx.Node) -> Rule | None:
+        target = node.target
+        if target in ARITHMETIC:
+            return self._arithmetic(node, ARITHMETIC[target])
+        if target in FUNCTIONS:
+            return FUNCTIONS[target](self, node)
+        if target in (torch.cat, torch.concat, torch.concatenate):
+            raise NotFusable(Reason.CONCATENATED, "the arms are concatenated, not added")
+        name = function_name(node)
+        raise _stands_between(name)
+
+    def _arithmetic(self, node: fx.Node, op: Callable[..., Any]) -> Rule:
+        args = list(node.args)
+        alpha = node.kwargs.get("alpha", 1)
+        if set(node.kwargs) - {"alpha", "inplace"} or not isinstance(alpha, (int, float)):
+            raise NotFusable(Reason.ACTIVATION, f"{node.name} has options that no rule knows")
+        values = [a for a in args if isinstance(a, fx.Node) and a in self.names]
+        if op is operator.neg:
+            return Scaled(Affine(-1.0))
+        if len(args) != 2 or not values:
+            raise NotFusable(Reason.ACTIVATION, f"{node.name} stands between")
+        if len(values) == 2:
+            if op is operator.add:
+                return Sum((1.0, float(alpha)))
+            if op is operator.sub:
+                return Sum((1.0, -float(alpha)))
+            raise NotFusable(Reason.ACTIVATION, "a product of two activations stands between")
+        first = args[0] is values[0]
+        factor = self._per_channel(args[1] if first else args[0])
+        if op is operator.add:
+            return Scaled(Affine(1.0, factor * alpha))
+        if op is operator.sub:
+            return Scaled(Affine(1.0, -factor * alpha) if first else Affine(-1.0, factor))
+        if op is operator.mul:
+            return Scaled(Affine(factor))
+        if first:
+            return Scaled(Affine(1.0 / factor))
+        raise NotFusable(Reason.ACTIVATION, "a division by an activation stands between")
+
+    def _per_channel(self, constant: Any) -> Tensor | float:
+        """A constant as one number or one per channel; by its shape, or it is refused."""
+        value = self._constant(constant)
+        if isinstance(value, (bool, int, float)):
+            return float(value)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise NotFusable(Reason.NOT_PER_CHANNEL, f"{constant} is not a factor per channel")
+        if value.numel() == 1:
+            return float(value)
+        axes = self.axes
+        shape = tuple(value.shape)
+        per_channel = axes is not None and (
+            shape[-axes:] == (1,) * axes
+            and (len(shape) == axes + 1 or (len(shape) == axes + 2 and shape[0] == 1))
+        )
+        if not per_channel:
+            raise NotFusable(
+                Reason.NOT_PER_CHANNEL, f"a factor of shape {shape} is not one per channel"
+            )
+        return value.detach().double().reshape(-1)
+
+    def functional_conv(self, node: fx.Node) -> Rule:
+        """F.conv1d, 2d, 3d with a kernel that depends on the model alone."""
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        given = self._arguments(node, names)
+        weight, bias = self._constant(given["weight"]), self._constant(given.get("bias"))
+        axes = weight.ndim - 2
+        stride, dilation = (_each(given.get(n, 1), axes) for n in ("stride", "dilation"))
+        pads = _pads(given.get("padding", 0), weight.shape[2:], dilation)
+        return Through(Conv(weight, bias, stride, pads, dilation, given.get("groups", 1)))
+
+    def functional_batch_norm(self, node: fx.Node) -> Rule:
+        """F.batch_norm with statistics of the model."""
+        names = ("input", "running_mean", "running_var", "weight", "bias", "training",
+                 "momentum", "eps")  # fmt: skip
+        given = self._arguments(node, names)
+        mean, variance, weight, bias = (
+            self._constant(given.get(n)) for n in ("running_mean", "running_var", "weight", "bias")
+        )
+        training = bool(given.get("training", False))
+        return Scaled(batch_norm(weight, bias, mean, variance, given.get("eps", 1e-5), training))
+
+    def functional_pad(self, node: fx.Node) -> Rule:
+        """F.pad with zeros or another border, on the spatial axes."""
+        given = self._arguments(node, ("input", "pad", "mode", "value"))
+        amounts, mode = self._constant(given["pad"]), given.get("mode", "constant")
+        if mode == "constant" and given.get("value"):
+            raise NotFusable(Reason.BORDERS, f"it pads with {given['value']}, not with zeros")
+        border: Border = "zeros" if mode == "constant" else mode
+        return self._pad(amounts, border)
+
+    def _pad(self, amounts: Any, border: Border) -> Rule:
+        whole = [*amounts]
+        if self.axes is None or not all(isinstance(n, int) for n in whole):
+            raise NotFusable(Reason.UNKNOWN_LAYER, "the padding depends on the input")
+        if len(whole) > 2 * self.axes:
+            raise NotFusable(Reason.CHANNELS, "it pads the channels")
+        whole += [0] * (2 * self.axes - len(whole))
+        pairs = tuple(zip(whole[::2], whole[1::2], strict=True))
+        return Through(Pad(0, tuple(reversed(pairs)), border))
+
+    def slice(self, node: fx.Node) -> Rule:
+        """A crop of the spatial axes by constant amounts from both ends: x[:, :, 1:-1, :]."""
+        index = node.args[1]
+        index = index if isinstance(index, tuple) else (index,)
+        if self.axes is None or len(index) > self.axes + 2 or Ellipsis in index:
+            raise NotFusable(Reason.ACTIVATION, "an index stands between")
+        cuts = []
+        for place, part in enumerate(index):
+            cut = _cut(part)
+            if cut is None or (place < 2 and cut != (0, 0)):
+                raise NotFusable(Reason.ACTIVATION, "an index stands between")
+            cuts.append(cut)
+        cuts += [(0, 0)] * (self.axes + 2 - len(cuts))
+        return Through(Pad(0, tuple(cuts[2:])))
+
+    def functional_pool(self, node: fx.Node) -> Rule:
+        """F.avg_pool1d, 2d, 3d."""
+        names = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
+                 "divisor_override")  # fmt: skip
+        given = self._arguments(node, names)
+        axes = int(function_name(node)[-2])
+        return pool_rule(
+            axes,
+            given["kernel_size"],
+            given.get("stride"),
+            given.get("padding", 0),
+            given.get("ceil_mode", False),
+            given.get("count_include_pad", True),
+            given.get("divisor_override"),
+        )
+
+    def functional_dropout(self, node: fx.Node) -> Rule | None:
+        """F.dropout outside of training."""
+        given = self._arguments(node, ("input", "p", "training", "inplace"))
+        if given.get("training", True):
+            raise NotFusable(Reason.RANDOM, "a dropout is in training mode")
+        return None
+
+    def _arguments(self, node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+        return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+ARITHMETIC: dict[Any, Callable[..., Any]] = {
+    operator.add: operator.add, operator.iadd: operator.add, torch.add: operator.add,
+    operator.sub: operator.sub, operator.isub: operator.sub, torch.sub: operator.sub,
+    torch.subtract: operator.sub, operator.mul: operator.mul, operator.imul: operator.mul,
+    torch.mul: operator.mul, torch.multiply: operator.mul, operator.truediv: operator.truediv,
+    operator.itruediv: operator.truediv, torch.div: operator.truediv, operator.neg: operator.neg,
+    torch.neg: operator.neg, torch.negative: operator.neg,
+}  # fmt: skip
+
+FUNCTIONS: dict[Any, Callable[[_Builder, fx.Node], Rule | None]] = {
+    F.conv1d: _Builder.functional_conv,
+    F.conv2d: _Builder.functional_conv,
+    F.conv3d: _Builder.functional_conv,
+    F.batch_norm: _Builder.functional_batch_norm,
+    F.pad: _Builder.functional_pad,
+    F.avg_pool1d: _Builder.functional_pool,
+    F.avg_pool2d: _Builder.functional_pool,
+    F.avg_pool3d: _Builder.functional_pool,
+    F.dropout: _Builder.functional_dropout,
+    F.dropout1d: _Builder.functional_dropout,
+    F.dropout2d: _Builder.functional_dropout,
+    F.dropout3d: _Builder.functional_dropout,
+    operator.getitem: _Builder.slice,
+}
+
+
+def layer_rule(layer: nn.Module) -> Rule | None:
+    """The rule of one of torch's own layers; None where it only passes its input on.
+
+    Raises NotFusable for a layer that is not linear, or that no rule describes.
+    """
+    kind = next((k for k in CONVOLUTIONS if isinstance(layer, k)), None)
+    name = type(layer).__name__
+    if has_hooks(layer):
+        raise NotFusable(Reason.HOOKS, f"a {name} has hooks")
+    if kind is not None:
+        return Through(conv_of(layer))
+    if any(isinstance(layer, k) for k in TRANSPOSED):
+        return Through(transposed_conv_of(layer))
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return Scaled(
+            batch_norm(
+                layer.weight,
+                layer.bias,
+                layer.running_mean,
+                layer.running_var,
+                layer.eps,
+                layer.training,
+            )
+        )
+    if isinstance(layer, PASSING):
+        if layer.training and not isinstance(layer, nn.Identity):
+            raise NotFusable(Reason.RANDOM, "a dropout is in training mode")
+        return None
+    pool = next((n for k, n in POOLS.items() if isinstance(layer, k)), None)
+    if pool is not None:
+        return pool_rule(
+            pool,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.ceil_mode,
+            layer.count_include_pad,
+            getattr(layer, "divisor_override", None),
+        )
+    border = next((b for k, b in PADS.items() if isinstance(layer, k)), None)
+    if border is not None:
+        if getattr(layer, "value", 0):
+            raise NotFusable(Reason.BORDERS, f"it pads with {layer.value}, not with zeros")
+        amounts = [int(n) for n in layer.padding]  # type: ignore[union-attr]
+        pairs = tuple(zip(amounts[::2], amounts[1::2], strict=True))
+        return Through(Pad(0, tuple(reversed(pairs)), border))
+    raise _stands_between(name)
+
+
+ACTIVATIONS = {name.lower() for name in nn.modules.activation.__all__}
+
+
+def _stands_between(name: str) -> NotFusable:
+    """The reason to stop at a layer or function that is not linear, or that no rule describes."""
+    if name in RANDOM_FUNCTIONS:
+        return NotFusable(Reason.RANDOM, f"{name} draws random numbers")
+    if name.lower().replace("_", "") in ACTIVATIONS:
+        return NotFusable(Reason.ACTIVATION, f"an activation ({name}) stands between")
+    return NotFusable(Reason.ACTIVATION, f"{name} stands between")
+
+
+def conv_of(layer: nn.Module) -> Conv:
+    """The record of an nn.Conv1d, 2d or 3d (a parametrized one with its effective weight)."""
+    with torch.no_grad():
+        weight = layer.weight
+    dilation = tuple(layer.dilation)  # type: ignore[arg-type]
+    return Conv(
+        weight,
+        layer.bias,
+        tuple(layer.stride),  # type: ignore[arg-type]
+        _pads(layer.padding, weight.shape[2:], dilation),
+        dilation,
+        layer.groups,
+        layer.padding_mode,
+    )
+
+
+def transposed_conv_of(layer: nn.Module) -> Conv:
+    """The convolution that a transposed one of stride 1 is: its kernel flipped, in and out swapped.
+
+    Raises NotFusable for other strides: it then makes several pixels of one.
+    """
+    if any(s != 1 for s in layer.stride):
+        raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution with a stride")
+    weight, groups = layer.weight.detach(), layer.groups
+    _, out, *size = weight.shape
+    grouped = weight.reshape(groups, -1, out, *size).transpose(1, 2)
+    kernel = grouped.reshape(groups * out, -1, *size).flip(*range(2, weight.ndim))
+    pads = tuple(
+        (d * (k - 1) - p, d * (k - 1) - p + extra)
+        for k, d, p, extra in zip(
+            size, layer.dilation, layer.padding, layer.output_padding, strict=True
+        )
+    )
+    stride = (1,) * len(size)
+    return Conv(kernel, layer.bias, stride, pads, tuple(layer.dilation), groups)
+
+
+def pool_rule(
+    axes: int,
+    size: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None,
+) -> Rule:
+    """Average pooling as a rule; NotFusable if its divisor is not constant."""
+    size = _each(size, axes)
+    pads = tuple((p, p) for p in _each(padding, axes))
+    step = size if stride in (None, ()) else _each(stride, axes)
+    pool = AvgPool(0, size, step, pads, ceil_mode, count_include_pad, divisor)
+    pool.check()
+    return Through(pool)
+
+
+def metadata_only(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that ask for shapes only to assert something about them."""
+    shapes: set[fx.Node] = set()
+    for node in graph.nodes:
+        getter = node.op == "call_method" and node.target in METADATA
+        attribute = node.target is getattr and node.args[1] in METADATA_ATTRIBUTES
+        reads = node.all_input_nodes
+        derived = node.op == "call_function" and bool(reads) and shapes.issuperset(reads)
+        if getter or attribute or derived:
+            shapes.add(node)
+    only: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        asserts = node.op == "call_function" and function_name(node) in ASSERTS
+        if (asserts and shapes.issuperset(node.all_input_nodes)) or (
+            node in shapes and only.issuperset(node.users)
+        ):
+            only.add(node)
+    return only
+
+
+def _each(value: Any, axes: int) -> tuple[int, ...]:
+    """A setting per axis, from one number or one per axis."""
+    if isinstance(value, int):
+        return (value,) * axes
+    if not isinstance(value, (tuple, list)) or not all(isinstance(n, int) for n in value):
+        raise NotFusable(Reason.UNKNOWN_LAYER, "a layer's settings depend on the input")
+    return tuple(value) * axes if len(value) == 1 else tuple(value)
+
+
+def _pads(
+    padding: Any, size: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    """Padding (before, after) per axis, from torch's numbers or "same" and "valid"."""
+    if padding == "valid":
+        return ((0, 0),) * len(size)
+    if padding == "same":  # torch puts the odd one behind
+        whole = [d * (k - 1) for k, d in zip(size, dilation, strict=True)]
+        return tuple((n // 2, n - n // 2) for n in whole)
+    return tuple((n, n) for n in _each(padding, len(size)))
+
+
+def _cut(part: Any) -> tuple[int, int] | None:
+    """What a slice cuts from both ends, as negative pads; None if that depends on the size."""
+    if not isinstance(part, slice) or part.step not in (None, 1):
+        return None
+    start, stop = part.start or 0, part.stop
+    if not isinstance(start, int) or start < 0:
+        return None
+    if stop is None:
+        return (-start, 0)
+    return (-start, stop) if isinstance(stop, int) and stop < 0 else None

@@ -1,0 +1,458 @@
+"""Which values one convolution can make, and where that is worth it. Plans on shapes only.
+
+Every value gets its ways to be had: computed as it stands, or as a sum of convolutions of values
+before it. Ways are costed in multiply-adds per pixel; the cheapest wins, the one with fewer
+operations among equals. From the values that something else needs, the chosen ways are read off:
+each is a `Region`. No kernel is multiplied here.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from math import prod
+
+from acfuse.algebra import Conv, Geometry, LinearConv, Pad
+from acfuse.errors import NotFusable, Reason
+from acfuse.graph.steps import (
+    UNIT,
+    Form,
+    Graph,
+    Inside,
+    Opaque,
+    Rule,
+    Scaled,
+    Step,
+    Sum,
+    Through,
+    Unit,
+    apply,
+    form_of,
+    geometry_of,
+)
+
+
+@dataclass(frozen=True)
+class Region:
+    """The steps that make `output` from `sources`: to be one convolution of each source.
+
+    A region that saves a convolution or an addition of branches is a block; any other is a fold
+    (a BatchNorm, a factor or a pad that a convolution next to it takes up).
+    """
+
+    output: str
+    sources: tuple[str, ...]
+    steps: frozenset[str]
+    is_block: bool
+    convolutions: tuple[int, int]
+    multiply_adds: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A candidate that was looked at and not fused."""
+
+    value: str
+    code: Reason
+    why: str
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to have a value: a form, and what has to be computed for it besides.
+
+    `made` maps each further value to its (multiply-adds per pixel of this value, operations).
+    `stands` says that the step itself is kept.
+    """
+
+    form: Form
+    made: Mapping[str, tuple[int, int]]
+    stands: bool = False
+    own: tuple[int, int] = (0, 0)
+
+    @property
+    def price(self) -> tuple[int, int, bool]:
+        cost, operations = self.own
+        return (
+            cost + sum(c for c, _ in self.made.values()),
+            operations + sum(n for _, n in self.made.values()),
+            not self.stands,
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    full: _Way  # expanded as far back as the algebra allows
+    best: _Way  # the cheapest
+    unit: _Way  # the value computed for itself, and then read
+
+
+def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Miss]]:
+    """The regions of a graph, last value first, and the candidates that were left, with reasons.
+
+    With `folds`, regions that only take up a BatchNorm or factor are chosen as well.
+    """
+    kept: frozenset[str] = frozenset()
+    while True:
+        plans, misses = _plan(graph, kept)
+        regions, computed = _read_off(graph, plans, kept)
+        twice = _computed_twice(regions, computed)
+        if not twice:
+            break
+        kept |= twice
+    chosen = [region for region in regions if region.is_block or folds]
+    return chosen, [*_explain(graph, plans, chosen, misses)]
+
+
+def kernels(graph: Graph, region: Region) -> dict[str, LinearConv | Unit]:
+    """The convolution of each source, in float64 (`UNIT` where the source is added as is)."""
+    bound: dict[str, Form] = {source: {source: UNIT} for source in region.sources}
+    form = form_of(graph, region.output, bound, numbers=True)
+    return {s: t for s, t in form.items() if not isinstance(t, Geometry)}
+
+
+def as_layer(graph: Graph) -> Inside | None:
+    """The whole graph as one linear rule, if its output is a sum of convolutions of its inputs."""
+    if graph.output is None or graph.output in graph.inputs:
+        return None
+    # Pads and crops alone tell no width, and are the same for any: it is planned for one channel.
+    pads = [len(s.rule.layer.pads) for s in graph.steps if isinstance(s.rule, Through)]
+    any_width = replace(graph, assumed=(1, pads[0])) if pads and not graph.widths else graph
+    plan = _plan(any_width, frozenset())[0][graph.output]
+    inputs = frozenset(graph.inputs)
+    if not inputs >= set(plan.full.form):
+        return None
+    solid = [t for t in plan.full.form.values() if isinstance(t, Geometry)]
+    return Inside(
+        graph,
+        cost=plan.best.price[0],
+        pixels=max((prod(t.stride) for t in solid), default=1),
+        has_convolution=any(map(_is_convolution, graph.swallowed(graph.output, inputs))),
+    )
+
+
+def _roots(graph: Graph, kept: frozenset[str]) -> dict[str, str]:
+    """For each value, the last one that all its readers lead to (itself if needed as such)."""
+    root: dict[str, str] = {}
+    for step in reversed(graph.steps):
+        value = step.value
+        readers = graph.readers.get(value, [])
+        ends = {r.value if isinstance(r.rule, Opaque) else root[r.value] for r in readers}
+        opaque = any(isinstance(r.rule, Opaque) for r in readers)
+        alone = len(ends) == 1 and not opaque
+        if alone and value not in graph.outputs and value not in kept:
+            root[value] = ends.pop()
+        else:
+            root[value] = value
+    return root
+
+
+def _plan(graph: Graph, kept: frozenset[str]) -> tuple[dict[str, _Plan], dict[str, Miss]]:
+    roots = _roots(graph, kept)
+    plans: dict[str, _Plan] = {}
+    misses: dict[str, Miss] = {}
+    for value in graph.inputs:
+        plans[value] = _given(value)
+    for step in graph.steps:
+        if isinstance(step.rule, Opaque):
+            plans[step.value] = _given(step.value)
+            continue
+        poisoned = [v for v in step.reads if _is_poisoned(graph, v)]
+        if poisoned:
+            misses[step.value] = Miss(
+                step.value, Reason.IN_PLACE, f"{poisoned[0]} is overwritten in place"
+            )
+            plans[step.value] = _given(step.value)
+            continue
+        options = [_options(plans[v], expandable=roots.get(v, v) != v) for v in step.reads]
+        plan, miss = _plan_step(graph, step, options)
+        plans[step.value] = plan
+        if miss:
+            misses[step.value] = miss
+    return plans, misses
+
+
+def _is_poisoned(graph: Graph, value: str) -> bool:
+    step = graph.by_value.get(value)
+    return step is not None and isinstance(step.rule, Opaque) and step.rule.poisoned
+
+
+def _given(value: str) -> _Plan:
+    way = _Way({value: UNIT}, {}, stands=True)
+    return _Plan(way, way, way)
+
+
+def _options(plan: _Plan, *, expandable: bool) -> list[_Way]:
+    """The ways in which a reader may take a value: the fullest first, by itself last."""
+    (source,) = plan.unit.form
+    if not expandable:
+        return [_Way({source: UNIT}, {})]
+    options = [plan.full]
+    if not plan.best.stands and set(plan.best.form) != set(plan.full.form):
+        options.append(plan.best)
+    if set(plan.full.form) != {source}:
+        options.append(plan.unit)
+    return options
+
+
+def _plan_step(graph: Graph, step: Step, options: list[list[_Way]]) -> tuple[_Plan, Miss | None]:
+    ways: list[_Way] = []
+    miss = None
+    for taken in _combinations(options):
+        try:
+            ways.append(_way(graph, step.rule, taken))
+        except NotFusable as refusal:
+            miss = miss or Miss(step.value, refusal.code, refusal.why)
+    stands = _standing(step, [o[-1] for o in options])
+    best = min((*ways, stands), key=lambda way: way.price)
+    cost, operations, _ = best.price
+    own = (
+        cost - sum(c for c, _ in best.made.values()),
+        operations - sum(n for _, n in best.made.values()),
+    )
+    unit = _Way({step.value: UNIT}, {**best.made, step.value: own}, stands=True)
+    full = ways[0] if ways else unit
+    return _Plan(full, best, unit), miss
+
+
+def _combinations(options: list[list[_Way]]) -> Iterable[tuple[_Way, ...]]:
+    """Every choice of ways for a few reads; only the uniform ones for many."""
+    if len(options) <= 3:
+        return product(*options)
+    longest = max(len(o) for o in options)
+    return (tuple(o[min(i, len(o) - 1)] for o in options) for i in range(longest))
+
+
+def _way(graph: Graph, rule: Rule, taken: tuple[_Way, ...]) -> _Way:
+    form = apply(graph, rule, [way.form for way in taken], numbers=False)
+    per_pixel = _pixels(rule)
+    made: dict[str, tuple[int, int]] = {}
+    for way in taken:
+        for value, (cost, operations) in way.made.items():
+            made[value] = (cost * per_pixel, operations)
+    return _Way(form, made, own=_form_price(form))
+
+
+def _form_price(form: Form) -> tuple[int, int]:
+    """(multiply-adds per pixel, operations) of the convolutions of a form and their additions."""
+    solid = [term for term in form.values() if not isinstance(term, Unit)]
+    return sum(geometry_of(t).multiply_adds for t in solid), len(solid) + len(form) - 1
+
+
+def _pixels(rule: Rule) -> int:
+    """How many pixels of what it reads a rule takes for one pixel of what it makes."""
+    match rule:
+        case Through(layer):
+            return prod(layer.geometry.stride)
+        case Inside():
+            return rule.pixels
+    return 1
+
+
+def _standing(step: Step, units: list[_Way]) -> _Way:
+    """The step kept as it is, with everything that it reads."""
+    per_pixel = _pixels(step.rule)
+    made = {
+        value: (cost * per_pixel, operations)
+        for way in units
+        for value, (cost, operations) in way.made.items()
+    }
+    match step.rule:
+        case Through(layer):
+            own = (layer.multiply_adds, 1)
+        case Scaled(by):
+            own = (by.multiply_adds, 1)
+        case Sum(signs):
+            own = (0, len(signs) - 1)
+        case Inside(_, cost):
+            own = (cost, 1)
+        case Opaque():
+            own = (0, 0)
+    return _Way({step.value: UNIT}, made, stands=True, own=own)
+
+
+def _read_off(
+    graph: Graph, plans: Mapping[str, _Plan], kept: frozenset[str]
+) -> tuple[list[Region], set[str]]:
+    """The regions that the plans chose, and every value that is still computed."""
+    roots = _roots(graph, kept)
+    regions: list[Region] = []
+    computed: set[str] = set()
+    wanted = [s.value for s in graph.steps if roots[s.value] == s.value]
+    while wanted:
+        value = wanted.pop()
+        if value in computed or value in graph.inputs:
+            continue
+        computed.add(value)
+        step, plan = graph.by_value[value], plans[value]
+        if isinstance(step.rule, Opaque) or plan.best.stands:
+            wanted.extend(step.reads)
+            continue
+        regions.append(_region(graph, value, plan.best))
+        wanted.extend(plan.best.form)
+    return regions, computed
+
+
+def _region(graph: Graph, output: str, way: _Way) -> Region:
+    steps = [*graph.swallowed(output, frozenset(way.form))]
+    solid = sum(not isinstance(term, Unit) for term in way.form.values())
+    before = sum(map(_is_convolution, steps))
+    added = sum(len(s.rule.signs) - 1 for s in steps if isinstance(s.rule, Sum))
+    saves = before > solid or (before > 0 and added > len(way.form) - 1)
+    return Region(
+        output,
+        tuple(way.form),
+        frozenset(step.value for step in steps),
+        is_block=saves,
+        convolutions=(sum(_count(s) for s in steps), solid),
+        multiply_adds=(sum(_cost(s) for s in steps), _form_price(way.form)[0]),
+    )
+
+
+def _is_convolution(step: Step) -> bool:
+    """Whether a step is, or holds, a convolution or a pool (a pad costs nothing and is neither)."""
+    match step.rule:
+        case Through(layer):
+            return not isinstance(layer, Pad)
+        case Inside():
+            return step.rule.has_convolution
+    return False
+
+
+def _count(step: Step) -> int:
+    match step.rule:
+        case Through(layer):
+            return int(isinstance(layer, Conv))
+        case Inside(graph):
+            return sum(_count(s) for s in graph.steps)
+    return 0
+
+
+def _cost(step: Step) -> int:
+    match step.rule:
+        case Through(layer):
+            return layer.multiply_adds
+        case Scaled(by):
+            return by.multiply_adds
+        case Inside(graph):
+            return sum(_cost(s) for s in graph.steps)
+    return 0
+
+
+def _computed_twice(regions: list[Region], computed: set[str]) -> frozenset[str]:
+    """Values inside a region that another region or a kept step computes as well."""
+    inner = [region.steps - {region.output} for region in regions]
+    twice: set[str] = set()
+    seen: set[str] = set()
+    for steps in inner:
+        twice |= steps & (computed | seen)
+        seen |= steps
+    return frozenset(twice)
+
+
+def _explain(
+    graph: Graph, plans: Mapping[str, _Plan], chosen: list[Region], misses: Mapping[str, Miss]
+) -> Iterator[Miss]:
+    """Why each remaining sum, chain or concatenation of convolutions was left as it is."""
+    fused = frozenset().union(*(region.steps for region in chosen))
+    arms = _arms(graph)
+    for step in graph.steps:
+        if step.value in fused:
+            continue
+        reads = [arms[v] for v in step.reads]
+        if step.value in misses:
+            if any(arm.convolves for arm in reads):
+                yield misses[step.value]
+        elif isinstance(step.rule, Opaque):
+            if step.rule.code == Reason.CONCATENATED and _same_source(reads):
+                yield Miss(step.value, Reason.CONCATENATED, step.rule.why)
+        elif isinstance(step.rule, Sum):
+            readers = graph.readers.get(step.value, [])
+            if not any(isinstance(r.rule, Sum) and r.value not in fused for r in readers):
+                yield from _explain_sum(graph, plans, arms, step)
+        elif isinstance(step.rule, Through | Inside) and any(arm.convolves for arm in reads):
+            yield from _explain_cost(plans[step.value], step)
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """What leads to a value: where its linear steps begin, and if one of them is a convolution.
+
+    `behind` is the obstacle at which they begin, if only this arm reads what is behind it and a
+    convolution is there, or something that would be one with other settings.
+    """
+
+    sources: frozenset[str]
+    convolves: bool = False
+    behind: Opaque | None = None
+
+    @property
+    def is_branch(self) -> bool:
+        return self.convolves or self.behind is not None
+
+
+def _arms(graph: Graph) -> dict[str, _Arm]:
+    roots = _roots(graph, frozenset())
+    arms = {value: _Arm(frozenset({value})) for value in graph.inputs}
+    for step in graph.steps:
+        reads = [arms[v] for v in step.reads]
+        if isinstance(step.rule, Opaque):
+            obstacle = (
+                step.rule.holds_convolution
+                or step.rule.code not in (Reason.ACTIVATION, Reason.CONCATENATED)
+                or any(arm.is_branch for arm in reads)
+            )
+            alone = len(graph.readers.get(step.value, [])) == 1
+            behind = step.rule if obstacle and alone else None
+            arms[step.value] = _Arm(frozenset({step.value}), behind=behind)
+            continue
+        sources: set[str] = set()
+        for value, arm in zip(step.reads, reads, strict=True):
+            sources |= {value} if roots.get(value, value) == value else arm.sources
+        inner = [arms[v] for v in step.reads if roots.get(v, v) != v]
+        arms[step.value] = _Arm(
+            frozenset(sources),
+            _is_convolution(step) or any(arm.convolves for arm in inner),
+            next((arm.behind for arm in reads if arm.behind), None),
+        )
+    return arms
+
+
+def _same_source(arms: list[_Arm]) -> bool:
+    branches = [arm for arm in arms if arm.convolves]
+    return len(branches) > 1 and bool(frozenset.intersection(*(b.sources for b in branches)))
+
+
+def _explain_sum(
+    graph: Graph, plans: Mapping[str, _Plan], arms: Mapping[str, _Arm], step: Step
+) -> Iterator[Miss]:
+    """A sum of branches that stays: too dear, behind an obstacle, or of different inputs."""
+    branches = [arm for arm in _summands(graph, arms, step) if arm.is_branch]
+    if len(branches) < 2:
+        return
+    cost = [*_explain_cost(plans[step.value], step)]
+    obstacle = next((arm.behind for arm in branches if arm.behind), None)
+    sources = sorted(frozenset().union(*(arm.sources for arm in branches)))
+    if cost:
+        yield from cost
+    elif obstacle is not None:
+        yield Miss(step.value, obstacle.code, obstacle.why)
+    elif len(sources) > 1:
+        why = f"the arms read different inputs ({' and '.join(sources)})"
+        yield Miss(step.value, Reason.INPUTS, why)
+
+
+def _summands(graph: Graph, arms: Mapping[str, _Arm], step: Step) -> Iterator[_Arm]:
+    """The arms of a sum of sums."""
+    for value in step.reads:
+        inner = graph.by_value.get(value)
+        if inner is not None and isinstance(inner.rule, Sum):
+            yield from _summands(graph, arms, inner)
+        else:
+            yield arms[value]
+
+
+def _explain_cost(plan: _Plan, step: Step) -> Iterator[Miss]:
+    full, best = plan.full.price[0], plan.best.price[0]
+    if plan.best.stands and not plan.full.stands and full > best > 0:
+        why = f"fusing would cost {full / best:.1f}x more multiply-adds"
+        yield Miss(step.value, Reason.COST, why)

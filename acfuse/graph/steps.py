@@ -1,0 +1,256 @@
+"""A forward as steps: each makes one value from others, by a rule or opaquely.
+
+Knows no framework.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import cached_property
+
+from acfuse.algebra import Affine, AvgPool, Conv, Geometry, LinearConv, Pad, identity
+from acfuse.errors import NotFusable, Reason
+
+Layer = Conv | Pad | AvgPool
+
+
+@dataclass(frozen=True)
+class Through:
+    """The value goes through a layer that is a convolution."""
+
+    layer: Layer
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A factor and a shift per channel: BatchNorm, LayerScale, minus."""
+
+    by: Affine
+
+
+@dataclass(frozen=True)
+class Sum:
+    """The values are added, each with its sign (or another plain factor)."""
+
+    signs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A sub-module that is linear as a whole.
+
+    `cost` is what it takes after its own fusion, in multiply-adds per pixel that it makes; for each
+    of these it reads `pixels`.
+    """
+
+    graph: "Graph"
+    cost: int
+    pixels: int
+    has_convolution: bool
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """Anything else. `why` says what it is for a reader, `code` which kind of obstacle."""
+
+    why: str
+    code: Reason = Reason.ACTIVATION
+    poisoned: bool = False  # overwritten in place: not even its output may be read by a region
+    holds_convolution: bool = False  # a module that is not linear, but has convolutions inside
+
+
+Rule = Through | Scaled | Sum | Inside | Opaque
+
+
+@dataclass(frozen=True)
+class Step:
+    """`value` is made from `reads` by `rule`."""
+
+    value: str
+    reads: tuple[str, ...]
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The steps of one forward in order. `inputs` come from outside, `outputs` are needed there."""
+
+    steps: tuple[Step, ...]
+    inputs: tuple[str, ...]
+    outputs: frozenset[str]
+    output: str | None = None  # the one value that the forward returns, if it is one
+    assumed: tuple[int, int] | None = None  # (channels, axes) of values whose layers do not tell
+    by_value: Mapping[str, Step] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_value", {step.value: step for step in self.steps})
+
+    @cached_property
+    def readers(self) -> dict[str, list[Step]]:
+        """Who reads each value."""
+        readers: dict[str, list[Step]] = {}
+        for step in self.steps:
+            for value in step.reads:
+                readers.setdefault(value, []).append(step)
+        return readers
+
+    @cached_property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """(channels, spatial axes) of each value, as far as the layers around it tell."""
+        known: dict[str, tuple[int, int]] = {}
+        before = -1
+        while len(known) != before:
+            before = len(known)
+            for step in (*self.steps, *reversed(self.steps)):
+                _spread_width(step, known)
+        return known
+
+    def unit(self, value: str) -> Geometry:
+        """The map that changes nothing, for a value of known width."""
+        return self.unit_kernel(value).geometry
+
+    def unit_kernel(self, value: str) -> LinearConv:
+        """The same with its numbers."""
+        width = self.widths.get(value, self.assumed)
+        if width is None:
+            raise NotFusable(Reason.UNKNOWN_LAYER, f"nothing tells how many channels {value} has")
+        return identity(*width)
+
+    def swallowed(self, output: str, sources: frozenset[str]) -> Iterator[Step]:
+        """The steps between `sources` and `output`, the one of `output` included."""
+        seen, stack = set(sources), [output]
+        while stack:
+            value = stack.pop()
+            if value in seen:
+                continue
+            seen.add(value)
+            step = self.by_value[value]
+            yield step
+            stack.extend(step.reads)
+
+
+def _spread_width(step: Step, known: dict[str, tuple[int, int]]) -> None:
+    match step.rule:
+        case Through(Conv() as layer):
+            out, per_group, *size = layer.weight.shape
+            known.setdefault(step.reads[0], (per_group * layer.groups, len(size)))
+            known.setdefault(step.value, (out, len(size)))
+        case Through() | Scaled() | Sum():
+            for value in (*step.reads, step.value):
+                if value in known:
+                    for other in (*step.reads, step.value):
+                        known.setdefault(other, known[value])
+        case Inside(graph):
+            pairs = [*zip(step.reads, graph.inputs, strict=False)]
+            if graph.output is not None:
+                pairs.append((step.value, graph.output))
+            for outer, inner in pairs:
+                if inner in graph.widths:
+                    known.setdefault(outer, graph.widths[inner])
+        case Opaque():
+            pass
+
+
+class Unit(Enum):
+    """The source itself, unchanged: its width does not matter until something is done to it."""
+
+    UNIT = "unit"
+
+
+def geometry_of(value: Geometry | LinearConv) -> Geometry:
+    """The geometry of a planned or computed value."""
+    return value if isinstance(value, Geometry) else value.geometry
+
+
+UNIT = Unit.UNIT
+Term = Geometry | LinearConv | Unit
+Form = Mapping[str, Term]  # a value as the sum of one convolution of each source
+
+
+def apply(graph: Graph, rule: Rule, forms: list[Form], *, numbers: bool) -> Form:
+    """The form of what a rule makes from values of these forms; NotFusable if it has none.
+
+    With `numbers` kernels are multiplied, without only geometry is planned; the same code does
+    both, so that a plan cannot promise what the numbers do not give.
+    """
+    match rule:
+        case Through(layer):
+            return _through(graph, forms[0], layer, numbers=numbers)
+        case Scaled(by):
+            return _scaled(graph, forms[0], by, numbers=numbers)
+        case Sum(signs):
+            return _sum(graph, forms, signs, numbers=numbers)
+        case Inside(inner):
+            if inner.output is None:
+                raise NotFusable(Reason.UNTRACEABLE, "a module gives more than one value")
+            bound = dict(zip(inner.inputs, forms, strict=True))
+            return form_of(inner, inner.output, bound, numbers=numbers, host=graph)
+        case Opaque(why, code):
+            raise NotFusable(code, why)
+
+
+def form_of(
+    graph: Graph,
+    value: str,
+    bound: Mapping[str, Form],
+    *,
+    numbers: bool,
+    host: Graph | None = None,
+) -> Form:
+    """The form of `value`, everything expanded back to the values that `bound` gives forms for.
+
+    `host` is the graph whose values the bound forms are written in (of a module around this one).
+    """
+    known = dict(bound)
+    needed = {step.value for step in graph.swallowed(value, frozenset(bound))}
+    for step in graph.steps:
+        if step.value in needed:
+            known[step.value] = apply(
+                host or graph, step.rule, [known[v] for v in step.reads], numbers=numbers
+            )
+    return known[value]
+
+
+def _through(graph: Graph, form: Form, record: Layer, *, numbers: bool) -> Form:
+    if not isinstance(record, Conv):  # a pad or pool is for as many channels as there are
+        source, term = next(iter(form.items()))
+        channels = geometry_of(_solid(graph, source, term, numbers=False)).out_channels
+        record = replace(record, channels=channels)
+    layer = record.linear() if numbers else record.geometry
+    if len(form) > 1 and not record.geometry.is_pointwise:
+        # Whether the summands have one size is not known here: broadcasting may hide another.
+        raise NotFusable(Reason.INPUTS, f"it reads a sum of different inputs ({', '.join(form)})")
+    result: dict[str, Term] = {}
+    for source, term in form.items():
+        result[source] = layer if isinstance(term, Unit) else term.then(layer)  # type: ignore[arg-type]
+        layer = layer.without_shift()  # the bias belongs to one of the terms only
+    return result
+
+
+def _scaled(graph: Graph, form: Form, by: Affine, *, numbers: bool) -> Form:
+    result: dict[str, Term] = {}
+    for source, term in form.items():
+        result[source] = by.of(_solid(graph, source, term, numbers=numbers))
+        by = Affine(by.scale)
+    return result
+
+
+def _sum(graph: Graph, forms: list[Form], signs: tuple[float, ...], *, numbers: bool) -> Form:
+    result: dict[str, Term] = {}
+    for form, sign in zip(forms, signs, strict=True):
+        for source, plain in form.items():
+            term = plain
+            if sign != 1:
+                term = Affine(sign).of(_solid(graph, source, plain, numbers=numbers))
+            if source in result:
+                a = _solid(graph, source, result[source], numbers=numbers)
+                b = _solid(graph, source, term, numbers=numbers)
+                term = a + b  # type: ignore[operator]
+            result[source] = term
+    return result
+
+
+def _solid(graph: Graph, source: str, term: Term, *, numbers: bool) -> Geometry | LinearConv:
+    if isinstance(term, Unit):
+        return graph.unit_kernel(source) if numbers else graph.unit(source)
+    return term
