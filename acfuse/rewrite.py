@@ -1,0 +1,104 @@
+"""From findings to a fused model: a copy in which each found block is its one convolution."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from acfuse.algebra import lower
+from acfuse.errors import AcfuseError, InputError, NotFusable
+from acfuse.find import Found
+from acfuse.graph.into_fx import Summand, rewrite_module
+
+
+def fused_copy(
+    model: nn.Module, found: Sequence[Found], *, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """A fused copy of a live model, in eval mode. The given model is not touched.
+
+    Fused weights are rounded once, to the dtype of the weights that they replace, or to `dtype`.
+    """
+    work = copy.deepcopy(model).eval()
+    by_module: dict[str, list[Found]] = {}
+    for block in found:
+        by_module.setdefault(block.where, []).append(block)
+    places = {where: work.get_submodule(where) for where in by_module}
+    replaced = {
+        id(module): _replacement(module, by_module[where], dtype)
+        for where, module in places.items()
+    }
+    return _exchange(work, replaced)
+
+
+def _replacement(module: nn.Module, found: Sequence[Found], dtype: torch.dtype | None) -> nn.Module:
+    layers = {block.output: _layers(block, dtype) for block in found}
+    forward = found[0].forward
+    if forward is not None:
+        return rewrite_module(module, forward, layers)
+    ((_, name, layer),) = layers[found[0].output]
+    parts = OrderedDict([(name, layer)])
+    parts.update((n, module.get_submodule(n)) for n in found[0].tail)
+    return nn.Sequential(parts).eval()
+
+
+def _layers(block: Found, dtype: torch.dtype | None) -> list[Summand]:
+    layers: list[Summand] = []
+    for summand in block.summands:
+        if summand.value is None or summand.name is None:
+            layers.append((summand.source, None, None))
+            continue
+        try:
+            layer = lower(summand.value, dtype or block.dtype).module()
+        except NotFusable as refusal:
+            raise InputError(f"{block.label}: {refusal.why}.") from refusal
+        layers.append((summand.source, summand.name, layer))
+    return layers
+
+
+def _exchange(root: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
+    """The tree with modules replaced wherever they stand, under all their names."""
+    root = replaced.get(id(root), root)
+    stack, seen = [root], {id(root)}
+    while stack:
+        module = stack.pop()
+        for name, child in module._modules.items():
+            if child is None:
+                continue
+            child = replaced.get(id(child), child)
+            module._modules[name] = child
+            if id(child) not in seen:
+                seen.add(id(child))
+                stack.append(child)
+    return root
+
+
+def fused_tensors(
+    tensors: Mapping[str, Tensor], fused: Mapping[str, Tensor], found: Sequence[Found]
+) -> dict[str, Tensor]:
+    """The tensors of a fused checkpoint, in the order of the original.
+
+    `fused` are the tensors of the fused model. What was not fused is the original's own tensor; the
+    new ones stand where the first one that they replace stood.
+    """
+    first: dict[str, list[str]] = {}
+    for block in found:
+        prefix = f"{block.where}." if block.where else ""
+        paths = {f"{prefix}{layer}." for layer in block.layers}
+        anchor = next((k for k in tensors if any(k.startswith(p) for p in paths)), None)
+        new = [k for n in block.names for k in (f"{n}.weight", f"{n}.bias")]
+        first.setdefault(anchor or "", []).extend(new)
+    placed = {k for keys in first.values() for k in keys}
+    result: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        for new in first.get(key, []):
+            result[new] = fused[new]
+        if key in fused and key not in placed:
+            result[key] = tensor
+    for key in first.get("", []):
+        result[key] = fused[key]
+    missing = sorted(set(fused) - set(result) - {k for k in fused if "num_batches" in k})
+    if missing:
+        raise AcfuseError(f"the fused model has keys of unknown origin: {', '.join(missing[:3])}.")
+    return result

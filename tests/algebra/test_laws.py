@@ -1,0 +1,541 @@
+"""The laws of LinearConv: what is accepted is exact, borders included, and what is refused had to be.
+
+Each is held against the layers themselves, run one by one by the reference in float64.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial, reduce
+from itertools import product
+from operator import add
+from typing import TypeVar
+
+import pytest
+import torch
+from hypothesis import Phase, assume, currently_in_test_context, event, given, settings
+from hypothesis import seed as same_draws
+from hypothesis import strategies as st
+
+from acfuse.algebra import AvgPool, Conv, LinearConv, Pad, batch_norm, identity, lower
+from acfuse.errors import NotFusable, Reason
+
+from .compare import assert_close, assert_same_map
+from .reference import (
+    borders_that_fit,
+    chained,
+    image,
+    image_sides,
+    in_channels,
+    normal,
+    out_channels,
+    run,
+    run_chain,
+    same,
+    united,
+    windows,
+)
+from .strategies import (
+    aligned_branches,
+    chains,
+    forks,
+    loose_branches,
+    refused_by_choice,
+    seeds,
+)
+
+Made = TypeVar("Made")
+
+
+def attempt(make: Callable[[], Made]) -> Made | NotFusable:
+    """What is made, or why it is not; counted, so that both show in hypothesis' statistics."""
+    try:
+        made: Made | NotFusable = make()
+    except NotFusable as refusal:
+        assert refusal.why
+        made = refusal
+    if currently_in_test_context():
+        event(f"refused: {made.code.name}" if isinstance(made, NotFusable) else "accepted")
+    return made
+
+
+def exists(made):
+    """Whether there is something, not a refusal."""
+    return not isinstance(made, NotFusable)
+
+
+def linear(layers):
+    """The values of some layers."""
+    return [layer.linear() for layer in layers]
+
+
+def images(*chains_of_layers):
+    """Images that every chain of layers can take, the smallest first."""
+    channels = in_channels(chains_of_layers[0][0])
+    return [image(channels, sides) for sides in image_sides(*chains_of_layers)]
+
+
+def images_for(branches):
+    """Images that every branch can take."""
+    return images(*([branch] for branch in branches))
+
+
+def run_sum(branches, x):
+    """The branches of one input, added."""
+    return sum(run(branch, x) for branch in branches)
+
+
+# --- a + b ------------------------------------------------------------------------------------
+
+
+@given(aligned_branches(count=3))
+def test_a_sum_of_branches_is_their_sum(branches):
+    fused = reduce(add, linear(branches))
+    for x in images_for(branches):
+        assert_same_map(fused, partial(run_sum, branches), x)
+
+
+@given(loose_branches())
+def test_a_sum_is_exact_or_no_convolution_is(branches):
+    fused = attempt(lambda: reduce(add, linear(branches)))
+    if exists(fused):
+        for x in images_for(branches):
+            assert_same_map(fused, partial(run_sum, branches), x)
+    else:
+        assert why_there_is_no_sum(branches) == fused.code
+
+
+def why_there_is_no_sum(branches):
+    """What the branches themselves say: they do not fit together, or no border does."""
+    if len({(in_channels(b), out_channels(b)) for b in branches}) > 1:
+        return Reason.CHANNELS
+    strides = [stride for branch in branches for _, stride, *_ in windows(branch)]
+    sides = image_sides(*([b] for b in branches), tries=1 + max(strides))
+    for x in (image(in_channels(branches[0]), s, batch=1) for s in sides):
+        if len({run(branch, x).shape for branch in branches}) > 1:
+            steps = {branch.stride for branch in branches}
+            return Reason.STRIDES if len(steps) > 1 else Reason.SIZES
+    fitting = borders_that_fit(
+        partial(run_sum, branches), united(branches), [[branch] for branch in branches]
+    )
+    return f"exact with {fitting}" if fitting else Reason.BORDERS
+
+
+@given(loose_branches())
+def test_sums_commute(branches):
+    a, b = linear(branches)
+    left, right = attempt(lambda: a + b), attempt(lambda: b + a)
+    if not exists(left):
+        assert left.code == right.code
+        return
+    assert left.geometry == right.geometry
+    for x in images_for(branches):
+        assert_same_map(left, right, x)
+
+
+@given(loose_branches(count=3))
+def test_sums_associate(branches):
+    a, b, c = linear(branches)
+    left, right = attempt(lambda: (a + b) + c), attempt(lambda: a + (b + c))
+    assert exists(left) == exists(right)
+    if exists(left):
+        assert left.geometry == right.geometry
+        for x in images_for(branches):
+            assert_same_map(left, right, x)
+
+
+def test_kernels_never_broadcast():
+    one, three = Conv(normal(0, 1, 2, 3, 3)), Conv(normal(1, 3, 2, 3, 3))
+    with pytest.raises(NotFusable) as refused:
+        one.linear() + three.linear()
+    assert refused.value.code == Reason.CHANNELS
+
+
+def test_branches_of_different_dimensions_have_no_sum():
+    flat, deep = Pad(2, ((0, 0),) * 2).linear(), Pad(2, ((0, 0),) * 3).linear()
+    with pytest.raises(NotFusable) as refused:
+        flat + deep
+    assert refused.value.code == Reason.SIZES
+
+
+# --- a.then(b) --------------------------------------------------------------------------------
+
+
+@given(chains(length=2))
+def test_a_chain_is_exact_or_no_convolution_is(layers):
+    f, g = layers
+    fused = attempt(lambda: f.linear().then(g.linear()))
+    if exists(fused):
+        for x in images(layers):
+            assert_same_map(fused, partial(run_chain, layers), x)
+    elif refused_by_choice(f, g):
+        event("refused by choice")
+    else:
+        assert borders_that_fit(partial(run_chain, layers), chained(layers), [layers]) == []
+
+
+@given(chains(length=3))
+def test_a_chain_of_three_is_the_layers_one_after_the_other(layers):
+    fused = attempt(lambda: reduce(LinearConv.then, linear(layers)))
+    if exists(fused):
+        for x in images(layers):
+            assert_same_map(fused, partial(run_chain, layers), x)
+
+
+@given(chains(length=3))
+def test_chains_associate(layers):
+    a, b, c = linear(layers)
+    left, right = attempt(lambda: a.then(b).then(c)), attempt(lambda: a.then(b.then(c)))
+    if exists(left) and exists(right):
+        event("both ways")
+        for x in images(layers):
+            assert_same_map(left, right, x)
+
+
+PADS = list(product(range(-1, 4), repeat=2))
+
+
+@pytest.mark.parametrize("looks", [(1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("taps", [1, 2, 3])
+def test_every_small_window_before_a_zero_padded_one(taps, stride, looks):
+    """On one axis, with every pads from -1 to 3: accepted means exact, and exact means accepted."""
+    g = Conv(normal(0, 1, 1, 3), None, (1,), (looks,), (1,))
+    accepted, exact = set(), set()
+    for pads in PADS:
+        f = Conv(normal(1, 1, 1, taps), None, (stride,), (pads,), (1,))
+        if exists(attempt(lambda f=f: f.geometry.then(g.geometry))):
+            accepted.add(pads)
+        if "zeros" in borders_that_fit(partial(run_chain, (f, g)), chained((f, g)), [(f, g)]):
+            exact.add(pads)
+    assert accepted == exact
+    assert accepted
+    assert len(accepted) < len(PADS)
+
+
+def conv(size, pads=(0, 0), bias=False, border="zeros"):
+    """A convolution of two channels and a square window, for the cases told below."""
+    return Conv(
+        normal(size, 2, 2, size, size),
+        normal(1, 2) if bias else None,
+        pads=(pads, pads),
+        border=border,
+    )
+
+
+WIDE = Conv(normal(3, 2, 2, 1, 3), pads=((0, 0), (1, 1)))
+HIGH = Conv(normal(4, 2, 2, 3, 1), pads=((1, 1), (0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("layers", "outcome"),
+    [
+        # A bias inside, and zeros around: the edge would have to be the bias.
+        ((conv(1), conv(3, (1, 1))), None),
+        ((conv(1, bias=True), conv(3)), None),
+        ((conv(1, bias=True), conv(3, (1, 1))), Reason.PADDED_MIDDLE),
+        ((conv(1, bias=True), conv(3, (1, 1), border="reflect")), None),
+        ((conv(1), conv(3, (1, 1), bias=True)), None),
+        # Pad first.
+        ((Pad(2, ((1, 1), (1, 1))), conv(1, bias=True), conv(3)), None),
+        ((Pad(2, ((1, 1), (1, 1)), "reflect"), conv(1, bias=True), conv(3)), None),
+        ((Pad(2, ((1, 1), (1, 1))), conv(3, (1, 1))), None),
+        ((Pad(2, ((-1, -1), (-1, -1))), conv(3, (1, 1))), Reason.PADDED_MIDDLE),
+        # Two windows that both see over the edge.
+        ((conv(3, (1, 1)), conv(3, (1, 1))), Reason.PADDED_MIDDLE),
+        ((conv(3, (2, 2)), conv(3, (1, 1))), None),
+        ((conv(3, (2, 2), border="reflect"), conv(3, (1, 1))), Reason.PADDED_MIDDLE),
+        ((conv(3, (1, 1), border="reflect"), conv(3)), None),
+        ((conv(3), conv(3, (1, 1))), Reason.PADDED_MIDDLE),
+        ((conv(3), conv(3, (-1, 0))), None),
+        # One axis each.
+        ((WIDE, HIGH), None),
+        ((HIGH, WIDE), None),
+        # Pools.
+        ((conv(1), AvgPool(2, (3, 3), (2, 2), ((1, 1), (1, 1)))), None),
+        ((conv(1, bias=True), AvgPool(2, (3, 3), (2, 2), ((1, 1), (1, 1)))), Reason.PADDED_MIDDLE),
+    ],
+)
+def test_chains_that_blocks_are_made_of(layers, outcome):
+    fused = attempt(lambda: reduce(LinearConv.then, linear(layers)))
+    if outcome is None:
+        for x in images(layers):
+            assert_same_map(fused, partial(run_chain, layers), x)
+    else:
+        assert fused.code == outcome
+        assert borders_that_fit(partial(run_chain, layers), chained(layers), [layers]) == []
+
+
+@pytest.mark.parametrize("first", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("second", ["zeros", "reflect", "replicate", "circular"])
+def test_one_axis_each_needs_one_border(first, second):
+    f = Conv(WIDE.weight, pads=WIDE.pads, border=first)
+    g = Conv(HIGH.weight, pads=HIGH.pads, border=second)
+    fused = attempt(lambda: f.linear().then(g.linear()))
+    if first == second:
+        for x in images((f, g)):
+            assert_same_map(fused, partial(run_chain, (f, g)), x)
+    else:
+        assert fused.code == Reason.BORDERS
+        assert borders_that_fit(partial(run_chain, (f, g)), chained((f, g)), [(f, g)]) == []
+
+
+def test_a_batch_norm_before_a_zero_padded_convolution_needs_a_zero_shift():
+    mean, variance = normal(0, 2), normal(1, 2).square() + 0.5
+    padded = conv(3, (1, 1)).linear()
+    norm = batch_norm(None, None, mean, variance, 1e-5)
+    with pytest.raises(NotFusable) as refused:
+        identity(2).affine(norm.scale, norm.shift).then(padded)
+    assert refused.value.code == Reason.PADDED_MIDDLE
+    norm = batch_norm(None, None, torch.zeros(2), variance, 1e-5)
+    x = image(2, (5, 6))
+    fused = identity(2).affine(norm.scale, norm.shift).then(padded)
+    assert_close(fused(x), run(conv(3, (1, 1)), x * norm.scale.reshape(2, 1, 1)))
+
+
+@pytest.mark.parametrize("second", [Pad(3, ((0, 0), (0, 0))), Pad(2, ((0, 0),))])
+def test_layers_that_do_not_fit_are_no_chain(second):
+    with pytest.raises(NotFusable) as refused:
+        conv(1).linear().then(second.linear())
+    assert refused.value.code == Reason.CHANNELS
+
+
+# --- what changes nothing ---------------------------------------------------------------------
+
+
+@st.composite
+def rewritten(draw, value):
+    """The same map: grown by some empty taps, and written out for fewer groups."""
+    pads = [(draw(st.integers(0, 2)), draw(st.integers(0, 2))) for _ in value.taps]
+    groups = draw(st.sampled_from([d for d in range(1, 7) if value.groups % d == 0]))
+    return value.grow(pads).regroup(groups)
+
+
+@given(loose_branches(), st.data())
+def test_growing_and_regrouping_change_no_sum(branches, data):
+    a, b = linear(branches)
+    grown = [data.draw(rewritten(value)) for value in (a, b)]
+    for branch, value in zip(branches, grown, strict=True):
+        for x in images([branch]):
+            assert_same_map(value, partial(run, branch), x)
+    before, after = attempt(lambda: a + b), attempt(lambda: reduce(add, grown))
+    assert exists(before) == exists(after)
+    if not exists(before):
+        assert before.code == after.code
+    else:
+        for x in images_for(branches):
+            assert_same_map(after, before, x)
+
+
+@given(chains(length=2), st.data())
+def test_growing_and_regrouping_change_no_chain(layers, data):
+    f, g = linear(layers)
+    wide_f, wide_g = data.draw(rewritten(f)), data.draw(rewritten(g))
+    before, after = attempt(lambda: f.then(g)), attempt(lambda: wide_f.then(wide_g))
+    assert exists(before) == exists(after)
+    if not exists(before):
+        assert before.code == after.code
+    else:
+        for x in images(layers):
+            assert_same_map(after, before, x)
+
+
+def test_groups_that_do_not_divide_are_a_mistake():
+    with pytest.raises(ValueError, match="4 groups do not divide 6"):
+        identity(6).regroup(4)
+
+
+def test_numbers_that_do_not_fit_their_geometry_are_a_mistake():
+    one = identity(3)
+    with pytest.raises(ValueError, match="do not fit the geometry"):
+        LinearConv(one.kernel[:2], one.bias[:2], one.geometry)
+    with pytest.raises(ValueError, match="do not fit the geometry"):
+        LinearConv(one.kernel, one.bias[:2], one.geometry)
+
+
+@given(chains(length=1))
+def test_identity_is_neutral(layers):
+    (layer,) = layers
+    value = layer.linear()
+    axes = len(value.taps)
+    before = identity(in_channels(layer), axes).then(value)
+    after = value.then(identity(out_channels(layer), axes))
+    for chain in (before, after):
+        assert chain.geometry.axes == value.geometry.axes
+        assert chain.groups == value.groups
+        assert_close(chain.kernel, value.kernel)
+        for x in images(layers):
+            assert_same_map(chain, partial(run, layer), x)
+
+
+def test_identity_changes_no_image():
+    for axes in (1, 2, 3):
+        x = image(3, (4, 5, 6)[:axes])
+        assert_same_map(identity(3, axes), lambda x: x, x)
+
+
+@given(chains(length=2))
+def test_lowering_changes_nothing(layers):
+    fused = attempt(lambda: reduce(LinearConv.then, linear(layers)))
+    assume(exists(fused))
+    one = lower(fused, torch.float64, symmetric=False)
+    kept = Conv(one.weight, one.bias, one.stride, one.pads, one.dilation, one.groups, one.border)
+    for x in images(layers):
+        assert_same_map(partial(run, kept), partial(run_chain, layers), x)
+
+
+# --- affine -----------------------------------------------------------------------------------
+
+
+@given(chains(length=1), seeds)
+def test_affine_scales_and_shifts_each_channel(layers, numbers):
+    (layer,) = layers
+    out = out_channels(layer)
+    value = layer.linear()
+    scale, shift = normal(numbers, out), normal(numbers + 1, out)
+    fused = value.affine(scale, shift)
+    for x in images(layers):
+        whole = run(layer, x)
+        shape = (out, *[1] * (whole.ndim - 2))
+        assert_close(fused(x), scale.reshape(shape) * whole + shift.reshape(shape))
+        assert_close(value.affine(-0.5, 3.0)(x), 3.0 - 0.5 * whole)
+        assert_close(value.affine(2.0)(x), 2.0 * whole)
+
+
+@given(chains(length=2), seeds)
+def test_affine_is_a_pointwise_depthwise_convolution(layers, numbers):
+    f, g = linear(layers)
+    channels, axes = f.geometry.out_channels, len(f.taps)
+    scale = normal(numbers, channels)
+    shift = normal(numbers + 1, channels) if numbers % 2 else torch.zeros(channels)
+    pointwise = identity(channels, axes).affine(scale, shift)
+    left, right = f.affine(scale, shift), f.then(pointwise)
+    assert left.geometry == right.geometry or not f.geometry.looks_outside
+    chain_left, chain_right = attempt(lambda: left.then(g)), attempt(lambda: right.then(g))
+    assert exists(chain_left) == exists(chain_right)
+    for x in images(layers):
+        assert_same_map(left, right, x)
+        if exists(chain_left):
+            assert_same_map(chain_left, lambda x: g(left(x)), x)
+            assert_same_map(chain_left, chain_right, x)
+
+
+# --- sums and chains together -----------------------------------------------------------------
+
+
+@given(forks())
+def test_a_chain_into_a_sum_is_the_sum_of_the_chains(layers):
+    a, b, c = linear(layers)
+    whole = attempt(lambda: a.then(b + c))
+    parts = attempt(lambda: a.then(b) + a.then(c))
+    if exists(whole) and exists(parts):
+        event("both sides")
+        first, *branches = layers
+        for x in images(layers[:2], (first, layers[2])):
+            assert_same_map(whole, parts, x)
+            assert_close(whole(x), run_sum(branches, run(first, x)))
+
+
+@given(aligned_branches(), st.integers(1, 3), st.integers(1, 2), seeds)
+def test_a_sum_before_an_unbiased_convolution_is_the_sum_of_the_chains(branches, size, step, seed):
+    a, b = linear(branches)
+    axes = len(a.taps)
+    weight = normal(seed, 2, out_channels(branches[0]), *[size] * axes)
+    last = Conv(weight, None, (step,) * axes, ((0, 0),) * axes, (1,) * axes)
+    c = last.linear()
+    whole, parts = (a + b).then(c), a.then(c) + b.then(c)
+    for x in images(*((branch, last) for branch in branches)):
+        assert_same_map(whole, parts, x)
+        assert_close(whole(x), run(last, run_sum(branches, x)))
+
+
+# --- planning says what multiplying does ------------------------------------------------------
+
+
+@given(loose_branches())
+def test_geometry_knows_which_sums_exist(branches):
+    a, b = branches
+    planned = attempt(lambda: a.geometry + b.geometry)
+    made = attempt(lambda: a.linear() + b.linear())
+    assert_planned_is_made(planned, made)
+
+
+@given(chains(length=2))
+def test_geometry_knows_which_chains_exist(layers):
+    f, g = layers
+    planned = attempt(lambda: f.geometry.then(g.geometry))
+    made = attempt(lambda: f.linear().then(g.linear()))
+    assert_planned_is_made(planned, made)
+
+
+@given(chains(length=2), st.booleans())
+def test_geometry_knows_what_a_shift_forbids(layers, shifts):
+    f, g = layers
+    planned = attempt(lambda: f.geometry.affine(shifts).then(g.geometry))
+    made = attempt(lambda: f.linear().affine(2.0, 1.0 if shifts else 0.0).then(g.linear()))
+    assert_planned_is_made(planned, made)
+
+
+def assert_planned_is_made(planned, made):
+    """Both are the same geometry, or the same refusal; the numbers keep the promises of the plan."""
+    assert exists(planned) == exists(made)
+    if not exists(planned):
+        assert (planned.code, planned.why) == (made.code, made.why)
+        return
+    assert planned == made.geometry
+    assert planned.shifts or not made.bias.any()
+    for place, axis in enumerate(planned.axes, start=2):
+        per_tap = made.kernel.movedim(place, 0).flatten(1).abs().amax(dim=1)
+        assert set(per_tap.nonzero().flatten().tolist()) <= set(axis.live)
+
+
+# --- the generators ---------------------------------------------------------------------------
+
+
+def shares(drawn, make, draws=600):
+    """How often each outcome occurs among a fixed number of draws, always the same ones."""
+    outcomes: Counter[str] = Counter()
+
+    @same_draws(0)
+    @settings(max_examples=draws, database=None, phases=[Phase.generate])
+    @given(drawn)
+    def collect(layers):
+        made = attempt(lambda: make(layers))
+        outcomes[str(made.code.name) if isinstance(made, NotFusable) else "accepted"] += 1
+
+    collect()
+    total = outcomes.total()
+    print(f"{total} draws:", *(f"{k} {n / total:.0%}" for k, n in outcomes.most_common()))
+    return outcomes["accepted"] / total
+
+
+def sum_of(branches):
+    return reduce(add, (branch.geometry for branch in branches))
+
+
+def chain_of(layers):
+    return reduce(lambda f, g: f.then(g), (layer.geometry for layer in layers))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "make"),
+    [(loose_branches(), sum_of), (loose_branches(3), sum_of), (chains(2), chain_of), (chains(3), chain_of)],
+    ids=["sums of two", "sums of three", "chains of two", "chains of three"],
+)
+def test_both_outcomes_occur_often(drawn, make):
+    assert 0.2 <= shares(drawn, make) <= 0.8
+
+
+def test_refusals_by_choice_are_few():
+    """Most refused chains are shown to be no convolution; the others stay the exception."""
+    counted: Counter[bool] = Counter()
+
+    @same_draws(0)
+    @settings(max_examples=600, database=None, phases=[Phase.generate])
+    @given(chains(length=2))
+    def collect(layers):
+        if not exists(attempt(lambda: chain_of(layers))):
+            counted[refused_by_choice(*layers)] += 1
+
+    collect()
+    print(f"refused by choice: {counted[True]} of {counted.total()} refusals")
+    assert counted[True] < 0.3 * counted.total()
