@@ -1,0 +1,393 @@
+"""The whole model: is the algebra exact, and what does rounding cost, in the dtype that ships?"""
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from acfuse.errors import InputError, UsageError
+from acfuse.find import Found
+from acfuse.verify.certificate import Certificate, certify
+
+ALGEBRA_LIMIT = 1e-10  # float64, folded weights before their rounding
+STORED_LIMIT = 8  # float64, rounded weights: so many machine epsilons of the stored dtype
+ROUNDING_LIMIT, ROUNDING_WARNING = 1e-4, 1e-5  # in the dtype that ships, of the largest output
+HALF_LIMIT = 0.1  # the same for float16 and bfloat16, whose own rounding is that coarse
+FRESH_NOTE = (
+    "BatchNorm statistics are fresh (mean 0, variance 1): a weak test, so the algebra was also "
+    "checked on a copy with random ones"
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model is run on. `shapes` are (name or None, shape), one for each input."""
+
+    shapes: tuple[tuple[str | None, tuple[int, ...]], ...]
+    seed: int = 0
+    samples: int = 3
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """|a - b| <= atol + rtol * |b| for every element, b the original; the rule of torch.allclose.
+
+    Where neither is given, the honest scale is the largest output.
+    """
+
+    atol: float | None = None
+    rtol: float | None = None
+
+    @property
+    def is_given(self) -> bool:
+        return self.atol is not None or self.rtol is not None
+
+    @property
+    def pair(self) -> tuple[float, float]:
+        """(atol, rtol), with torch's default beside the one that is given."""
+        atol = 0.0 if self.atol is None else self.atol
+        return atol, (1e-5 if self.rtol is None and self.atol is not None else self.rtol or 0.0)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measurement over the whole model: the largest error, and what it may be.
+
+    `error` is relative to the largest output, `absolute` the largest difference of one element,
+    `own` the rounding of the original itself on the same scale.
+    """
+
+    name: str
+    passed: bool
+    error: float
+    limit: float
+    absolute: float = 0.0
+    own: float | None = None
+    detail: str = ""
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class Proofs:
+    """Everything that was measured."""
+
+    certificates: tuple[Certificate, ...] = ()
+    checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return all(c.passed for c in (*self.certificates, *self.checks))
+
+    @property
+    def fault(self) -> str:
+        """The first thing that is wrong, in one line; empty if nothing is."""
+        for certificate in self.certificates:
+            if not certificate.passed:
+                return f"{certificate.where}: {certificate.fault}"
+        for check in self.checks:
+            if not check.passed:
+                return f"{check.name}: {check.detail}"
+        return ""
+
+
+@dataclass
+class Difference:
+    """The largest differences seen over several outputs of two models, the first the true one."""
+
+    error: float = 0.0
+    absolute: float = 0.0
+    excess: float = -math.inf  # of |a - b| over atol + rtol * |b|
+    needed: float = 0.0  # the smallest atol that would pass beside this rtol
+    place: str = ""
+    tolerance: Tolerance = field(default_factory=Tolerance)
+
+    def add(self, true: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+        """Takes one more pair of outputs in."""
+        if len(true) != len(given):
+            raise InputError(f"the models give {len(true)} and {len(given)} outputs.")
+        atol, rtol = self.tolerance.pair
+        for index, (b, a) in enumerate(zip(true, given, strict=True)):
+            if a.shape != b.shape:
+                shapes = f"{tuple(a.shape)}, the original {tuple(b.shape)}"
+                raise InputError(f"output {index} has the shape {shapes}.")
+            b, a = b.double(), a.double()
+            distance = (a - b).abs()
+            distance = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, distance)
+            distance = distance.nan_to_num(nan=math.inf)
+            if distance.numel() == 0:
+                continue
+            largest = float(distance.max())
+            scale = float(b[b.isfinite()].abs().max()) if bool(b.isfinite().any()) else 0.0
+            self.error = max(self.error, 0.0 if largest == 0 else largest / max(scale, 1e-300))
+            self.absolute = max(self.absolute, largest)
+            beyond = distance - rtol * b.abs().nan_to_num(posinf=0.0)
+            self.needed = max(self.needed, float(beyond.max()))
+            excess = float(beyond.max()) - atol
+            if excess > self.excess:
+                place = torch.unravel_index(beyond.argmax(), beyond.shape)
+                self.excess = excess
+                self.place = f"output {index} at {[int(i) for i in place]}"
+
+
+def input_names(model: nn.Module) -> list[str]:
+    """The parameters of a model's forward that have no default."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
+
+
+def named_shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    """Which parameter gets which shape. Raises UsageError where that does not fit."""
+    names = input_names(model)
+    given: dict[str, tuple[int, ...]] = {}
+    free = [n for n in names if n not in {name for name, _ in inputs.shapes}]
+    for name, shape in inputs.shapes:
+        if name is None and free:
+            name = free.pop(0)
+        if name is None or name not in inspect.signature(model.forward).parameters:
+            raise UsageError(
+                f"--input-shape: {name or shape} is too much; the model takes {', '.join(names)}."
+            )
+        given[name] = shape
+    missing = [n for n in names if n not in given]
+    if missing:
+        raise UsageError(f"--input-shape: none is given for {', '.join(missing)}.")
+    return given
+
+
+def images(
+    shapes: dict[str, tuple[int, ...]], seed: int, *, mean: float = 0.0, scale: float = 1.0
+) -> dict[str, Tensor]:
+    """Random inputs, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: scale * (torch.randn(*shape, generator=generator, dtype=torch.float64) + mean)
+        for name, shape in shapes.items()
+    }
+
+
+def run(model: nn.Module, given: dict[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The tensors that a model gives, in order."""
+    with torch.no_grad():
+        result = model(**{name: image.to(dtype) for name, image in given.items()})
+    return [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+def variations(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """Inputs of the given shape with several seeds, means and scales; then other sizes.
+
+    Other batches and odd sizes are tried, and left out where the model itself cannot take them.
+    Raises InputError where it cannot take the given shape.
+    """
+    shapes = named_shapes(model, inputs)
+    for sample in range(max(1, inputs.samples)):
+        mean, scale = [(0.0, 1.0), (3.0, 1.0), (0.0, 30.0)][sample % 3]
+        given = images(shapes, inputs.seed + sample, mean=mean, scale=scale)
+        if sample == 0:
+            _run_or_explain(model, given, dtype, shapes)
+        yield given
+    for change in (_other_batch, _other_size):
+        other = {name: change(shape) for name, shape in shapes.items()}
+        given = images(other, inputs.seed)
+        try:
+            run(model, given, dtype)
+        except Exception:
+            continue
+        yield given
+
+
+def _other_batch(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (3 if shape[0] == 1 else 1, *shape[1:])
+
+
+def _other_size(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[:2], *(n + 1 + 2 * i for i, n in enumerate(shape[2:])))
+
+
+def _run_or_explain(
+    model: nn.Module,
+    given: dict[str, Tensor],
+    dtype: torch.dtype,
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
+    try:
+        run(model, given, dtype)
+    except Exception as error:
+        text = " ".join(str(error).split())[:200].rstrip(".")
+        listed = ", ".join(f"{n} {','.join(map(str, s))}" for n, s in shapes.items())
+        raise InputError(
+            f"the model cannot take an input of this shape ({listed}): {text}. "
+            "Is --input-shape right?"
+        ) from error
+
+
+def floating_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype that a model computes in: that of its first floating parameter."""
+    parameters = [*model.parameters(), *model.buffers()]
+    return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
+
+
+def verify_models(
+    original: nn.Module,
+    fused: nn.Module,
+    found: Sequence[Found],
+    inputs: Inputs | None,
+    tolerance: Tolerance,
+    unrounded: Callable[[nn.Module], tuple[nn.Module, nn.Module]] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Proofs:
+    """Certificates block by block, then the whole model, in float64 and in the dtype that ships.
+
+    `unrounded` makes, of a model, (a copy in float64, its fused form before any rounding). Without
+    `inputs` only the certificates are made, which hold for all inputs.
+    """
+    certificates = []
+    for block in found:
+        progress(f"certificate of {block.label}")
+        certificates.append(certify(original, fused, block))
+    if inputs is None:
+        return Proofs(tuple(certificates))
+    dtype = floating_dtype(original)
+    given = list(variations(original, inputs, dtype))
+    true = copy.deepcopy(original).double().eval()
+    if not _is_deterministic(true, given[0]):
+        why = "two runs of the original model on one input differ: nothing can be compared"
+        return Proofs(tuple(certificates), (Check("repeated", False, math.inf, 0.0, detail=why),))
+    expected = [run(true, g, torch.float64) for g in given]
+    checks, notes = [], []
+    if unrounded is not None:
+        progress("algebra of the whole model, in float64")
+        _, exact = unrounded(original)
+        checks.append(_algebra(exact, given, expected))
+        del exact
+        if has_fresh_statistics(original):
+            notes.append(FRESH_NOTE)
+            before, after = unrounded(awake(original))
+            truth = [run(before, g, torch.float64) for g in given]
+            checks.append(_algebra(after, given, truth, name="algebra, random statistics"))
+    progress("stored weights, in float64")
+    checks.append(_stored(fused, given, expected, dtype))
+    progress(f"rounding in {str(dtype).removeprefix('torch.')}")
+    checks.append(_rounding(original, fused, given, expected, dtype, tolerance))
+    return Proofs(tuple(certificates), tuple(checks), tuple(notes))
+
+
+def _is_deterministic(model: nn.Module, given: dict[str, Tensor]) -> bool:
+    one, two = run(model, given, torch.float64), run(model, given, torch.float64)
+    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(one, two, strict=True))
+
+
+def _algebra(
+    exact: nn.Module,
+    given: Sequence[dict[str, Tensor]],
+    expected: Sequence[Sequence[Tensor]],
+    name: str = "algebra",
+) -> Check:
+    difference = Difference()
+    for g, true in zip(given, expected, strict=True):
+        difference.add(true, run(exact, g, torch.float64))
+    passed = difference.error <= ALGEBRA_LIMIT
+    detail = f"float64 outputs differ by {difference.error:.1e} of the largest"
+    return Check(name, passed, difference.error, ALGEBRA_LIMIT, difference.absolute, detail=detail)
+
+
+def _stored(
+    fused: nn.Module,
+    given: Sequence[dict[str, Tensor]],
+    expected: Sequence[Sequence[Tensor]],
+    dtype: torch.dtype,
+) -> Check:
+    difference = Difference()
+    stored = copy.deepcopy(fused).double().eval()
+    for g, true in zip(given, expected, strict=True):
+        difference.add(true, run(stored, g, torch.float64))
+    limit = max(STORED_LIMIT * torch.finfo(dtype).eps, ALGEBRA_LIMIT)
+    detail = f"the stored weights, run in float64, differ by {difference.error:.1e} of the largest"
+    passed = difference.error <= limit
+    return Check("weights", passed, difference.error, limit, difference.absolute, detail=detail)
+
+
+def _rounding(
+    original: nn.Module,
+    fused: nn.Module,
+    given: Sequence[dict[str, Tensor]],
+    expected: Sequence[Sequence[Tensor]],
+    dtype: torch.dtype,
+    tolerance: Tolerance,
+) -> Check:
+    difference, own = Difference(tolerance=tolerance), Difference(tolerance=tolerance)
+    for g, true in zip(given, expected, strict=True):
+        before = run(original, g, dtype)
+        difference.add(before, run(fused, g, dtype))
+        own.add(true, before)
+    return judge("rounding", difference, tolerance, dtype, own)
+
+
+def judge(
+    name: str,
+    difference: Difference,
+    tolerance: Tolerance,
+    dtype: torch.dtype,
+    own: Difference | None = None,
+) -> Check:
+    """The verdict on outputs in the dtype that ships: the user's tolerance, or the largest output."""
+    rounding = own.error if own is not None else None
+    if tolerance.is_given:
+        atol, rtol = tolerance.pair
+        passed = difference.excess <= 0
+        detail = f"max |a-b| {difference.absolute:.1e}, atol {atol:g} + rtol {rtol:g} * |b|"
+        if not passed:
+            detail += f" exceeded at {difference.place}; atol {difference.needed:.1e} would pass"
+            if own is not None and own.excess > 0:
+                detail += ". The original's own rounding exceeds it too: no fused model could pass"
+        return Check(name, passed, difference.error, atol, difference.absolute, rounding, detail)
+    half = torch.finfo(dtype).bits == 16
+    limit = HALF_LIMIT if half else ROUNDING_LIMIT
+    passed = difference.error <= limit
+    detail = f"outputs differ by {difference.error:.1e} of the largest (at most {limit:.0e})"
+    warning = ""
+    if passed and not half and difference.error > ROUNDING_WARNING:
+        warning = f"outputs differ by {difference.error:.1e} of the largest, more than is usual"
+    return Check(
+        name, passed, difference.error, limit, difference.absolute, rounding, detail, warning
+    )
+
+
+def has_fresh_statistics(model: nn.Module) -> bool:
+    """Whether some BatchNorm was never trained: its mean is 0 and its variance 1 throughout."""
+    for module in model.modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        mean, variance = module.running_mean, module.running_var
+        if mean is not None and variance is not None:
+            if not bool(mean.any()) and bool((variance == 1).all()):
+                return True
+    return False
+
+
+def awake(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A float64 copy whose BatchNorms have random statistics and factors."""
+    twin = copy.deepcopy(model).double()
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(like: Tensor, low: float, high: float) -> Tensor:
+        return torch.empty_like(like).uniform_(low, high, generator=generator)
+
+    with torch.no_grad():
+        for module in twin.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for tensor, low, high in (
+                    (module.running_mean, -0.5, 0.5),
+                    (module.running_var, 0.5, 2.0),
+                    (module.weight, 0.5, 1.5),
+                    (module.bias, -0.5, 0.5),
+                ):
+                    if tensor is not None:
+                        tensor.copy_(draw(tensor, low, high))
+    return twin

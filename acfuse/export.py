@@ -1,0 +1,303 @@
+"""From a live model to one ONNX file, checked, and compared with the original in onnxruntime."""
+
+import contextlib
+import io
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from acfuse.errors import AcfuseError, InputError, Reason, UsageError
+from acfuse.verify.whole import (
+    Check,
+    Difference,
+    Inputs,
+    Tolerance,
+    floating_dtype,
+    images,
+    judge,
+    named_shapes,
+    run,
+)
+
+DEFAULT_OPSET = 20
+GENERIC_NAMES = {"x", "input", "inputs", "inp", "data"}
+LARGEST_FILE = 2**31 - 2**20  # protobuf's own limit, with room for the graph
+AXES = {"none": (), "batch": (0,), "hw": (2, 3), "all": (0, 2, 3)}
+AXIS_NAMES = {0: "batch", 2: "height", 3: "width"}
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An ONNX model in memory, and what was asked of it."""
+
+    model: onnx.ModelProto
+    opset: int
+    dynamic: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def bytes(self) -> bytes:
+        return bytes(self.model.SerializeToString())
+
+    def count(self, kind: str) -> int:
+        """How many nodes of a type there are."""
+        return sum(node.op_type == kind for node in self.model.graph.node)
+
+
+def to_onnx(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    opset: int = DEFAULT_OPSET,
+    dynamic: str = "batch",
+    metadata: Mapping[str, str] | None = None,
+) -> OnnxFile:
+    """Exports a model in eval mode, with the axes of `dynamic` free: batch, hw, all or none.
+
+    Raises InputError with the exporter's reason where it cannot, and where an axis that should be
+    free is not. Node metadata, which names source files of this machine, is taken out.
+    """
+    shapes = named_shapes(model, inputs)
+    axes = _dynamic_axes(shapes, dynamic)
+    # An axis of size 1 counts as fixed for torch: free ones are shown to it with 2.
+    seen = {n: tuple(2 if i in axes[n] and d == 1 else d for i, d in enumerate(s))
+            for n, s in shapes.items()}  # fmt: skip
+    given = {n: t.to(floating_dtype(model)) for n, t in images(seen, inputs.seed).items()}
+    names = [_input_name(n, len(shapes)) for n in shapes]
+    outputs = _output_names(model, given)
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                model,
+                kwargs=given,
+                input_names=names,
+                output_names=outputs,
+                opset_version=opset,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                dynamic_shapes={n: {i: _dimension(i, n, shapes) for i in axes[n]} for n in shapes},
+            )
+        except Exception as error:
+            raise InputError(_export_failure(error, dynamic)) from error
+    if program is None:
+        raise AcfuseError("torch's exporter gave nothing.")
+    proto = program.model_proto
+    _clean(proto, metadata or {})
+    if proto.ByteSize() > LARGEST_FILE:
+        raise InputError("the model is larger than one ONNX file can be (2 GiB).")
+    _check(proto)
+    fixed = _fixed_axes(proto, [axes[n] for n in shapes])
+    if fixed:
+        raise InputError(
+            f"{Reason.FIXED_AXIS}: the exporter fixed {fixed}, which --dynamic {dynamic} asks to be "
+            "free. Give --dynamic none, or make the model independent of that size."
+        )
+    return OnnxFile(proto, opset, dynamic, tuple(names), tuple(outputs))
+
+
+def _dynamic_axes(shapes: Mapping[str, tuple[int, ...]], dynamic: str) -> dict[str, list[int]]:
+    if dynamic not in AXES:
+        raise UsageError(f"--dynamic {dynamic}: expected one of {', '.join(AXES)}.")
+    return {n: [i for i in AXES[dynamic] if i < len(s)] for n, s in shapes.items()}
+
+
+def _dimension(axis: int, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+    """The symbol of a free axis. The batch is one for all inputs, a size belongs to its input."""
+    label = AXIS_NAMES[axis]
+    return torch.export.Dim(label if axis == 0 or len(shapes) == 1 else f"{name}_{label}", min=1)
+
+
+def _input_name(parameter: str, count: int) -> str:
+    return "input" if count == 1 and parameter in GENERIC_NAMES else parameter
+
+
+def _output_names(model: nn.Module, given: Mapping[str, Tensor]) -> list[str]:
+    with torch.no_grad():
+        result = model(**given)
+    if isinstance(result, Tensor):
+        return ["output"]
+    leaves, _ = _pytree.tree_flatten_with_path(result)
+    names = []
+    for path, leaf in leaves:
+        if isinstance(leaf, Tensor):
+            keys = [str(getattr(p, "key", getattr(p, "idx", getattr(p, "name", "")))) for p in path]
+            names.append("_".join(k if not k.isdigit() else f"output_{k}" for k in keys))
+    return names
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's progress lines and its own deprecation warnings off the streams."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _export_failure(error: Exception, dynamic: str) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    text = lines[0][:240].rstrip(".") if lines else type(cause).__name__
+    hint = "Give --no-onnx to write the checkpoint alone"
+    if "onstraint" in str(cause) or "dynamic" in str(cause).lower():
+        hint = f"A size may be fixed in the model: try another --dynamic than {dynamic}"
+    return f"torch cannot export the model to ONNX: {text}. {hint}."
+
+
+def _clean(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Takes out what tells about the machine, and puts in where the file comes from."""
+    for graph in _graphs(proto.graph):
+        del graph.metadata_props[:]
+        graph.doc_string = ""
+        for item in (
+            *graph.node,
+            *graph.initializer,
+            *graph.value_info,
+            *graph.input,
+            *graph.output,
+        ):
+            item.doc_string = ""
+            del item.metadata_props[:]
+    for function in proto.functions:
+        del function.metadata_props[:]
+        function.doc_string = ""
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+    del proto.metadata_props[:]
+    proto.doc_string = ""
+    proto.graph.name = "main_graph"
+    onnx.helper.set_model_props(proto, dict(metadata))
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            inner = [attribute.g] if attribute.HasField("g") else []
+            for sub in (*inner, *attribute.graphs):
+                yield from _graphs(sub)
+
+
+def _check(proto: onnx.ModelProto) -> None:
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except onnx.checker.ValidationError as error:
+        first = str(error).splitlines()[0]
+        raise AcfuseError(f"the exported model is not valid ONNX: {first}") from error
+
+
+def _fixed_axes(proto: onnx.ModelProto, wanted: list[list[int]]) -> str:
+    """The axes that should be free and are not, in words."""
+    fixed = []
+    for value, axes in zip(proto.graph.input, wanted, strict=False):
+        dims = value.type.tensor_type.shape.dim
+        fixed += [f"axis {i} of {value.name}" for i in axes if not dims[i].dim_param]
+    return " and ".join(fixed)
+
+
+def compare_onnx(
+    onnx_file: bytes | Path,
+    original: nn.Module,
+    inputs: Inputs,
+    tolerance: Tolerance,
+    *,
+    dynamic: str = "batch",
+    progress: Callable[[str], None] = lambda _: None,
+) -> Check:
+    """An ONNX file in onnxruntime against the original PyTorch model, with and without optimiser.
+
+    Runs the given shape with several seeds, and at least one further size of each free axis: that
+    proves the axis by execution.
+    """
+    shapes = named_shapes(original, inputs)
+    dtype = floating_dtype(original)
+    source = onnx_file if isinstance(onnx_file, bytes) else str(onnx_file)
+    difference = Difference(tolerance=tolerance)
+    levels = onnxruntime.GraphOptimizationLevel
+    free = _dynamic_axes(shapes, dynamic)
+    for level in (levels.ORT_DISABLE_ALL, levels.ORT_ENABLE_ALL):
+        progress("the ONNX file in onnxruntime")
+        session = _session(source, level)
+        for sizes, seed in _sizes(shapes, free, inputs):
+            given = images(sizes, seed)
+            true = run(original, given, dtype)
+            answer = _run_session(session, given)
+            difference.add(true, [torch.from_numpy(np.array(a)) for a in answer])
+    check = judge("onnx", difference, tolerance, dtype)
+    return check if math.isfinite(check.error) else _failed(check)
+
+
+def _failed(check: Check) -> Check:
+    return Check(check.name, False, check.error, check.limit, detail="onnxruntime gives NaN or Inf")
+
+
+def _sizes(
+    shapes: Mapping[str, tuple[int, ...]], free: Mapping[str, list[int]], inputs: Inputs
+) -> Iterator[tuple[dict[str, tuple[int, ...]], int]]:
+    for sample in range(max(1, inputs.samples)):
+        yield dict(shapes), inputs.seed + sample
+    if any(free.values()):
+        more = {0: 2, 2: 1, 3: 4}
+        for factor in (1, 2):
+            yield (
+                {
+                    n: tuple(d + factor * more[i] if i in free[n] else d for i, d in enumerate(s))
+                    for n, s in shapes.items()
+                },
+                inputs.seed,
+            )
+
+
+def _session(source: bytes | str, level: Any) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = 4
+    options.intra_op_num_threads = max(1, min(4, os.cpu_count() or 1))
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        first = str(error).splitlines()[0][:200]
+        raise InputError(f"onnxruntime cannot load the ONNX file: {first}") from error
+
+
+def _run_session(session: onnxruntime.InferenceSession, given: Mapping[str, Tensor]) -> list[Any]:
+    feeds = {}
+    kinds = {
+        "tensor(float)": np.float32,
+        "tensor(double)": np.float64,
+        "tensor(float16)": np.float16,
+    }
+    for value, image in zip(session.get_inputs(), given.values(), strict=True):
+        feeds[value.name] = image.numpy().astype(kinds.get(value.type, np.float32))
+    try:
+        return list(session.run(None, feeds))
+    except Exception as error:
+        sizes = ", ".join(str(tuple(i.shape)) for i in given.values())
+        first = str(error).splitlines()[0][:200]
+        raise InputError(f"onnxruntime cannot run the file on {sizes}: {first}") from error
