@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from acfuse.errors import InputError, UnsafeError, UsageError
 
 WRAPPERS = ("module.", "_orig_mod.")
-NOT_WEIGHTS = ("optim", "sched", "scaler", "grad", "loss", "metric", "hyper", "config", "args")
+# Entries that hold tensors, but not the weights of a network.
+NOT_WEIGHTS = ("optim", "sched", "scaler", "grad", "loss", "metric", "hyper", "conf", "args")
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ name for the fused convolution. Among bare tensors a pattern's word is all there
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from acfuse.algebra import Affine, LinearConv
-from acfuse.errors import NotFusable, Reason
+from acfuse.errors import NotFusable, Reason, UsageError
 from acfuse.graph.from_fx import layer_rule, spatial_axes, steps_of
 from acfuse.graph.into_fx import nodes_between, region_graph
 from acfuse.graph.regions import Miss, Region, as_layer, choose, kernels
@@ -21,6 +21,14 @@ from acfuse.graph.steps import Graph, Inside, Opaque, Scaled, Through, Unit
 from acfuse.graph.trace import Call, Traced, has_hooks, is_layer, trace
 from acfuse.patterns import Pattern
 from acfuse.patterns.expr import Layer
+from acfuse.patterns.tensors import (
+    TensorBlock,
+    convolutions_among,
+    layers_at,
+    rebuilt,
+    strangers,
+    value_of,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class Found:
 
     `where` is the path of the module whose forward adds the branches, `alone` the replaced part of
     that forward as a graph of its own, `forward` the whole of it. Where the forward could not be
-    read, both are None, `confirmed` holds, and `tail` names the layers behind the sum.
+    read, both are None, and `tail` names the layers behind the sum. For bare tensors `rebuilt` runs
+    the layers as they are assumed to be.
     """
 
     where: str
@@ -53,6 +62,7 @@ class Found:
     alone: fx.Graph | None = field(default=None, repr=False)
     forward: fx.Graph | None = field(default=None, repr=False)
     tail: tuple[str, ...] = ()
+    rebuilt: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -429,7 +439,7 @@ def agrees_with_tail(module: nn.Module, found: Found) -> bool:
                 given = twin(image)
             except Exception:
                 return False
-        if not isinstance(given, torch.Tensor) or given.shape != expected.shape:
+        if not isinstance(given, Tensor) or given.shape != expected.shape:
             return False
         if float((given - expected).abs().max()) > 1e-10 * float(expected.abs().max() + 1e-30):
             return False
@@ -437,7 +447,80 @@ def agrees_with_tail(module: nn.Module, found: Found) -> bool:
 
 
 def find_in_tensors(
-    tensors: Mapping[str, torch.Tensor], patterns: Sequence[Pattern], bn_eps: float | None
+    tensors: Mapping[str, Tensor], patterns: Sequence[Pattern], bn_eps: float | None = None
 ) -> Findings:
-    """The blocks of a state dict without its code, by keys and shapes, under printed assumptions."""
-    raise NotImplementedError
+    """The blocks of a state dict without its code, by exact keys and shapes.
+
+    What the file does not hold comes from the pattern or `bn_eps`, and is listed in the notes.
+    Raises UsageError where neither knows the eps.
+    """
+    found: list[Found] = []
+    refused: list[Refused] = []
+    notes: dict[str, None] = {}
+    for prefix, pattern in _candidates(tensors, patterns):
+        eps = bn_eps if bn_eps is not None else pattern.bn_eps
+        where = prefix.rstrip(".")
+        if eps is None:
+            raise UsageError(
+                f"{where or 'the model'}: {pattern.name} has no usual BatchNorm eps, and the file "
+                "does not hold it. Give --bn-eps with the eps of the training code."
+            )
+        result = _bare_block(tensors, prefix, pattern, eps)
+        if isinstance(result, Refused):
+            refused.append(result)
+            continue
+        found.append(result)
+        notes[f"BatchNorm eps {eps:g} ({pattern.name}; a state dict does not hold it)"] = None
+    if found:
+        notes["branches are parallel, of one stride, and centred on each other"] = None
+    return Findings(tuple(found), tuple(refused), tuple(notes))
+
+
+def _candidates(
+    tensors: Mapping[str, Tensor], patterns: Sequence[Pattern]
+) -> list[tuple[str, Pattern]]:
+    """Every prefix below which a pattern's layers stand, with the pattern that has the most."""
+    best: dict[str, tuple[int, Pattern]] = {}
+    for pattern in patterns:
+        suffix = f"{pattern.anchor}.weight"
+        for key in tensors:
+            prefix = key.removesuffix(suffix)
+            if prefix == key or (prefix and not prefix.endswith(".")):
+                continue
+            count = len(layers_at(pattern, tensors, prefix))
+            if count > best.get(prefix, (0, pattern))[0]:
+                best[prefix] = count, pattern
+    order = {key: i for i, key in enumerate(tensors)}
+    first = {p: order[f"{p}{pattern.anchor}.weight"] for p, (_, pattern) in best.items()}
+    return [(p, best[p][1]) for p in sorted(best, key=first.__getitem__)]
+
+
+def _bare_block(
+    tensors: Mapping[str, Tensor], prefix: str, pattern: Pattern, eps: float
+) -> Found | Refused:
+    where = prefix.rstrip(".")
+    if pattern.alone:
+        why = f"{pattern.alone}. Give --model with the code"
+        return Refused(where, Reason.ASSUMPTION, why, pattern.name)
+    block = TensorBlock(tensors, prefix, eps)
+    names = layers_at(pattern, tensors, prefix)
+    try:
+        unknown = strangers(pattern, names, list(tensors), prefix)
+        if unknown:
+            why = (
+                f"{', '.join(unknown)} stands beside and may take part. Give --model with the code"
+            )
+            return Refused(where, Reason.ASSUMPTION, why, pattern.name)
+        value, block = value_of(pattern, block)
+    except NotFusable as refusal:
+        return Refused(where, refusal.code, refusal.why, pattern.name)
+    return Found(
+        where,
+        pattern.name,
+        (Summand("x", pattern.fused, value),),
+        tensors[f"{prefix}{pattern.anchor}.weight"].dtype,
+        (convolutions_among(names, tensors, prefix), 1),
+        (0, value.geometry.multiply_adds),
+        tuple(names),
+        rebuilt=lambda image: pattern.run(lambda name: rebuilt(block, name), image),
+    )

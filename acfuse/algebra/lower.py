@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from acfuse.algebra.geometry import Border
+from acfuse.algebra.layers import Conv
 from acfuse.algebra.linear_conv import LinearConv
 from acfuse.errors import NotFusable, Reason
 
@@ -31,6 +32,19 @@ class ConvLayer:
         if any(before != after for before, after in self.pads):
             raise ValueError(f"pads {self.pads} are not symmetric")
         return tuple(before for before, _ in self.pads)
+
+    def linear(self) -> LinearConv:
+        """The same as a value again, in float64."""
+        record = Conv(
+            self.weight,
+            self.bias,
+            self.stride,
+            self.pads,
+            self.dilation,
+            self.groups,
+            self.border,
+        )
+        return record.linear()
 
     def module(self) -> nn.Module:
         """The same as nn.Conv1d, 2d or 3d."""

@@ -9,12 +9,25 @@ parameter. A pattern is data: it never touches a tensor and never decides what i
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from acfuse.algebra import Affine, AvgPool, Conv, LinearConv, Pad, identity
 from acfuse.errors import NotFusable, Reason
 
 Layer = Conv | Affine | Pad | AvgPool
-Lookup = Callable[[str], Layer | None]  # None: there is no such layer
+Lookup = Callable[[str], Any]  # a name to its layer; None: there is no such layer
+
+
+class Value(Protocol):
+    """What an expression is evaluated to: a convolution, or an image that layers are run on."""
+
+    is_input: bool
+
+    def then(self, layer: Any) -> Any: ...
+
+    def __add__(self, other: Any) -> Any: ...
 
 
 class Expr:
@@ -26,12 +39,19 @@ class Expr:
     def __sub__(self, other: "Expr | str") -> "Expr":
         return _Sum((self, _expr(other)), (1.0, -1.0))
 
-    def terms(self, look: Lookup) -> "_Linear | None":
-        """Its value under a lookup; None where it is absent. Raises NotFusable, or _Absent."""
+    def value(self, look: Lookup, start: Value) -> Any:
+        """What it makes of the block's input `start`; None where it is absent.
+
+        Raises _Absent for a layer that must be there, and what the layers raise (NotFusable).
+        """
         raise TypeError(type(self).__name__)
 
     def names(self, look: Lookup) -> list[str]:
         """The names of the layers that it uses, in order. Raises _Absent."""
+        raise TypeError(type(self).__name__)
+
+    def first(self) -> str:
+        """The first layer that it names."""
         raise TypeError(type(self).__name__)
 
 
@@ -77,12 +97,31 @@ class _Linear:
 
 
 @dataclass(frozen=True)
+class _Image:
+    """An image on which a block's layers are run, one after the other."""
+
+    image: Tensor
+    is_input: bool = True
+
+    def then(self, layer: Callable[[Tensor], Tensor] | Affine) -> "_Image":
+        if isinstance(layer, Affine):  # a sign of the expression
+            return _Image(self.image * layer.scale, is_input=False)
+        return _Image(layer(self.image), is_input=False)
+
+    def __add__(self, other: "_Image") -> "_Image":
+        return _Image(self.image + other.image, is_input=False)
+
+
+@dataclass(frozen=True)
 class _Input(Expr):
-    def terms(self, look: Lookup) -> _Linear:
-        return _Linear()
+    def value(self, look: Lookup, start: Value) -> Any:
+        return start
 
     def names(self, look: Lookup) -> list[str]:
         return []
+
+    def first(self) -> str:
+        return ""
 
 
 x = _Input()
@@ -92,10 +131,10 @@ x = _Input()
 class _Layer(Expr):
     name: str
 
-    def terms(self, look: Lookup) -> _Linear:
-        return x.terms(look).then(self.layer(look))
+    def value(self, look: Lookup, start: Value) -> Any:
+        return start.then(self.layer(look))
 
-    def layer(self, look: Lookup) -> Layer:
+    def layer(self, look: Lookup) -> Any:
         found = look(self.name)
         if found is None:
             raise _Absent(self.name)
@@ -105,13 +144,16 @@ class _Layer(Expr):
         self.layer(look)
         return [self.name]
 
+    def first(self) -> str:
+        return self.name
+
 
 @dataclass(frozen=True)
 class _Seq(Expr):
     parts: tuple[Expr, ...]
 
-    def terms(self, look: Lookup) -> _Linear | None:
-        value = x.terms(look)
+    def value(self, look: Lookup, start: Value) -> Any:
+        value: Any = start
         for part in self.parts:
             inner = part.of if isinstance(part, _Maybe) else part
             if isinstance(inner, _Layer):
@@ -119,7 +161,7 @@ class _Seq(Expr):
                     continue
                 value = value.then(inner.layer(look))
                 continue
-            result = part.terms(look)
+            result = part.value(look, start)
             if result is None:
                 continue
             if not value.is_input:
@@ -130,16 +172,19 @@ class _Seq(Expr):
     def names(self, look: Lookup) -> list[str]:
         return [name for part in self.parts for name in part.names(look)]
 
+    def first(self) -> str:
+        return next(filter(None, (part.first() for part in self.parts)), "")
+
 
 @dataclass(frozen=True)
 class _Sum(Expr):
     parts: tuple[Expr, ...]
     signs: tuple[float, ...]
 
-    def terms(self, look: Lookup) -> _Linear | None:
-        total: _Linear | None = None
+    def value(self, look: Lookup, start: Value) -> Any:
+        total: Any = None
         for part, sign in zip(self.parts, self.signs, strict=True):
-            value = part.terms(look)
+            value = part.value(look, start)
             if value is not None:
                 value = value if sign == 1 else value.then(Affine(sign))
                 total = value if total is None else total + value
@@ -148,14 +193,17 @@ class _Sum(Expr):
     def names(self, look: Lookup) -> list[str]:
         return [name for part in self.parts for name in part.names(look)]
 
+    def first(self) -> str:
+        return next(filter(None, (part.first() for part in self.parts)), "")
+
 
 @dataclass(frozen=True)
 class _Maybe(Expr):
     of: Expr
 
-    def terms(self, look: Lookup) -> _Linear | None:
+    def value(self, look: Lookup, start: Value) -> Any:
         try:
-            return self.of.terms(look)
+            return self.of.value(look, start)
         except _Absent:
             return None
 
@@ -164,6 +212,9 @@ class _Maybe(Expr):
             return self.of.names(look)
         except _Absent:
             return []
+
+    def first(self) -> str:
+        return self.of.first()
 
 
 @dataclass(frozen=True)
@@ -179,12 +230,15 @@ class _Each(Expr):
                 return arms
             arms.append(seq(*names))
 
-    def terms(self, look: Lookup) -> _Linear | None:
+    def value(self, look: Lookup, start: Value) -> Any:
         arms = self._arms(look)
-        return _Sum(tuple(arms), (1.0,) * len(arms)).terms(look)
+        return _Sum(tuple(arms), (1.0,) * len(arms)).value(look, start)
 
     def names(self, look: Lookup) -> list[str]:
         return [name for arm in self._arms(look) for name in arm.names(look)]
+
+    def first(self) -> str:
+        return ".".join(filter(None, (self.prefix, "0", self.parts[0])))
 
 
 @dataclass(frozen=True)
@@ -192,12 +246,15 @@ class _Scaled(Expr):
     name: str
     of: Expr
 
-    def terms(self, look: Lookup) -> _Linear | None:
-        value = self.of.terms(look)
+    def value(self, look: Lookup, start: Value) -> Any:
+        value = self.of.value(look, start)
         return None if value is None else value.then(_Layer(self.name).layer(look))
 
     def names(self, look: Lookup) -> list[str]:
         return [*self.of.names(look), *_Layer(self.name).names(look)]
+
+    def first(self) -> str:
+        return self.of.first() or self.name
 
 
 def _expr(part: Expr | str) -> Expr:
@@ -255,10 +312,20 @@ class Pattern:
         except _Absent:
             return []
 
+    @property
+    def anchor(self) -> str:
+        """The layer by whose key the block is looked for among bare tensors."""
+        return self.block.first()
+
+    def run(self, look: Lookup, image: Tensor) -> Tensor:
+        """What the block computes from an image, its layers run as modules."""
+        result: Tensor = self.block.value(look, _Image(image)).image
+        return result
+
     def value(self, look: Lookup) -> LinearConv:
         """The one convolution that the block is. Raises NotFusable."""
         try:
-            total = self.block.terms(look)
+            total = self.block.value(look, _Linear())
         except _Absent as missing:
             raise NotFusable(Reason.ASSUMPTION, f"{missing} is missing") from missing
         if total is None or total.conv is None:

@@ -1,15 +1,15 @@
 """Looks names up among bare tensors: what a state dict holds, and what has to be assumed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from acfuse.algebra import Affine, Conv, LinearConv, batch_norm
 from acfuse.errors import NotFusable, Reason
 from acfuse.patterns.expr import Layer, Pattern
 
-NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+LAYER_KEYS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass
@@ -24,7 +24,6 @@ class TensorBlock:
     prefix: str
     eps: float
     channels: int = 0  # of the input, where an identity arm tells; groups follow from it
-    keys: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __call__(self, name: str) -> Layer | None:
         """The layer of that name, or None. Raises NotFusable for a kernel that has no centre."""
@@ -33,12 +32,10 @@ class TensorBlock:
         mean = self.tensors.get(path + "running_mean")
         bias = self.tensors.get(path + "bias")
         if mean is not None:
-            self.keys[name] = tuple(path + k for k in NORM_KEYS if path + k in self.tensors)
             variance = self.tensors.get(path + "running_var")
             return batch_norm(weight, bias, mean, variance, self.eps)
         if weight is None or weight.ndim not in (3, 4, 5):
             return None
-        self.keys[name] = tuple(path + k for k in ("weight", "bias") if path + k in self.tensors)
         size = weight.shape[2:]
         if any(n % 2 == 0 for n in size):
             raise NotFusable(
@@ -51,37 +48,76 @@ class TensorBlock:
         return Conv(weight, bias, ones, pads, ones, groups)
 
 
-def block_at(
-    pattern: Pattern, tensors: Mapping[str, Tensor], prefix: str, eps: float
-) -> TensorBlock | None:
-    """The tensors of a pattern's block below `prefix`; None if it is not there."""
-    block = TensorBlock(tensors, prefix, eps)
-    names = pattern.layers(block)
-    has_convolution = any(isinstance(block(name), Conv) for name in names)
-    return block if has_convolution and len(names) > 1 else None
+def layers_at(pattern: Pattern, tensors: Mapping[str, Tensor], prefix: str) -> list[str]:
+    """The layers of a pattern's block below `prefix`; none unless there are two convolutions."""
+
+    def look(name: str) -> bool | None:
+        keys = (f"{prefix}{name}.weight", f"{prefix}{name}.running_mean")
+        return True if any(key in tensors for key in keys) else None
+
+    names = pattern.layers(look)
+    return names if convolutions_among(names, tensors, prefix) > 1 else []
 
 
-def value_of(pattern: Pattern, block: TensorBlock) -> LinearConv:
-    """The one convolution of a block of bare tensors. Raises NotFusable.
+def convolutions_among(names: Sequence[str], tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many of the layers are no BatchNorms."""
+    return sum(f"{prefix}{name}.running_mean" not in tensors for name in names)
+
+
+def value_of(pattern: Pattern, block: TensorBlock) -> tuple[LinearConv, TensorBlock]:
+    """The one convolution of a block of bare tensors, and the block with its channels known.
 
     The number of groups is not stored: where an identity arm tells the channels of the input, it
-    follows; where there is none, the kernels are added alike for any number.
+    follows; where there is none, the kernels are added alike for any number. Raises NotFusable.
     """
-    names = pattern.layers(block)
+    names = layers_at(pattern, block.tensors, block.prefix)
     widths = [layer.channels for layer in map(block, names) if isinstance(layer, Affine)]
-    for channels in dict.fromkeys(width for width in widths if width):
+    refusal: NotFusable | None = None
+    for channels in dict.fromkeys([0, *(width for width in widths if width)]):
+        known = replace(block, channels=channels)
         try:
-            return pattern.value(replace(block, channels=channels))
-        except NotFusable as refusal:
-            if refusal.code != Reason.CHANNELS:
+            return pattern.value(known), known
+        except NotFusable as error:
+            if error.code != Reason.CHANNELS:
                 raise
-    return pattern.value(block)
+            refusal = refusal or error
+    raise refusal or NotFusable(Reason.ASSUMPTION, "no layer was found")
+
+
+def rebuilt(block: TensorBlock, name: str) -> nn.Module | None:
+    """A layer of torch's own with the tensors of that name, under the block's assumptions."""
+    record = block(name)
+    if record is None:
+        return None
+    path = f"{block.prefix}{name}."
+    tensors = {k: block.tensors.get(path + k) for k in LAYER_KEYS}
+    if isinstance(record, Conv):
+        kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(record.stride)]
+        out, per_group, *size = record.weight.shape
+        layer: nn.Module = kind(
+            per_group * record.groups,
+            out,
+            tuple(size),
+            padding=tuple(before for before, _ in record.pads),
+            groups=record.groups,
+            bias=record.bias is not None,
+        )
+    else:
+        mean = tensors["running_mean"]
+        if mean is None:
+            raise ValueError(name)
+        axes = next(t.ndim - 2 for t in block.tensors.values() if t.ndim > 2)
+        kind = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[axes]
+        layer = kind(mean.numel(), eps=block.eps, affine=tensors["weight"] is not None)
+    present = {k: v.double() for k, v in tensors.items() if v is not None}
+    layer.double().load_state_dict(present, strict=False)
+    return layer.eval().requires_grad_(False)
 
 
 def strangers(
     pattern: Pattern, names: Sequence[str], keys: Sequence[str], prefix: str
 ) -> list[str]:
-    """What else stands below `prefix` that the pattern does not know: it may take part in the sum."""
-    known = {n.partition(".")[0] for n in (*names, *pattern.tail)}
+    """What else stands below `prefix` that the pattern does not know: it may take part."""
+    known = {n.partition(".")[0] for n in (*names, *pattern.tail, pattern.fused)}
     beside = {k.removeprefix(prefix).partition(".")[0] for k in keys if k.startswith(prefix)}
     return sorted(beside - known)

@@ -8,14 +8,14 @@ are: no formula of the fusion is used, so none of its mistakes can be shared.
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
 from torch import Tensor, fx, nn
 
-from acfuse.algebra import Axis, Geometry, LinearConv
+from acfuse.algebra import Axis, Geometry, LinearConv, lower
 from acfuse.find import Found
 from acfuse.graph.from_fx import conv_of
 
@@ -29,9 +29,11 @@ Run = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was measured for one block. `ulp` is the worst distance of a stored weight or bias from
-    the exact one, in units of the last place; `error` the worst difference of outputs, in float64,
-    relative to the largest. Empty `fault` means passed.
+    """What was measured for one block.
+
+    `ulp` is the worst distance of a stored weight or bias from the exact one, in units of the last
+    place; `error` the worst difference of outputs, in float64, relative to the largest. An empty
+    `fault` means passed.
     """
 
     where: str
@@ -70,6 +72,18 @@ def fused_layers(fused: nn.Module, found: Found) -> list[LinearConv | None]:
         conv_of(fused.get_submodule(prefix + s.name)).linear() if s.name else None
         for s in found.summands
     ]
+
+
+def certify_tensors(fused: Mapping[str, Tensor], found: Found) -> Certificate:
+    """Compares what is stored for a block of bare tensors with its layers, rebuilt as assumed."""
+    assert found.rebuilt is not None
+    stored: list[LinearConv | None] = []
+    for name, summand in zip(found.names, found.summands, strict=True):
+        assert summand.value is not None
+        layer = lower(summand.value, found.dtype)
+        weight, bias = fused[f"{name}.weight"], fused[f"{name}.bias"]
+        stored.append(replace(layer, weight=weight, bias=bias).linear())
+    return compare(found.rebuilt, stored, found)
 
 
 def certify(original: nn.Module, fused: nn.Module, found: Found) -> Certificate:
