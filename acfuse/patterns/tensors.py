@@ -34,6 +34,8 @@ class TensorBlock:
         if mean is not None:
             variance = self.tensors.get(path + "running_var")
             return batch_norm(weight, bias, mean, variance, self.eps)
+        if weight is not None and weight.ndim == 1:
+            raise NotFusable(Reason.STATISTICS, f"{name} has no running statistics")
         if weight is None or weight.ndim not in (3, 4, 5):
             return None
         size = weight.shape[2:]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """The largest difference, measured by the largest value of the two. NaN stays NaN."""
-    actual, expected = actual.double(), expected.double()
+    actual, expected = actual.detach().double(), expected.detach().double()
     error = (actual - expected).abs().max()
     scale = torch.maximum(actual.abs().max(), expected.abs().max())
     return float(error / scale) if error != 0 else 0.0

@@ -79,6 +79,11 @@ def run_chain(layers: Sequence[Layer], x: Tensor) -> Tensor:
     return x
 
 
+def run_sum(branches: Sequence[Layer], x: Tensor) -> Tensor:
+    """The branches of one input, added."""
+    return sum((run(branch, x) for branch in branches[1:]), start=run(branches[0], x))
+
+
 def windows(layer: Layer) -> list[Window]:
     """The window of the layer on each axis."""
     if isinstance(layer, Pad):
@@ -107,6 +112,17 @@ def out_channels(layer: Layer) -> int:
 
 
 # --- sizes of images --------------------------------------------------------------------------
+
+
+def images(*chains: Sequence[Layer], beyond: int = 0) -> list[Tensor]:
+    """Images that every chain can take, the smallest (plus `beyond` pixels) first."""
+    channels = in_channels(chains[0][0])
+    return [image(channels, sides) for sides in image_sides(*chains, beyond=beyond)]
+
+
+def images_for(branches: Sequence[Layer], beyond: int = 0) -> list[Tensor]:
+    """Images that every branch can take, the smallest (plus `beyond` pixels) first."""
+    return images(*([branch] for branch in branches), beyond=beyond)
 
 
 def image_sides(*chains: Sequence[Layer], beyond: int = 0, tries: int = 3) -> list[tuple[int, ...]]:
@@ -171,10 +187,10 @@ def united(branches: Sequence[Layer]) -> list[Window]:
 def borders_that_fit(
     given: Map, window: Sequence[Window], chains: Sequence[Sequence[Layer]]
 ) -> list[str]:
-    """The borders with which one convolution is `given`, made of these chains, on every image tried.
+    """The borders with which one convolution is `given`, a map made of these chains.
 
-    Its kernel and bias leave no choice: they are those of `given` far from the edges. So an empty
-    list says that no single convolution is this map.
+    Its kernel and bias leave no choice: they are those of `given` far from the edges. What is left
+    is tried on images; an empty list says that no single convolution is this map.
     """
     margins = [max(_reach(chain, axis) for chain in chains) for axis in range(len(window))]
     channels = in_channels(chains[0][0])

@@ -92,7 +92,7 @@ def loose_branches(draw: st.DrawFn, count: int = 2) -> tuple[Conv, ...]:
 @st.composite
 def _spoilt(draw: st.DrawFn, branch: Conv) -> Conv:
     axis = draw(st.integers(0, len(branch.stride) - 1))
-    match draw(st.sampled_from(["stride", "pads", "border", "border", "channels"])):
+    match draw(st.sampled_from(["stride", "pads", "pads", "border", "border", "channels"])):
         case "stride":
             stride = list(branch.stride)
             stride[axis] += 1
@@ -113,8 +113,8 @@ def _spoilt(draw: st.DrawFn, branch: Conv) -> Conv:
 
 # --- chains -----------------------------------------------------------------------------------
 
-FIRST = ["pointwise"] * 4 + ["covering"] * 3 + ["valid"] * 2 + ["same", "crop", "pad", "pool"]
-NEXT = ["same"] * 4 + ["pads"] * 5 + ["valid", "covering", "crop", "pad", "pool", "pointwise"]
+FIRST = ["pointwise", "covering", "same"] * 3 + ["valid"] * 2 + ["crop", "pad", "pool"]
+NEXT = ["same", "pads"] * 5 + ["valid", "covering", "crop", "pad", "pool", "pointwise"]
 
 
 @st.composite
@@ -160,10 +160,10 @@ def _settings(draw: st.DrawFn, kind: str, axes: int, dilated: bool = True) -> Se
     """One axis of a layer of this kind."""
     if kind == "pointwise":
         return 1, 1, (0, 0), 1
-    size = draw(st.integers(1, LARGEST[axes]))
+    size = draw(st.sampled_from([3, 2, *range(1, LARGEST[axes] + 1)]))
     may_dilate = dilated and size > 1 and axes < 3
     dilation = draw(st.sampled_from([1, 1, 1, 2])) if may_dilate else 1
-    stride = draw(st.sampled_from([1, 1, 2, 3] if axes < 3 else [1, 1, 2]))
+    stride = draw(st.sampled_from([1, 1, 1, 2, 3] if axes < 3 else [1, 1, 2]))
     taps = dilation * (size - 1) + 1
     before = after = 0
     match kind:

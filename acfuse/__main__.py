@@ -1,0 +1,5 @@
+"""`python -m acfuse`."""
+
+from acfuse.cli import main
+
+main()

@@ -1,0 +1,234 @@
+"""The last conversion again, from its files: proved, or exported to ONNX another time."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from acfuse.checkpoint import Checkpoint, LiveModel, build_model, read_tensors
+from acfuse.convert import (
+    Progress,
+    diagnosis,
+    find,
+    load_job,
+    rewrite,
+    size_of,
+    verify,
+)
+from acfuse.errors import InputError, NotEqual, OutputError, UsageError
+from acfuse.export import OnnxFile, compare_onnx, to_onnx
+from acfuse.files import check_outputs, write_all
+from acfuse.find import find_in_module
+from acfuse.job import Conversion, Fused, Job
+from acfuse.manifest import Manifest, provenance, record, to_json
+from acfuse.patterns import PATTERNS, Pattern
+from acfuse.rewrite import fused_copy
+
+
+def verify_again(manifest: Manifest, job: Job, progress: Progress = lambda _: None) -> Conversion:
+    """Proves the last conversion again, from its files alone."""
+    changed = manifest.changed()
+    missing = [problem for problem in changed if problem.endswith("missing")]
+    if missing:
+        raise InputError(f"{'; '.join(missing)}.")
+    paths = manifest.paths
+    onnx_path = paths.onnx if job.onnx and paths.onnx.exists() else None
+    conversion = verify_files(job, paths.checkpoint, onnx_path, progress, changed=bool(changed))
+    if changed and conversion.proofs.passed:
+        raise NotEqual(f"{'; '.join(changed)}, although the numbers agree. Convert it again.")
+    return conversion
+
+
+def verify_files(
+    job: Job,
+    fused_path: Path,
+    onnx_path: Path | None = None,
+    progress: Progress = lambda _: None,
+    *,
+    changed: bool = False,
+) -> Conversion:
+    """Proves that a fused checkpoint (and an ONNX file) is the job's original."""
+    progress("loading")
+    checkpoint = load_job(job)
+    findings = find(checkpoint, job)
+    fused = rewrite(checkpoint, findings)
+    if checkpoint.wrapper.kind == "module":
+        # A pickled module is not read back: nothing but code could. Its hash says if it is the one.
+        if changed:
+            raise NotEqual(f"{fused_path.name} is not the file that was written.")
+        stored = fused
+    else:
+        _, tensors = read_tensors(fused_path, key=job.key)
+        stored = _with_tensors(checkpoint, fused, tensors, fused_path.name)
+    proofs = verify(checkpoint, stored, findings, job, progress)
+    if onnx_path is not None and isinstance(checkpoint, LiveModel) and job.inputs is not None:
+        check = compare_onnx(
+            onnx_path,
+            checkpoint.model,
+            job.inputs,
+            job.tolerance,
+            dynamic=job.dynamic,
+            progress=progress,
+        )
+        proofs = replace(proofs, checks=(*proofs.checks, check))
+    sizes = size_of(checkpoint, job.inputs), size_of(stored, job.inputs)
+    conversion = Conversion(job, findings, proofs, sizes, (*checkpoint.notes, *findings.notes))
+    if proofs.passed:
+        return conversion
+    return replace(conversion, diagnosis=diagnosis(checkpoint, stored, findings, proofs))
+
+
+def _with_tensors(
+    checkpoint: Checkpoint, fused: Fused, tensors: Mapping[str, Tensor], name: str
+) -> Fused:
+    """The fused structure with the tensors of a file in it. Raises InputError if they do not fit."""
+    prefix = checkpoint.wrapper.prefix
+    given = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    missing, unknown = (
+        sorted(set(fused.tensors) - set(given)),
+        sorted(set(given) - set(fused.tensors)),
+    )
+    if missing or unknown:
+        what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which is none of its keys"
+        raise InputError(f"{name} is not a fused form of this checkpoint: it {what}.")
+    for key, tensor in fused.tensors.items():
+        if given[key].shape != tensor.shape:
+            shapes = f"{tuple(given[key].shape)}, expected {tuple(tensor.shape)}"
+            raise InputError(f"{name}: {key} has the shape {shapes}.")
+    if fused.model is None:
+        return Fused(None, dict(given))
+    model = copy.deepcopy(fused.model)
+    model.load_state_dict(dict(given), strict=False, assign=True)
+    return Fused(model, dict(given))
+
+
+def export_again(manifest: Manifest, job: Job, progress: Progress = lambda _: None) -> Path:
+    """Writes the ONNX file of the last conversion again, from the fused checkpoint's tensors.
+
+    The file is replaced without --force if it is still the one that the manifest names.
+    """
+    path = manifest.paths.onnx
+    own = any(o["file"] == path.name for o in manifest.data["outputs"])
+    theirs = path.exists() and not (own and path.name not in " ".join(manifest.changed()))
+    if theirs and not job.force:
+        raise OutputError(f"{path} is not the file that acfuse wrote; give --force to replace it.")
+    progress("loading")
+    checkpoint = load_job(job)
+    if not isinstance(checkpoint, LiveModel):
+        raise UsageError(
+            "an ONNX file needs the model's code: give --model package.module:factory."
+        )
+    fused = rewrite(checkpoint, find(checkpoint, job))
+    if checkpoint.wrapper.kind != "module":
+        _, tensors = read_tensors(manifest.paths.checkpoint, key=job.key)
+        fused = _with_tensors(checkpoint, fused, tensors, manifest.paths.checkpoint.name)
+    onnx_file = _checked_onnx(fused, checkpoint.model, job, progress)
+    data = dict(manifest.data)
+    data["outputs"] = [
+        *(o for o in data["outputs"] if o["file"] != path.name),
+        record(path, onnx_file.bytes),
+    ]
+    data["onnx"] = {
+        **(data["onnx"] or {}),
+        "opset": job.opset,
+        "dynamic": job.dynamic,
+        "inputs": list(onnx_file.inputs),
+        "outputs": list(onnx_file.outputs),
+    }
+    write_all({path: onnx_file.bytes, manifest.path: to_json(data)})
+    return path
+
+
+def _checked_onnx(fused: Fused, original: nn.Module, job: Job, progress: Progress) -> OnnxFile:
+    if fused.model is None or job.inputs is None:
+        raise UsageError("an ONNX file needs --model and --input-shape.")
+    progress("exporting to ONNX")
+    onnx_file = to_onnx(
+        fused.model,
+        job.inputs,
+        opset=job.opset,
+        dynamic=job.dynamic,
+        metadata=provenance(job.source),
+    )
+    check = compare_onnx(
+        onnx_file.bytes,
+        original,
+        job.inputs,
+        job.tolerance,
+        dynamic=job.dynamic,
+        progress=progress,
+    )
+    if not check.passed:
+        raise NotEqual(f"the ONNX file differs from the original: {check.detail}.")
+    return onnx_file
+
+
+def export_file(job: Job, progress: Progress = lambda _: None) -> Path:
+    """Exports one checkpoint as it is, fused or not, and compares the file with it."""
+    path = job.output or job.source.with_suffix(".onnx")
+    if path.is_dir():
+        path = path / f"{job.source.stem}.onnx"
+    check_outputs([path], [job.source], force=job.force)
+    progress("loading")
+    if job.model is None and not job.allow_classes:
+        raise UsageError(
+            "an ONNX file needs the model's code: give --model package.module:factory."
+        )
+    try:
+        checkpoint = load_job(job)
+    except InputError:
+        model = _as_fused(job)
+        if model is None:
+            raise
+        checkpoint = model
+    if not isinstance(checkpoint, LiveModel):
+        raise UsageError(
+            "an ONNX file needs the model's code: give --model package.module:factory."
+        )
+    fused = Fused(checkpoint.model, dict(checkpoint.tensors))
+    write_all({path: _checked_onnx(fused, checkpoint.model, job, progress).bytes})
+    return path
+
+
+def _as_fused(job: Job) -> LiveModel | None:
+    """A fused checkpoint in the structure that the model has after fusion; None if it does not fit."""
+    if job.model is None:
+        return None
+    wrapper, tensors = read_tensors(job.source, key=job.key)
+    try:
+        model = load_fused(build_model(job.model, job.model_args), tensors, job.patterns)
+    except InputError:
+        return None
+    return LiveModel(model, tensors, wrapper)
+
+
+def load_fused(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor],
+    patterns: Sequence[Pattern] = PATTERNS,
+) -> nn.Module:
+    """A fused model from a training-form network and a fused checkpoint, for code without a deploy form.
+
+    The network's own weights do not matter. Raises InputError if the tensors do not fit.
+    """
+    tensors = source if isinstance(source, Mapping) else read_tensors(Path(source))[1]
+    generator = torch.Generator().manual_seed(0)
+    trained = copy.deepcopy(model).eval()
+    with torch.no_grad():  # weights that happen to be zero must not decide what can be fused
+        for tensor in (*trained.parameters(), *trained.buffers()):
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5, generator=generator)
+    fused = fused_copy(trained, find_in_module(trained, patterns).found)
+    expected = fused.state_dict()
+    missing = sorted(
+        k for k in set(expected) - set(tensors) if not k.endswith("num_batches_tracked")
+    )
+    unknown = sorted(set(tensors) - set(expected))
+    if missing or unknown:
+        what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which is no key of it"
+        raise InputError(f"the checkpoint does not fit the fused form of this model: it {what}.")
+    fused.load_state_dict(dict(tensors), strict=False, assign=True)
+    return fused

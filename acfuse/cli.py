@@ -1,0 +1,365 @@
+"""The command line: click options and nothing else. Heavy modules are imported by the commands."""
+
+import json
+import os
+import signal
+import sys
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from acfuse.errors import AcfuseError, Exit
+
+if TYPE_CHECKING:
+    from acfuse.job import Conversion, Job
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _option(*names: str, **settings: Any) -> Callable[[F], F]:
+    """An option that can also be given as ACFUSE_NAME."""
+    variable = "ACFUSE_" + names[-1].lstrip("-").upper().replace("-", "_").partition("/")[0]
+    return click.option(*names, envvar=variable, show_envvar=False, **settings)
+
+
+class InputShape(click.ParamType):
+    """1,3,224,224 or 1x3x224x224 or [1,3,224,224], with NAME: in front where there are several."""
+
+    name = "SHAPE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str | None, tuple[int, ...]]:
+        """(name or None, shape)."""
+        name, _, numbers = str(value).rpartition(":")
+        parts = numbers.strip("[]() ").replace("x", ",").split(",")
+        try:
+            shape = tuple(int(part) for part in parts)
+        except ValueError:
+            self.fail(f"{value!r}: expected numbers such as 1,3,224,224", param, ctx)
+        if any(n < 1 for n in shape):
+            self.fail(f"{value!r}: every size must be at least 1", param, ctx)
+        return name or None, shape
+
+
+class JsonObject(click.ParamType):
+    """A JSON object."""
+
+    name = "JSON"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, Any]:
+        """The object as a dict."""
+        if isinstance(value, dict):
+            return value
+        try:
+            data = json.loads(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not JSON: {error}", param, ctx)
+        if not isinstance(data, dict):
+            self.fail(
+                f"{value!r} is not a JSON object such as '{{\"num_classes\": 10}}'", param, ctx
+            )
+        return data
+
+
+MODEL_OPTIONS = (
+    _option("--model", metavar="MODULE:NAME", help="The network's code: package.module:factory or "
+            "path/to/file.py:Class."),
+    _option("--model-args", type=JsonObject(), default=None, help="Arguments for it, as JSON."),
+    _option("--key", help="Entry of the checkpoint that holds the weights."),
+    _option("--allow-class", multiple=True, metavar="MODULE:CLASS",
+            help="A class of your own that a pickled module may hold. Repeatable."),
+    _option("--bn-eps", type=click.FloatRange(min=0), help="BatchNorm eps, for checkpoints without "
+            "their code."),
+    _option("--fold-bn", is_flag=True, help="Fold lone conv+BatchNorm pairs as well."),
+)  # fmt: skip
+INPUT_OPTIONS = (
+    _option("--input-shape", type=InputShape(), multiple=True,
+            help="Shape of an input, e.g. 1,3,224,224; NAME:SHAPE where there are several."),
+    _option("--seed", type=int, default=None, help="Seed of the random inputs. Default 0."),
+    _option("--samples", type=click.IntRange(min=1), default=None,
+            help="How many random inputs. Default 3."),
+    _option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance, on every element."),
+    _option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance beside it."),
+)  # fmt: skip
+ONNX_OPTIONS = (
+    _option("--opset", type=click.IntRange(18, 24), help="ONNX opset. Default 20."),
+    _option("--dynamic", type=click.Choice(["batch", "hw", "all", "none"]),
+            help="Which axes of the ONNX file are free. Default batch."),
+)  # fmt: skip
+OUTPUT_OPTIONS = (
+    _option("-o", "--output", type=click.Path(path_type=Path), help="File or directory."),
+    _option("-f", "--force", is_flag=True, help="Replace files that exist."),
+)
+COMMON_OPTIONS = (
+    _option("--format", "style", type=click.Choice(["text", "json"]), default="text",
+            help="What stdout gets."),
+    _option("-q", "--quiet", is_flag=True, help="Say only what went wrong."),
+    click.option("-v", "--verbose", count=True, help="Say more."),
+)  # fmt: skip
+
+
+def _options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
+    def add(command: F) -> F:
+        for option in reversed([option for group in groups for option in group]):
+            command = option(command)
+        return command
+
+    return add
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("acfuse"), "-V", "--version", prog_name="acfuse")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Turn a trained multi-branch network into the plain, fast one that it computes.
+
+    \b
+    acfuse convert model.pth      finds, fuses, proves, writes model.fused.*
+    acfuse verify --atol 1e-4     proves the last conversion again
+    acfuse export-onnx            writes its ONNX file again
+
+    Settings may stand in acfuse.toml, or in [tool.acfuse] of pyproject.toml, of the working
+    directory.
+    """  # noqa: D301
+    settings = _configuration(Path.cwd())
+    if settings:
+        context.default_map = {name: _for_command(c, settings) for name, c in cli.commands.items()}
+        known = {p.name for c in cli.commands.values() for p in c.params}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise click.UsageError(f"the configuration has no setting {unknown[0]!r}.")
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    """The settings of acfuse.toml, or of pyproject.toml, by parameter name."""
+    for name, table in (("acfuse.toml", ()), ("pyproject.toml", ("tool", "acfuse"))):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            data: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise click.UsageError(f"{name} cannot be read: {error}.") from error
+        for part in table:
+            data = data.get(part, {}) if isinstance(data, dict) else {}
+        if data:
+            return {key.replace("-", "_"): value for key, value in data.items()}
+    return {}
+
+
+def _for_command(command: click.Command, settings: dict[str, Any]) -> dict[str, Any]:
+    own = {}
+    for parameter in command.params:
+        if parameter.name in settings:
+            value = settings[parameter.name]
+            many = isinstance(parameter, click.Option) and parameter.multiple
+            own[parameter.name] = [value] if many and not isinstance(value, list) else value
+    return own
+
+
+@cli.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@_options(MODEL_OPTIONS, INPUT_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS)
+@_option("--no-onnx", is_flag=True, help="Write the checkpoint alone.")
+@_option("--allow-empty", is_flag=True, help="Succeed where there is nothing to fuse.")
+@_option("-n", "--dry-run", is_flag=True, help="Find and prove, write nothing.")
+def convert(source: Path, style: str, quiet: bool, **options: Any) -> None:
+    """Fuse a checkpoint: find the blocks, prove equality, write checkpoint, ONNX and manifest."""
+    _early_output_checks(source, options)
+    with _progress("Loading PyTorch", quiet=quiet) as progress:
+        from acfuse import convert as pipeline
+        from acfuse import report
+
+        conversion = pipeline.convert(_job(source, options), progress)
+    _show(conversion, style, quiet, report)
+
+
+@cli.command()
+@click.argument("original", type=click.Path(path_type=Path), required=False)
+@click.argument("fused", type=click.Path(path_type=Path), required=False)
+@_options(MODEL_OPTIONS, INPUT_OPTIONS, COMMON_OPTIONS)
+def verify(
+    original: Path | None, fused: Path | None, style: str, quiet: bool, **options: Any
+) -> None:
+    """Prove that a fused file is the original: the last conversion's, or ORIGINAL FUSED."""
+    if original is not None and fused is None:
+        raise click.UsageError("give ORIGINAL and FUSED, or neither.")
+    with _progress("Loading PyTorch", quiet=quiet) as progress:
+        from acfuse import again, report
+        from acfuse.manifest import Manifest
+
+        if original is None or fused is None:
+            manifest = Manifest.only(Path.cwd())
+            job = manifest.job(_changes(options))
+            conversion = again.verify_again(manifest, job, progress)
+        else:
+            conversion = again.verify_files(_job(original, options), fused, progress=progress)
+    _show(conversion, style, quiet, report)
+
+
+@cli.command("export-onnx")
+@click.argument("source", type=click.Path(path_type=Path), required=False)
+@_options(MODEL_OPTIONS, INPUT_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS)
+def export_onnx(source: Path | None, style: str, quiet: bool, **options: Any) -> None:
+    """Write the ONNX file of the last conversion again, or of any checkpoint as it is."""
+    with _progress("Loading PyTorch", quiet=quiet) as progress:
+        from acfuse import again, report
+        from acfuse.manifest import Manifest
+
+        if source is None:
+            manifest = Manifest.only(Path.cwd())
+            path = again.export_again(manifest, manifest.job(_changes(options)), progress)
+        else:
+            path = again.export_file(_job(source, options), progress)
+    if style == "json":
+        report.print_json({"written": [str(path)]})
+    elif not quiet:
+        click.echo(f"wrote   {report.safe(path)}  ({path.stat().st_size:,} bytes)")
+
+
+@cli.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@_options(MODEL_OPTIONS, COMMON_OPTIONS)
+def inspect(source: Path, style: str, quiet: bool, **options: Any) -> None:
+    """Show what would be fused, what not, and why. Writes nothing."""
+    with _progress("Loading PyTorch", quiet=quiet):
+        from acfuse import convert as pipeline
+        from acfuse import report
+
+        job = _job(source, {**options, "dry_run": True})
+        findings = pipeline.find(pipeline.load_job(job), job)
+    if style == "json":
+        report.print_json(report.describe_findings(findings, source.name))
+    else:
+        report.print_findings(findings, source.name)
+    if not findings.found:
+        sys.exit(Exit.NOTHING)
+
+
+@cli.command()
+@_options(COMMON_OPTIONS)
+def patterns(style: str, **_: Any) -> None:
+    """List the blocks that are known by name."""
+    with _progress("Loading PyTorch", quiet=False):
+        from acfuse import report
+        from acfuse.patterns import PATTERNS
+    if style == "json":
+        names = ("name", "fused", "source", "bn_eps", "alone")
+        report.print_json([{n: getattr(p, n) for n in names} for p in PATTERNS])
+    else:
+        report.print_patterns(PATTERNS)
+
+
+def _changes(options: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a job that flags change, for a job that a manifest holds."""
+    from acfuse.verify import Inputs, Tolerance
+
+    changes: dict[str, Any] = {
+        "tolerance": Tolerance(options.get("atol"), options.get("rtol")),
+        "model": options.get("model"),
+        "model_args": options.get("model_args"),
+        "key": options.get("key"),
+        "allow_classes": options.get("allow_class") or None,
+        "bn_eps": options.get("bn_eps"),
+        "opset": options.get("opset"),
+        "dynamic": options.get("dynamic"),
+        "force": options.get("force") or None,
+    }
+    if options.get("input_shape"):
+        changes["inputs"] = Inputs(
+            tuple(options["input_shape"]), options.get("seed") or 0, options.get("samples") or 3
+        )
+    return changes
+
+
+def _job(source: Path, options: dict[str, Any]) -> "Job":
+    from dataclasses import replace
+
+    from acfuse.job import Job
+
+    job = Job(
+        source,
+        output=options.get("output"),
+        onnx=not options.get("no_onnx", False),
+        fold_bn=options.get("fold_bn", False),
+        allow_empty=options.get("allow_empty", False),
+        dry_run=options.get("dry_run", False),
+    )
+    return replace(job, **{k: v for k, v in _changes(options).items() if v is not None})
+
+
+def _early_output_checks(source: Path, options: dict[str, Any]) -> None:
+    """What is wrong with the paths is said before PyTorch is loaded."""
+    from acfuse.files import check_outputs
+    from acfuse.paths import Paths, fused_path
+
+    if options["dry_run"]:
+        return
+    paths = Paths.beside(fused_path(source, options["output"]))
+    wanted = [paths.checkpoint, *([] if options["no_onnx"] else [paths.onnx]), paths.manifest]
+    check_outputs(wanted, [source], force=options["force"])
+
+
+def _show(conversion: "Conversion", style: str, quiet: bool, report: Any) -> None:
+    if style == "json":
+        report.print_json(report.conversion_json(conversion))
+    else:
+        report.print_conversion(conversion, quiet=quiet)
+    if not conversion.proofs.passed:
+        reason = conversion.proofs.fault
+        if conversion.diagnosis:
+            reason += f" (looks like: {conversion.diagnosis})"
+        click.echo(f"error: not equal: {report.safe(reason)}", err=True)
+    sys.exit(conversion.exit_code)
+
+
+@contextmanager
+def _progress(first: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A status line on a terminal, nothing in a pipe."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True, markup=False).status(f"{first} ...") as status:
+        yield lambda what: status.update(f"{what} ...")
+
+
+def _terminate(_: int, __: FrameType | None) -> None:
+    raise Terminated
+
+
+def main() -> None:
+    """Runs the command line, and turns what goes wrong into one line and an exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(cli.main(standalone_mode=False) or Exit.DONE)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(Exit.USAGE)
+    except AcfuseError as error:
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(Exit.INTERRUPTED)
+    except Terminated:
+        click.echo("terminated", err=True)
+        sys.exit(Exit.TERMINATED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.DONE)
+    except Exception:
+        traceback.print_exc()
+        click.echo("error: this is a bug of acfuse, not of your file. Please report it.", err=True)
+        sys.exit(Exit.BUG)

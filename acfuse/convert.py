@@ -1,0 +1,226 @@
+"""The pipeline: load, find, rewrite, verify, save. Nothing is written before it is proved."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from acfuse.algebra import lower
+from acfuse.checkpoint import BareTensors, Checkpoint, LiveModel, check_finite, load, to_bytes
+from acfuse.errors import InputError, NotFusable, NothingToFuse, UsageError
+from acfuse.export import OnnxFile, compare_onnx, to_onnx
+from acfuse.files import check_outputs, write_all
+from acfuse.find import Findings, Found, find_in_module, find_in_tensors
+from acfuse.job import Conversion, Fused, Job, Size
+from acfuse.manifest import describe, provenance, to_json
+from acfuse.rewrite import fused_copy, fused_tensors
+from acfuse.verify import Proofs, diagnose, verify_models
+from acfuse.verify.certificate import certify_tensors
+from acfuse.verify.whole import Inputs, floating_dtype, named_shapes
+
+Progress = Callable[[str], None]
+
+
+def convert(job: Job, progress: Progress = lambda _: None) -> Conversion:
+    """Fuses every block of a checkpoint, proves that nothing changed, and writes the results.
+
+    Raises AcfuseError for what a user can mend; a failed proof is a result, and nothing is written.
+    """
+    paths = job.paths
+    wanted = [paths.checkpoint, *([paths.onnx] if job.onnx else []), paths.manifest]
+    if not job.dry_run:
+        check_outputs(wanted, [job.source], force=job.force)
+    progress("loading")
+    checkpoint = load_job(job)
+    progress("finding blocks")
+    findings = find(checkpoint, job)
+    if not findings.found and not job.allow_empty:
+        raise NothingToFuse(_nothing(job, findings))
+    fused = rewrite(checkpoint, findings)
+    proofs = verify(checkpoint, fused, findings, job, progress)
+    onnx_file, proofs, notes = _export(checkpoint, fused, job, proofs, progress)
+    sizes = size_of(checkpoint, job.inputs), size_of(fused, job.inputs)
+    conversion = Conversion(
+        job, findings, proofs, sizes, (*checkpoint.notes, *findings.notes, *notes), onnx_file
+    )
+    if not proofs.passed:
+        return replace(conversion, diagnosis=diagnosis(checkpoint, fused, findings, proofs))
+    return conversion if job.dry_run else save(conversion, checkpoint, fused)
+
+
+def load_job(job: Job) -> Checkpoint:
+    """The checkpoint of a job, every number in it finite."""
+    checkpoint = load(
+        job.source,
+        model=job.model,
+        model_args=job.model_args,
+        key=job.key,
+        allow_classes=job.allow_classes,
+    )
+    check_finite(checkpoint.tensors, job.source.name)
+    if isinstance(checkpoint, LiveModel) and job.inputs is None and not job.dry_run:
+        raise UsageError(
+            "--input-shape is missing: the whole model is compared on inputs, and exported with "
+            "one. Give for instance --input-shape 1,3,224,224."
+        )
+    return checkpoint
+
+
+def find(checkpoint: Checkpoint, job: Job) -> Findings:
+    """The blocks of a checkpoint."""
+    if isinstance(checkpoint, LiveModel):
+        return find_in_module(checkpoint.model, job.patterns, folds=job.fold_bn)
+    return find_in_tensors(checkpoint.tensors, job.patterns, job.bn_eps)
+
+
+def rewrite(checkpoint: Checkpoint, findings: Findings) -> Fused:
+    """The fused checkpoint."""
+    if isinstance(checkpoint, LiveModel):
+        model = fused_copy(checkpoint.model, findings.found)
+        state = model.state_dict()
+        return Fused(model, fused_tensors(checkpoint.tensors, state, findings.found))
+    gone = {key for block in findings.found for key in _replaced_keys(block, checkpoint.tensors)}
+    state = {key: tensor for key, tensor in checkpoint.tensors.items() if key not in gone}
+    for block in findings.found:
+        for name, summand in zip(block.names, block.summands, strict=True):
+            if summand.value is None:
+                continue
+            try:
+                layer = lower(summand.value, block.dtype)
+            except NotFusable as refusal:
+                raise InputError(f"{block.label}: {refusal.why}.") from refusal
+            state[f"{name}.weight"], state[f"{name}.bias"] = layer.weight, layer.bias
+    return Fused(None, fused_tensors(checkpoint.tensors, state, findings.found))
+
+
+def _replaced_keys(block: Found, tensors: Mapping[str, Tensor]) -> list[str]:
+    prefix = f"{block.where}." if block.where else ""
+    layers = {f"{prefix}{name}" for name in block.layers}
+    return [key for key in tensors if key.rpartition(".")[0] in layers]
+
+
+def unrounded(job: Job) -> Callable[[nn.Module], tuple[nn.Module, nn.Module]]:
+    """Makes, of a model, its float64 copy and that copy's fused form, with nothing rounded."""
+
+    def make(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+        double = copy.deepcopy(model).double().eval()
+        findings = find_in_module(double, job.patterns, folds=job.fold_bn)
+        return double, fused_copy(double, findings.found, dtype=torch.float64)
+
+    return make
+
+
+def verify(
+    checkpoint: Checkpoint, fused: Fused, findings: Findings, job: Job, progress: Progress
+) -> Proofs:
+    """The proof and the measurements of a fused checkpoint."""
+    if isinstance(checkpoint, LiveModel) and fused.model is not None:
+        return verify_models(
+            checkpoint.model,
+            fused.model,
+            findings.found,
+            job.inputs,
+            job.tolerance,
+            unrounded(job),
+            progress,
+        )
+    return Proofs(tuple(certify_tensors(fused.tensors, block) for block in findings.found))
+
+
+def _export(
+    checkpoint: Checkpoint, fused: Fused, job: Job, proofs: Proofs, progress: Progress
+) -> tuple[OnnxFile | None, Proofs, tuple[str, ...]]:
+    """The ONNX file and its comparison with the original, where it is wanted and can be made."""
+    if not job.onnx or not proofs.passed:
+        return None, proofs, ()
+    if not isinstance(checkpoint, LiveModel) or fused.model is None:
+        note = "no ONNX file: it needs the model's code; give --model package.module:factory"
+        return None, proofs, (note,)
+    if job.inputs is None:
+        return None, proofs, ("no ONNX file: it needs --input-shape",)
+    progress("exporting to ONNX")
+    onnx_file = to_onnx(
+        fused.model,
+        job.inputs,
+        opset=job.opset,
+        dynamic=job.dynamic,
+        metadata=provenance(job.source),
+    )
+    check = compare_onnx(
+        onnx_file.bytes,
+        checkpoint.model,
+        job.inputs,
+        job.tolerance,
+        dynamic=job.dynamic,
+        progress=progress,
+    )
+    return onnx_file, replace(proofs, checks=(*proofs.checks, check)), ()
+
+
+def size_of(side: Checkpoint | Fused, inputs: Inputs | None) -> Size:
+    """How large a model is; of bare tensors, only what the tensors tell."""
+    parameters = sum(
+        t.numel()
+        for k, t in side.tensors.items()
+        if t.is_floating_point() and not k.endswith(("running_mean", "running_var"))
+    )
+    model = side.model if not isinstance(side, BareTensors) else None
+    if model is None:
+        weights = sum(t.ndim > 2 and k.endswith("weight") for k, t in side.tensors.items())
+        return Size(weights, parameters)
+    convolutions = sum(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
+    return Size(convolutions, parameters, multiply_adds(model, inputs))
+
+
+def multiply_adds(model: nn.Module, inputs: Inputs | None) -> int | None:
+    """What one forward costs for the given input, as torch counts it; nothing is computed."""
+    if inputs is None:
+        return None
+    ghost = copy.deepcopy(model).to("meta")
+    shapes = named_shapes(model, inputs)
+    given = {
+        n: torch.empty(s, dtype=floating_dtype(model), device="meta") for n, s in shapes.items()
+    }
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            ghost(**given)
+    except Exception:
+        return None
+    return int(counter.get_total_flops()) // 2
+
+
+def _nothing(job: Job, findings: Findings) -> str:
+    if findings.refused:
+        first = findings.refused[0]
+        more = f" ({len(findings.refused)} candidates in all)" if len(findings.refused) > 1 else ""
+        return (
+            f"{job.source.name}: nothing to fuse. {first.where or 'the model'}: {first.why}{more}. "
+            "`acfuse inspect` lists every candidate."
+        )
+    hint = "" if job.model else " Give --model with the network's code to look by algebra as well."
+    return f"{job.source.name}: nothing to fuse: no block of parallel branches was found.{hint}"
+
+
+def diagnosis(checkpoint: Checkpoint, fused: Fused, findings: Findings, proofs: Proofs) -> str:
+    """What the first bad block looks like."""
+    if not isinstance(checkpoint, LiveModel) or fused.model is None:
+        return ""
+    for block, certificate in zip(findings.found, proofs.certificates, strict=True):
+        if not certificate.passed:
+            return diagnose(checkpoint.model, fused.model, block)
+    return ""
+
+
+def save(conversion: Conversion, checkpoint: Checkpoint, fused: Fused) -> Conversion:
+    """Writes the fused checkpoint, the ONNX file and, last, the manifest."""
+    paths = conversion.job.paths
+    whole = fused.model if checkpoint.wrapper.kind == "module" else None
+    contents = {paths.checkpoint: to_bytes(checkpoint.wrapper, whole or fused.tensors)}
+    if conversion.onnx is not None:
+        contents[paths.onnx] = conversion.onnx.bytes
+    contents[paths.manifest] = to_json(describe(conversion, contents))
+    write_all(contents)
+    return replace(conversion, written=tuple(contents))

@@ -1,0 +1,91 @@
+"""Writes files whole or not at all, and says beforehand whether that can work."""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from acfuse.errors import OutputError
+
+
+def check_outputs(paths: Sequence[Path], inputs: Sequence[Path], *, force: bool) -> None:
+    """Raises OutputError if one of the files may not, or cannot, be written."""
+    for path in paths:
+        folder = path.parent
+        if not folder.is_dir():
+            raise OutputError(f"{folder} is not a directory; create it, or give another --output.")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OutputError(f"{folder} cannot be written to; give another --output.")
+        if any(path.exists() and source.exists() and path.samefile(source) for source in inputs):
+            raise OutputError(f"{path} is the input itself; give another --output.")
+        if path.is_dir() or (path.exists() and not path.is_file()):
+            raise OutputError(f"{path} exists and is not a regular file; give another --output.")
+        if path.exists() and not force:
+            raise OutputError(f"{path} exists; give --force to replace it, or another --output.")
+
+
+def write_all(contents: Mapping[Path, bytes]) -> None:
+    """Writes all files, or none: each whole beside its place, then all renamed, the last one last.
+
+    Raises OutputError; whatever was there before is then still there.
+    """
+    waiting: dict[Path, Path] = {}
+    try:
+        for path, data in contents.items():
+            waiting[path] = _write_beside(path, data)
+        for path, temporary in list(waiting.items()):
+            temporary.replace(path)
+            del waiting[path]
+        for folder in {path.parent for path in contents}:
+            _sync_folder(folder)
+    except OSError as error:
+        raise OutputError(_explain(error, contents)) from error
+    finally:
+        for temporary in waiting.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _write_beside(path: Path, data: bytes) -> Path:
+    number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(number, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems cannot
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def _explain(error: OSError, contents: Mapping[Path, bytes]) -> str:
+    needed = sum(len(data) for data in contents.values())
+    folder = next(iter(contents)).parent
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(folder).free
+            return (
+                f"{folder} has no room: {needed:,} bytes are needed, {free:,} are free. "
+                "Nothing was written."
+            )
+    return f"{folder} cannot be written to: {error.strerror or error}. Nothing was written."

@@ -1,0 +1,78 @@
+"""What a conversion is asked to do, and what it gives: plain records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from acfuse.errors import Exit
+from acfuse.export import DEFAULT_OPSET, OnnxFile
+from acfuse.find import Findings
+from acfuse.paths import Paths, fused_path
+from acfuse.patterns import PATTERNS, Pattern
+from acfuse.verify import Inputs, Proofs, Tolerance
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a conversion is asked to do."""
+
+    source: Path
+    model: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    key: str | None = None
+    allow_classes: tuple[str, ...] = ()
+    output: Path | None = None
+    inputs: Inputs | None = None
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    onnx: bool = True
+    opset: int = DEFAULT_OPSET
+    dynamic: str = "batch"
+    bn_eps: float | None = None
+    fold_bn: bool = False
+    patterns: tuple[Pattern, ...] = PATTERNS
+    force: bool = False
+    allow_empty: bool = False
+    dry_run: bool = False
+
+    @property
+    def paths(self) -> Paths:
+        """Where the results go."""
+        return Paths.beside(fused_path(self.source, self.output))
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a model is: convolutions, parameters, and multiply-adds of the given input."""
+
+    convolutions: int
+    parameters: int
+    multiply_adds: int | None = None
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A fused checkpoint: the model (None for bare tensors), and its tensors in their order."""
+
+    model: nn.Module | None
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion found, proved and wrote."""
+
+    job: Job
+    findings: Findings
+    proofs: Proofs
+    sizes: tuple[Size, Size]
+    notes: tuple[str, ...] = ()
+    onnx: OnnxFile | None = None
+    written: tuple[Path, ...] = ()
+    diagnosis: str = ""
+
+    @property
+    def exit_code(self) -> Exit:
+        return Exit.DONE if self.proofs.passed else Exit.NOT_EQUAL

@@ -1,0 +1,196 @@
+"""The manifest: the record that a conversion leaves, and a job read from it again."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acfuse.checkpoint import sha256_of
+from acfuse.errors import InputError, UsageError
+from acfuse.export import DEFAULT_OPSET
+from acfuse.find import Found
+from acfuse.job import Conversion, Job
+from acfuse.paths import Paths
+from acfuse.verify import Inputs
+
+VERSION = importlib.metadata.version("acfuse")
+SCHEMA_VERSION = 1
+
+
+def provenance(source: Path) -> dict[str, str]:
+    """Where a file comes from, without a path of this machine."""
+    return {
+        "acfuse.version": VERSION,
+        "acfuse.source": source.name,
+        "acfuse.source.sha256": sha256_of(source),
+    }
+
+
+def to_json(data: Mapping[str, Any]) -> bytes:
+    """A manifest as the bytes of its file."""
+    return (json.dumps(data, indent=2) + "\n").encode()
+
+
+def record(path: Path, data: bytes) -> dict[str, Any]:
+    """A written file, as the manifest names it."""
+    return {"file": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def describe(
+    conversion: Conversion, contents: Mapping[Path, bytes] | None = None
+) -> dict[str, Any]:
+    """A conversion as plain data: what the manifest holds and `--format json` prints."""
+    job, proofs = conversion.job, conversion.proofs
+    outputs = [record(path, data) for path, data in (contents or {}).items()]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "acfuse": VERSION,
+        "torch": torch.__version__,
+        "source": {"file": _relative(job.source, job.paths.manifest.parent),
+                   "sha256": sha256_of(job.source)},
+        "outputs": outputs,
+        "model": job.model,
+        "model_args": dict(job.model_args),
+        "key": job.key,
+        "allow_class": list(job.allow_classes),
+        "bn_eps": job.bn_eps,
+        "fold_bn": job.fold_bn,
+        "inputs": None if job.inputs is None else {
+            "shapes": [[name, list(shape)] for name, shape in job.inputs.shapes],
+            "seed": job.inputs.seed,
+            "samples": job.inputs.samples,
+        },
+        "onnx": None if conversion.onnx is None else {
+            "opset": conversion.onnx.opset,
+            "dynamic": conversion.onnx.dynamic,
+            "inputs": list(conversion.onnx.inputs),
+            "outputs": list(conversion.onnx.outputs),
+            "nodes": {kind: conversion.onnx.count(kind) for kind in ("Conv", "BatchNormalization")},
+        },
+        "passed": proofs.passed,
+        "fault": proofs.fault,
+        "diagnosis": conversion.diagnosis,
+        "before": vars_of(conversion.sizes[0]),
+        "after": vars_of(conversion.sizes[1]),
+        "found": [_describe_block(block, conversion) for block in conversion.findings.found],
+        "refused": [
+            {"where": r.where, "pattern": r.pattern, "code": str(r.code), "why": r.why}
+            for r in conversion.findings.refused
+        ],
+        "checks": [vars_of(check) for check in proofs.checks],
+        "notes": [*conversion.notes, *proofs.notes],
+    }  # fmt: skip
+
+
+def vars_of(value: Any) -> dict[str, Any]:
+    """The fields of a flat record."""
+    return {f.name: getattr(value, f.name) for f in fields(value)}
+
+
+def _describe_block(block: Found, conversion: Conversion) -> dict[str, Any]:
+    index = conversion.findings.found.index(block)
+    certificates = conversion.proofs.certificates
+    certificate = certificates[index] if index < len(certificates) else None
+    return {
+        "where": block.where,
+        "pattern": block.pattern,
+        "fused": list(block.names),
+        "replaced": list(block.layers),
+        "block": block.is_block,
+        "convolutions": list(block.convolutions),
+        "certificate": None if certificate is None else vars_of(certificate),
+    }
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """A path as the manifest names it: from its own folder where that is possible."""
+    try:
+        return str(path.resolve().relative_to(folder.resolve()))
+    except ValueError:
+        return path.name
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record that a conversion left."""
+
+    path: Path
+    data: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Reads a manifest. Raises InputError for one that this version cannot use."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            version = data["schema_version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path.name} is not a manifest of acfuse: {error}.") from error
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{path.name} has schema version {version}, not {SCHEMA_VERSION}.")
+        return cls(path, data)
+
+    @classmethod
+    def only(cls, folder: Path) -> "Manifest":
+        """The one manifest of a folder. Raises UsageError if there are none or several."""
+        paths = sorted(folder.glob("*.acfuse.json"))
+        if not paths:
+            raise UsageError(
+                "there is no manifest (*.acfuse.json) here: run `acfuse convert` first, or name "
+                "the files."
+            )
+        if len(paths) > 1:
+            names = ", ".join(p.name for p in paths)
+            raise UsageError(f"there are several manifests here ({names}): name the files.")
+        return cls.read(paths[0])
+
+    @property
+    def paths(self) -> Paths:
+        """The files that this manifest is about."""
+        stem = self.path.name.removesuffix(".acfuse.json")
+        checkpoint = next(
+            (o["file"] for o in self.data["outputs"] if not o["file"].endswith(".onnx")),
+            stem + ".pth",
+        )
+        return Paths.beside(self.path.parent / Path(checkpoint).name)
+
+    def job(self, changes: Mapping[str, Any]) -> Job:
+        """The job again, with changes where a flag was given."""
+        data = self.data
+        inputs = data["inputs"]
+        job = Job(
+            source=self.path.parent / data["source"]["file"],
+            model=data["model"],
+            model_args=data["model_args"],
+            key=data["key"],
+            allow_classes=tuple(data["allow_class"]),
+            output=self.paths.checkpoint,
+            inputs=None if inputs is None else Inputs(
+                tuple((name, tuple(shape)) for name, shape in inputs["shapes"]),
+                inputs["seed"],
+                inputs["samples"],
+            ),
+            bn_eps=data["bn_eps"],
+            fold_bn=data["fold_bn"],
+            onnx=data["onnx"] is not None,
+            opset=data["onnx"]["opset"] if data["onnx"] else DEFAULT_OPSET,
+            dynamic=data["onnx"]["dynamic"] if data["onnx"] else "batch",
+            allow_empty=True,
+        )  # fmt: skip
+        return replace(job, **{k: v for k, v in changes.items() if v is not None})
+
+    def changed(self) -> list[str]:
+        """The files that are no longer what the manifest says, each in words."""
+        problems = []
+        records = [{**self.data["source"], "role": "the original"}, *self.data["outputs"]]
+        for record in records:
+            path = self.path.parent / record["file"]
+            if not path.is_file():
+                problems.append(f"{record['file']} is missing")
+            elif sha256_of(path) != record["sha256"]:
+                problems.append(f"{record['file']} is not the file that was converted or written")
+        return problems

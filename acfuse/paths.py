@@ -1,0 +1,31 @@
+"""Where the results of a conversion go."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The three files of a conversion."""
+
+    checkpoint: Path
+    onnx: Path
+    manifest: Path
+
+    @classmethod
+    def beside(cls, checkpoint: Path) -> "Paths":
+        """The ONNX file and the manifest that belong to a fused checkpoint."""
+        stem = checkpoint.name.removesuffix(checkpoint.suffix)
+        folder = checkpoint.parent
+        return cls(checkpoint, folder / f"{stem}.onnx", folder / f"{stem}.acfuse.json")
+
+
+def fused_path(source: Path, output: Path | None) -> Path:
+    """The fused checkpoint of `source`: `output`, or the usual name in that or its own folder."""
+    suffix = source.suffix if source.suffix in SUFFIXES else ".pth"
+    name = f"{source.stem}.fused{suffix}"
+    if output is None:
+        return source.parent / name
+    return output / name if output.is_dir() else output
