@@ -1,1 +1,22 @@
-"""Turns a trained multi-branch convolutional network into the plain one that it computes."""
+"""Turns a trained multi-branch convolutional network into the plain one that it computes.
+
+    fused = acfuse.fuse(model)                 # .model, .found, .refused; `model` is untouched
+    fused = acfuse.fuse_tensors(state_dict)    # .tensors, .found, .refused, .notes
+    proofs = acfuse.verify(model, fused.model, (1, 3, 224, 224))
+    conversion = acfuse.convert("model.pth", model="nets.py:Net", input_shape=(1, 3, 224, 224))
+    network = acfuse.load_fused(Net(), "model.fused.pth")
+
+Nothing heavy is imported before it is used.
+"""
+
+from typing import Any
+
+__all__ = ["convert", "fuse", "fuse_tensors", "load_fused", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'acfuse' has no attribute {name!r}")
+    from acfuse import api
+
+    return getattr(api, name)

@@ -27,6 +27,8 @@ from acfuse.manifest import Manifest, provenance, record, to_json
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.rewrite import fused_copy
 
+NEEDS_CODE = "an ONNX file needs the model's code: give --model package.module:factory."
+
 
 def verify_again(manifest: Manifest, job: Job, progress: Progress = lambda _: None) -> Conversion:
     """Proves the last conversion again, from its files alone."""
@@ -84,7 +86,7 @@ def verify_files(
 def _with_tensors(
     checkpoint: Checkpoint, fused: Fused, tensors: Mapping[str, Tensor], name: str
 ) -> Fused:
-    """The fused structure with the tensors of a file in it. Raises InputError if they do not fit."""
+    """The fused structure with a file's tensors in it. Raises InputError if they do not fit."""
     prefix = checkpoint.wrapper.prefix
     given = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     missing, unknown = (
@@ -118,9 +120,7 @@ def export_again(manifest: Manifest, job: Job, progress: Progress = lambda _: No
     progress("loading")
     checkpoint = load_job(job)
     if not isinstance(checkpoint, LiveModel):
-        raise UsageError(
-            "an ONNX file needs the model's code: give --model package.module:factory."
-        )
+        raise UsageError(NEEDS_CODE)
     fused = rewrite(checkpoint, find(checkpoint, job))
     if checkpoint.wrapper.kind != "module":
         _, tensors = read_tensors(manifest.paths.checkpoint, key=job.key)
@@ -174,9 +174,7 @@ def export_file(job: Job, progress: Progress = lambda _: None) -> Path:
     check_outputs([path], [job.source], force=job.force)
     progress("loading")
     if job.model is None and not job.allow_classes:
-        raise UsageError(
-            "an ONNX file needs the model's code: give --model package.module:factory."
-        )
+        raise UsageError(NEEDS_CODE)
     try:
         checkpoint = load_job(job)
     except InputError:
@@ -185,16 +183,14 @@ def export_file(job: Job, progress: Progress = lambda _: None) -> Path:
             raise
         checkpoint = model
     if not isinstance(checkpoint, LiveModel):
-        raise UsageError(
-            "an ONNX file needs the model's code: give --model package.module:factory."
-        )
+        raise UsageError(NEEDS_CODE)
     fused = Fused(checkpoint.model, dict(checkpoint.tensors))
     write_all({path: _checked_onnx(fused, checkpoint.model, job, progress).bytes})
     return path
 
 
 def _as_fused(job: Job) -> LiveModel | None:
-    """A fused checkpoint in the structure that the model has after fusion; None if it does not fit."""
+    """A fused checkpoint in the structure of the fused model; None if it does not fit."""
     if job.model is None:
         return None
     wrapper, tensors = read_tensors(job.source, key=job.key)
@@ -210,9 +206,10 @@ def load_fused(
     source: str | Path | Mapping[str, Tensor],
     patterns: Sequence[Pattern] = PATTERNS,
 ) -> nn.Module:
-    """A fused model from a training-form network and a fused checkpoint, for code without a deploy form.
+    """A fused model, from a training-form network and a fused checkpoint.
 
-    The network's own weights do not matter. Raises InputError if the tensors do not fit.
+    It is the way back into code whose authors wrote no deploy form. The network's own weights do
+    not matter. Raises InputError if the tensors do not fit.
     """
     tensors = source if isinstance(source, Mapping) else read_tensors(Path(source))[1]
     generator = torch.Generator().manual_seed(0)

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from acfuse.errors import InputError, UnsafeError, UsageError
 
 WRAPPERS = ("module.", "_orig_mod.")
-# Entries that hold tensors, but not the weights of a network.
+# Entries that may hold tensors by name, but not the weights of a network.
 NOT_WEIGHTS = ("optim", "sched", "scaler", "grad", "loss", "metric", "hyper", "conf", "args")
 
 
 @dataclass(frozen=True)
 class Wrapper:
-    """The form in which tensors came: the whole object, where in it they stood, and their prefix."""
+    """The form in which tensors came: the whole object, where in it they stood, their prefix."""
 
     kind: str  # "state_dict", "module" or "safetensors"
     whole: Any = field(default=None, repr=False)
@@ -121,7 +121,7 @@ def read_tensors(
 
 
 def recognise(source: Path) -> str:
-    """What a file is, by its first bytes: "torch" or "safetensors". Raises InputError for others."""
+    """What a file is by its first bytes: "torch" or "safetensors". Raises InputError otherwise."""
     name = source.name
     try:
         if source.is_dir():

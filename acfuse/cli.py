@@ -33,7 +33,7 @@ def _option(*names: str, **settings: Any) -> Callable[[F], F]:
     return click.option(*names, envvar=variable, show_envvar=False, **settings)
 
 
-class InputShape(click.ParamType):
+class InputShape(click.ParamType[Any]):
     """1,3,224,224 or 1x3x224x224 or [1,3,224,224], with NAME: in front where there are several."""
 
     name = "SHAPE"
@@ -51,7 +51,7 @@ class InputShape(click.ParamType):
         return name or None, shape
 
 
-class JsonObject(click.ParamType):
+class JsonObject(click.ParamType[Any]):
     """A JSON object."""
 
     name = "JSON"

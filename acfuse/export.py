@@ -103,8 +103,8 @@ def to_onnx(
     fixed = _fixed_axes(proto, [axes[n] for n in shapes])
     if fixed:
         raise InputError(
-            f"{Reason.FIXED_AXIS}: the exporter fixed {fixed}, which --dynamic {dynamic} asks to be "
-            "free. Give --dynamic none, or make the model independent of that size."
+            f"{Reason.FIXED_AXIS}: the exporter fixed {fixed}, which --dynamic {dynamic} asks to "
+            "be free. Give --dynamic none, or make the model independent of that size."
         )
     return OnnxFile(proto, opset, dynamic, tuple(names), tuple(outputs))
 

@@ -268,7 +268,7 @@ class _Finder:
         try:
             values = kernels(graph, region)
         except NotFusable as refusal:
-            return Refused(where, refusal.code, refusal.why, pattern and pattern.name)
+            return Refused(where, refusal.code, refusal.why, pattern.name if pattern else None)
         removed = {name.partition(".")[0] for name, _ in layers}
         base = pattern.fused if pattern else "fused_conv"
         if not region.is_block:

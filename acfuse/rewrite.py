@@ -37,8 +37,7 @@ def _replacement(module: nn.Module, found: Sequence[Found], dtype: torch.dtype |
     forward = found[0].forward
     if forward is not None:
         return rewrite_module(module, forward, layers)
-    ((_, name, layer),) = layers[found[0].output]
-    parts = OrderedDict([(name, layer)])
+    parts = OrderedDict((n, layer) for _, n, layer in layers[found[0].output] if n and layer)
     parts.update((n, module.get_submodule(n)) for n in found[0].tail)
     return nn.Sequential(parts).eval()
 
@@ -82,22 +81,20 @@ def fused_tensors(
     `fused` are the tensors of the fused model. What was not fused is the original's own tensor; the
     new ones stand where the first one that they replace stood.
     """
-    first: dict[str, list[str]] = {}
+    owner: dict[str, Found] = {}
     for block in found:
         prefix = f"{block.where}." if block.where else ""
-        paths = {f"{prefix}{layer}." for layer in block.layers}
-        anchor = next((k for k in tensors if any(k.startswith(p) for p in paths)), None)
-        new = [k for n in block.names for k in (f"{n}.weight", f"{n}.bias")]
-        first.setdefault(anchor or "", []).extend(new)
-    placed = {k for keys in first.values() for k in keys}
+        owner.update((f"{prefix}{layer}", block) for layer in block.layers)
+    new = {id(b): [k for n in b.names for k in (f"{n}.weight", f"{n}.bias")] for b in found}
+    placed = {key for keys in new.values() for key in keys}
     result: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        for new in first.get(key, []):
-            result[new] = fused[new]
+        replaced = owner.get(key.rpartition(".")[0])
+        if replaced is not None:
+            result.update((k, fused[k]) for k in new.pop(id(replaced), ()))
         if key in fused and key not in placed:
             result[key] = tensor
-    for key in first.get("", []):
-        result[key] = fused[key]
+    result.update((key, fused[key]) for keys in new.values() for key in keys)
     missing = sorted(set(fused) - set(result) - {k for k in fused if "num_batches" in k})
     if missing:
         raise AcfuseError(f"the fused model has keys of unknown origin: {', '.join(missing[:3])}.")

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from acfuse.algebra.geometry import Axis, Border, Geometry
-from acfuse.algebra.linear_conv import LinearConv, identity
+from acfuse.algebra.linear_conv import LinearConv, identity, on_axes
 from acfuse.errors import NotFusable, Reason
 
 Pads = tuple[tuple[int, int], ...]
-Linear = TypeVar("Linear", Geometry, LinearConv)
+Linear = TypeVar("Linear", Geometry, LinearConv, Geometry | LinearConv)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Conv:
             dtype=torch.float64,
             device=self.weight.device,
         )
-        kernel[(..., *spread)] = self.weight.detach().double()
+        kernel[on_axes(spread)] = self.weight.detach().double()
         bias = kernel.new_zeros(geometry.out_channels)
         if self.bias is not None:
             bias = self.bias.detach().double()

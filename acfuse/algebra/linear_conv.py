@@ -5,9 +5,10 @@
 with x extended past its edge by `border`. Everything is float64, and is rounded once, by `lower`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,8 +146,8 @@ class LinearConv:
             window = tuple(
                 slice(s * i, s * i + n) for i, s, n in zip(u, f.stride, f.taps, strict=True)
             )
-            part = torch.bmm(second[(..., *u)], first)
-            kernel[(..., *window)] += part.reshape(groups, -1, per_input, *f.taps)
+            part = torch.bmm(second[on_axes(u)], first)
+            kernel[on_axes(window)] += part.reshape(groups, -1, per_input, *f.taps)
         response = second.sum(dim=tuple(range(3, second.ndim)))
         carried = torch.bmm(response, f.bias.reshape(groups, middle, 1)).reshape(-1)
         return LinearConv(
@@ -163,6 +164,11 @@ class LinearConv:
         convolve = CONVOLUTIONS[len(self.taps)]
         kernel, bias = self.kernel.to(image.dtype), self.bias.to(image.dtype)
         return convolve(padded, kernel, bias, self.stride, groups=self.groups)
+
+
+def on_axes(index: Iterable[Any]) -> tuple[Any, ...]:
+    """An index of the spatial axes, which are the last ones."""
+    return (..., *index)
 
 
 def extend(image: Tensor, pads: Sequence[tuple[int, int]], border: Border) -> Tensor:

@@ -1,14 +1,17 @@
 """From a LinearConv to a real layer: dilation recovered, pads made symmetric, rounded once."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acfuse.algebra.geometry import Border
 from acfuse.algebra.layers import Conv
-from acfuse.algebra.linear_conv import LinearConv
+from acfuse.algebra.linear_conv import LinearConv, on_axes
 from acfuse.errors import NotFusable, Reason
+
+CONVOLUTION_LAYERS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class ConvLayer:
 
     def module(self) -> nn.Module:
         """The same as nn.Conv1d, 2d or 3d."""
-        kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(self.stride)]
+        kind = CONVOLUTION_LAYERS[len(self.stride)]
         out, per_group, *size = self.weight.shape
         conv = kind(
             per_group * self.groups,
@@ -64,7 +67,8 @@ class ConvLayer:
         )
         conv.weight = nn.Parameter(self.weight, requires_grad=False)
         conv.bias = nn.Parameter(self.bias, requires_grad=False)
-        return conv.eval()
+        layer: nn.Module = conv.eval()
+        return layer
 
 
 def lower(value: LinearConv, dtype: torch.dtype, *, symmetric: bool = True) -> ConvLayer:
@@ -91,7 +95,7 @@ def lower(value: LinearConv, dtype: torch.dtype, *, symmetric: bool = True) -> C
         for (before, after), axis in zip(wanted, value.geometry.axes, strict=True)
     ]
     grown = value.grow(growth)
-    weight = grown.kernel[(..., *(slice(None, None, d) for d in sizes))].contiguous().to(dtype)
+    weight = grown.kernel[on_axes(slice(None, None, d) for d in sizes)].contiguous().to(dtype)
     bias = grown.bias.to(dtype)
     for name, rounded, exact in (("weight", weight, grown.kernel), ("bias", bias, grown.bias)):
         if not torch.isfinite(rounded).all():

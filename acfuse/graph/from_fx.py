@@ -168,10 +168,8 @@ class _Builder:
         name = str(node.target).rstrip("_")
         if name in PASSING_METHODS:
             return None
-        arithmetic = {"add": operator.add, "sub": operator.sub, "mul": operator.mul,
-                      "div": operator.truediv, "neg": operator.neg}  # fmt: skip
-        if name in arithmetic:
-            return self._arithmetic(node, arithmetic[name])
+        if name in METHODS:
+            return self._arithmetic(node, METHODS[name])
         raise _stands_between(str(node.target))
 
     def _function(self, node: fx.Node) -> Rule | None:
@@ -325,6 +323,14 @@ ARITHMETIC: dict[Any, Callable[..., Any]] = {
     torch.neg: operator.neg, torch.negative: operator.neg,
 }  # fmt: skip
 
+METHODS: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "neg": operator.neg,
+}
+
 FUNCTIONS: dict[Any, Callable[[_Builder, fx.Node], Rule | None]] = {
     F.conv1d: _Builder.functional_conv,
     F.conv2d: _Builder.functional_conv,
@@ -342,7 +348,7 @@ FUNCTIONS: dict[Any, Callable[[_Builder, fx.Node], Rule | None]] = {
 }
 
 
-def layer_rule(layer: nn.Module) -> Rule | None:
+def layer_rule(layer: Any) -> Rule | None:
     """The rule of one of torch's own layers; None where it only passes its input on.
 
     Raises NotFusable for a layer that is not linear, or that no rule describes.
@@ -385,7 +391,7 @@ def layer_rule(layer: nn.Module) -> Rule | None:
     if border is not None:
         if getattr(layer, "value", 0):
             raise NotFusable(Reason.BORDERS, f"it pads with {layer.value}, not with zeros")
-        amounts = [int(n) for n in layer.padding]  # type: ignore[union-attr]
+        amounts = [int(n) for n in layer.padding]
         pairs = tuple(zip(amounts[::2], amounts[1::2], strict=True))
         return Through(Pad(0, tuple(reversed(pairs)), border))
     raise _stands_between(name)
@@ -403,15 +409,15 @@ def _stands_between(name: str) -> NotFusable:
     return NotFusable(Reason.ACTIVATION, f"{name} stands between")
 
 
-def conv_of(layer: nn.Module) -> Conv:
+def conv_of(layer: Any) -> Conv:
     """The record of an nn.Conv1d, 2d or 3d (a parametrized one with its effective weight)."""
     with torch.no_grad():
         weight = layer.weight
-    dilation = tuple(layer.dilation)  # type: ignore[arg-type]
+    dilation = tuple(layer.dilation)
     return Conv(
         weight,
         layer.bias,
-        tuple(layer.stride),  # type: ignore[arg-type]
+        tuple(layer.stride),
         _pads(layer.padding, weight.shape[2:], dilation),
         dilation,
         layer.groups,
@@ -419,7 +425,7 @@ def conv_of(layer: nn.Module) -> Conv:
     )
 
 
-def transposed_conv_of(layer: nn.Module) -> Conv:
+def transposed_conv_of(layer: Any) -> Conv:
     """The convolution that a transposed one of stride 1 is: its kernel flipped, in and out swapped.
 
     Raises NotFusable for other strides: it then makes several pixels of one.

@@ -162,9 +162,9 @@ def _refusal(module: nn.Module, error: Exception) -> NotFusable:
     return NotFusable(Reason.UNTRACEABLE, f"its forward cannot be read ({first})")
 
 
-RANDOM_FUNCTIONS = {"rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "randperm",
-                    "bernoulli", "bernoulli_", "multinomial", "normal", "normal_", "uniform_",
-                    "poisson", "trunc_normal_", "exponential_"}  # fmt: skip
+RANDOM_FUNCTIONS = {"rand", "randn", "randint", "rand_like", "randn_like", "randint_like",
+                    "randperm", "bernoulli", "bernoulli_", "multinomial", "normal", "normal_",
+                    "uniform_", "poisson", "trunc_normal_", "exponential_"}  # fmt: skip
 VIEWS = {
     "view",
     "reshape",
@@ -207,7 +207,7 @@ def _write_once(graph: fx.Graph, module: nn.Module) -> frozenset[str]:
         base = target
         while base.op in ("call_function", "call_method") and function_name(base) in VIEWS:
             poisoned.add(base.name)
-            base = base.args[0]
+            (base,) = base.all_input_nodes[:1]
         if base is not target or function_name(node) == "setitem":
             poisoned |= {base.name, target.name}
             continue

@@ -2,9 +2,9 @@
 
     seq("square_conv", "square_bn") + seq("ver_conv", "ver_bn") + maybe(seq("hor_conv", "hor_bn"))
 
-A name is a layer, looked up on a module or among tensors; `seq` chains, `+` and `-` add, `maybe` may
-be absent, `each` is as many as there are, `x` is the block's input, `scaled` multiplies by a stored
-parameter. A pattern is data: it never touches a tensor and never decides what is exact.
+A name is a layer, looked up on a module or among tensors; `seq` chains, `+` and `-` add, `maybe`
+may be absent, `each` is as many as there are, `x` is the block's input, `scaled` multiplies by a
+stored parameter. A pattern is data: it never touches a tensor and never decides what is exact.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,8 @@ Lookup = Callable[[str], Any]  # a name to its layer; None: there is no such lay
 class Value(Protocol):
     """What an expression is evaluated to: a convolution, or an image that layers are run on."""
 
-    is_input: bool
+    @property
+    def is_input(self) -> bool: ...
 
     def then(self, layer: Any) -> Any: ...
 
@@ -272,7 +273,10 @@ def maybe(*parts: Expr | str) -> Expr:
 
 
 def each(prefix: str, *parts: str) -> Expr:
-    """As many arms as there are: each("rbr_conv", "conv", "bn") is rbr_conv.0.conv, ..."""
+    """As many arms as there are, counted from 0.
+
+    each("rbr_conv", "conv", "bn") is seq("rbr_conv.0.conv", "rbr_conv.0.bn") + ...
+    """
     return _Each(prefix, parts or ("",))
 
 
@@ -330,4 +334,5 @@ class Pattern:
             raise NotFusable(Reason.ASSUMPTION, f"{missing} is missing") from missing
         if total is None or total.conv is None:
             raise NotFusable(Reason.ASSUMPTION, "no convolution stands in the block")
-        return total.conv
+        conv: LinearConv = total.conv
+        return conv

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from acfuse.algebra import Affine, Conv, LinearConv, batch_norm
+from acfuse.algebra.lower import CONVOLUTION_LAYERS
 from acfuse.errors import NotFusable, Reason
 from acfuse.patterns.expr import Layer, Pattern
 
@@ -94,9 +95,8 @@ def rebuilt(block: TensorBlock, name: str) -> nn.Module | None:
     path = f"{block.prefix}{name}."
     tensors = {k: block.tensors.get(path + k) for k in LAYER_KEYS}
     if isinstance(record, Conv):
-        kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(record.stride)]
         out, per_group, *size = record.weight.shape
-        layer: nn.Module = kind(
+        layer: nn.Module = CONVOLUTION_LAYERS[len(record.stride)](
             per_group * record.groups,
             out,
             tuple(size),
@@ -109,8 +109,8 @@ def rebuilt(block: TensorBlock, name: str) -> nn.Module | None:
         if mean is None:
             raise ValueError(name)
         axes = next(t.ndim - 2 for t in block.tensors.values() if t.ndim > 2)
-        kind = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[axes]
-        layer = kind(mean.numel(), eps=block.eps, affine=tensors["weight"] is not None)
+        norms = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+        layer = norms[axes](mean.numel(), eps=block.eps, affine=tensors["weight"] is not None)
     present = {k: v.double() for k, v in tensors.items() if v is not None}
     layer.double().load_state_dict(present, strict=False)
     return layer.eval().requires_grad_(False)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from acfuse.algebra import Axis, Geometry, LinearConv, lower
+from acfuse.algebra.linear_conv import on_axes
 from acfuse.find import Found
 from acfuse.graph.from_fx import conv_of
 
@@ -141,7 +142,7 @@ def read_out(run: Run, geometries: Sequence[Geometry | None]) -> list[LinearConv
         assert geometry is not None
         zero = run(*_blank(geometries, output, 1))
         middle = tuple(n // 2 for n in zero.shape[2:])
-        own_bias = zero[(0, slice(None), *middle)] if bias is None else torch.zeros_like(bias)
+        own_bias = zero[0][on_axes(middle)] if bias is None else torch.zeros_like(bias)
         bias = own_bias if bias is None else bias
         kernel = _read_kernel(run, geometries, i, output, zero)
         shifted = geometry if bool(own_bias.any()) else geometry.without_shift()
@@ -213,10 +214,11 @@ def _read_kernel(
     for phase in product(*(range(a.stride) for a in geometry.axes)):
         pixel = tuple(s + p for s, p in zip(starts, phase, strict=True))
         for low in range(0, per_group, step):
-            slots = torch.arange(low, min(low + step, per_group))
+            slots = range(low, min(low + step, per_group))
             images = _blank(geometries, output, len(slots))
             image = images[index].view(len(slots), groups, per_group, *size)
-            image[(torch.arange(len(slots)), slice(None), slots, *pixel)] = 1.0
+            for i, slot in enumerate(slots):
+                image[i, :, slot][on_axes(pixel)] = 1.0
             answer = (run(*images) - zero).transpose(0, 1)  # [out, slots, *output]
             # y[n] sees the impulse at p through the tap t = p - stride*n + before.
             for place in product(*(range(n) for n in answer.shape[2:])):
@@ -225,7 +227,7 @@ def _read_kernel(
                     for p, n, a in zip(pixel, place, geometry.axes, strict=True)
                 )
                 if all(0 <= i < n for i, n in zip(t, taps, strict=True)):
-                    kernel[(slice(None), slots, *t)] = answer[(..., *place)]
+                    kernel[:, low : low + step][on_axes(t)] = answer[on_axes(place)]
     return kernel
 
 

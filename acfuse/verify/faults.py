@@ -90,7 +90,7 @@ def _mistakes(module: nn.Module, found: Found) -> Iterator[tuple[str, Mistake]]:
     for i, first in enumerate(convolutions):
         for second in convolutions[i + 1 :]:
             one, two = module.get_submodule(first).weight, module.get_submodule(second).weight
-            if one.numel() == two.numel():
+            if isinstance(one, Tensor) and isinstance(two, Tensor) and one.numel() == two.numel():
                 yield f"{first} and {second} are swapped", _swapped_kernels(first, second)
 
 
@@ -116,7 +116,7 @@ def _zeroed(name: str) -> Mistake:
 
 
 def _norm_behind(module: nn.Module, name: str) -> nn.Module | None:
-    """The BatchNorm that goes with a convolution by its name: ver_conv and ver_bn, a.conv and a.bn."""
+    """The BatchNorm that goes with a convolution by name: ver_conv and ver_bn, a.conv and a.bn."""
     for old, new in (("conv", "bn"), ("conv", "batch_norm"), ("conv", "norm")):
         head, _, last = name.rpartition(".")
         path = ".".join(filter(None, (head, last.replace(old, new))))

@@ -1,4 +1,4 @@
-"""The whole model: is the algebra exact, and what does rounding cost, in the dtype that ships?"""
+"""The whole model: whether the algebra is exact, and what rounding costs as it ships."""
 
 import copy
 import inspect
@@ -82,7 +82,8 @@ class Proofs:
 
     @property
     def passed(self) -> bool:
-        return all(c.passed for c in (*self.certificates, *self.checks))
+        proofs: list[Certificate | Check] = [*self.certificates, *self.checks]
+        return all(proof.passed for proof in proofs)
 
     @property
     def fault(self) -> str:
@@ -180,15 +181,14 @@ def run(model: nn.Module, given: dict[str, Tensor], dtype: torch.dtype) -> list[
 
 
 def variations(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
-    """Inputs of the given shape with several seeds, means and scales; then other sizes.
+    """Inputs of the given shape, with several seeds; then of other sizes.
 
     Other batches and odd sizes are tried, and left out where the model itself cannot take them.
     Raises InputError where it cannot take the given shape.
     """
     shapes = named_shapes(model, inputs)
     for sample in range(max(1, inputs.samples)):
-        mean, scale = [(0.0, 1.0), (3.0, 1.0), (0.0, 30.0)][sample % 3]
-        given = images(shapes, inputs.seed + sample, mean=mean, scale=scale)
+        given = images(shapes, inputs.seed + sample)
         if sample == 0:
             _run_or_explain(model, given, dtype, shapes)
         yield given
@@ -254,7 +254,10 @@ def verify_models(
     if inputs is None:
         return Proofs(tuple(certificates))
     dtype = floating_dtype(original)
-    given = list(variations(original, inputs, dtype))
+    usual = list(variations(original, inputs, dtype))
+    # Far from what a model was trained on, only float64 and the largest output are fair measures.
+    shapes = named_shapes(original, inputs)
+    given = [*usual, images(shapes, inputs.seed, mean=10.0), images(shapes, inputs.seed, scale=1e3)]
     true = copy.deepcopy(original).double().eval()
     if not _is_deterministic(true, given[0]):
         why = "two runs of the original model on one input differ: nothing can be compared"
@@ -274,7 +277,8 @@ def verify_models(
     progress("stored weights, in float64")
     checks.append(_stored(fused, given, expected, dtype))
     progress(f"rounding in {str(dtype).removeprefix('torch.')}")
-    checks.append(_rounding(original, fused, given, expected, dtype, tolerance))
+    fair = usual if tolerance.is_given else given
+    checks.append(_rounding(original, fused, fair, expected, dtype, tolerance))
     return Proofs(tuple(certificates), tuple(checks), tuple(notes))
 
 
@@ -322,7 +326,7 @@ def _rounding(
     tolerance: Tolerance,
 ) -> Check:
     difference, own = Difference(tolerance=tolerance), Difference(tolerance=tolerance)
-    for g, true in zip(given, expected, strict=True):
+    for g, true in zip(given, expected, strict=False):
         before = run(original, g, dtype)
         difference.add(before, run(fused, g, dtype))
         own.add(true, before)
@@ -336,7 +340,7 @@ def judge(
     dtype: torch.dtype,
     own: Difference | None = None,
 ) -> Check:
-    """The verdict on outputs in the dtype that ships: the user's tolerance, or the largest output."""
+    """The verdict on outputs as they ship: by the user's tolerance, or by the largest output."""
     rounding = own.error if own is not None else None
     if tolerance.is_given:
         atol, rtol = tolerance.pair
@@ -365,9 +369,10 @@ def has_fresh_statistics(model: nn.Module) -> bool:
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             continue
         mean, variance = module.running_mean, module.running_var
-        if mean is not None and variance is not None:
-            if not bool(mean.any()) and bool((variance == 1).all()):
-                return True
+        if mean is None or variance is None:
+            continue
+        if not bool(mean.any()) and bool((variance == 1).all()):
+            return True
     return False
 
 

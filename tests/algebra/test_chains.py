@@ -118,5 +118,3 @@ def test_layers_that_do_not_fit_are_no_chain(second):
     with pytest.raises(NotFusable) as refused:
         conv(1).linear().then(second.linear())
     assert refused.value.code == Reason.CHANNELS
-
-

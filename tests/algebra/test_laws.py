@@ -3,34 +3,32 @@
 What is accepted is exact, borders included. What is refused had to be.
 """
 
-from collections import Counter
-from collections.abc import Callable
 from functools import partial, reduce
-from itertools import product
 from operator import add
-from typing import TypeVar
 
 import pytest
 import torch
-from hypothesis import Phase, assume, currently_in_test_context, event, given, settings
-from hypothesis import seed as same_draws
+from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
-from acfuse.algebra import AvgPool, Conv, LinearConv, Pad, batch_norm, identity, lower
+from acfuse.algebra import Conv, LinearConv, Pad, identity, lower
 from acfuse.errors import NotFusable, Reason
 
 from .compare import assert_close, assert_same_map
+from .outcome import attempt, exists
 from .reference import (
     borders_that_fit,
     chained,
     image,
     image_sides,
+    images,
+    images_for,
     in_channels,
     normal,
     out_channels,
     run,
     run_chain,
-    same,
+    run_sum,
     united,
     windows,
 )
@@ -42,7 +40,6 @@ from .strategies import (
     refused_by_choice,
     seeds,
 )
-
 
 
 def linear(layers):
@@ -317,5 +314,3 @@ def test_a_sum_before_an_unbiased_convolution_is_the_sum_of_the_chains(branches,
     for x in images(*((branch, last) for branch in branches)):
         assert_same_map(whole, parts, x)
         assert_close(whole(x), run(last, run_sum(branches, x)))
-
-

@@ -7,7 +7,6 @@ from .outcome import attempt, exists
 from .strategies import chains, loose_branches
 
 
-
 @given(loose_branches())
 def test_geometry_knows_which_sums_exist(branches):
     a, b = branches
@@ -33,7 +32,7 @@ def test_geometry_knows_what_a_shift_forbids(layers, shifts):
 
 
 def assert_planned_is_made(planned, made):
-    """Both are the same geometry, or the same refusal; the numbers keep the promises of the plan."""
+    """Both are the same geometry, or the same refusal; and the numbers are as planned."""
     assert exists(planned) == exists(made)
     if not exists(planned):
         assert (planned.code, planned.why) == (made.code, made.why)
@@ -43,5 +42,3 @@ def assert_planned_is_made(planned, made):
     for place, axis in enumerate(planned.axes, start=2):
         per_tap = made.kernel.movedim(place, 0).flatten(1).abs().amax(dim=1)
         assert set(per_tap.nonzero().flatten().tolist()) <= set(axis.live)
-
-

@@ -1,0 +1,42 @@
+# Everything is set up by the targets themselves: only Python 3.11 or newer is assumed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test check fix samples clean
+
+help:
+	@echo "make demo     fuse the trained sample and show the result"
+	@echo "make test     run the tests"
+	@echo "make check    lint, types and import contracts"
+	@echo "make fix      format, and mend what ruff can mend"
+	@echo "make samples  train the sample networks again"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	@sh sample_models/demo.sh $(abspath $(BIN))
+
+test: $(READY)
+	$(BIN)/python -m pytest --numprocesses 2
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+samples: $(READY)
+	$(BIN)/python sample_models/train.py
+
+clean:
+	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
