@@ -269,16 +269,16 @@ class _Finder:
             values = kernels(graph, region)
         except NotFusable as refusal:
             return Refused(where, refusal.code, refusal.why, pattern.name if pattern else None)
-        removed = {name.partition(".")[0] for name, _ in layers}
+        used = {str(n.target) for n in forward.nodes if n.op in TARGETING and n not in inside}
         base = pattern.fused if pattern else "fused_conv"
-        if not region.is_block:
-            base = next((n.partition(".")[0] for n, m in layers if hasattr(m, "kernel_size")), base)
+        if not region.is_block:  # a fold keeps the name of its convolution
+            base = next((n for n, m in layers if hasattr(m, "kernel_size")), base)
         summands = []
         for source, value in values.items():
             if isinstance(value, Unit):
                 summands.append(Summand(source, None, None))
                 continue
-            name = _free_name(module, base, taken, removed)
+            name = _free_name(module, base, taken, used)
             taken = taken | {name}
             summands.append(Summand(source, name, value))
         nodes = {node.name: node for node in forward.nodes}
@@ -365,8 +365,10 @@ def _label(
     best, most = None, 1
     for pattern in patterns:
         names = pattern.layers(look)
-        ids = {id(_submodule(module, name)) for name in names}
-        if len(names) > most and (within is None or ids <= within):
+        modules = [_submodule(module, name) for name in names]
+        if sum(hasattr(m, "kernel_size") for m in modules) < 2:
+            continue
+        if len(names) > most and (within is None or {id(m) for m in modules} <= within):
             best, most = pattern, len(names)
     return best
 
@@ -378,13 +380,22 @@ def _submodule(module: nn.Module, name: str) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
-def _free_name(module: nn.Module, base: str, taken: set[str], removed: set[str]) -> str:
-    """`base`, or with a number behind it where something else has that name."""
+TARGETING = ("call_module", "get_attr")
+
+
+def _free_name(module: nn.Module, base: str, taken: set[str], used: set[str]) -> str:
+    """`base`, or with a number behind it where something that is still used has that name."""
     name, number = base, 1
-    while name in taken or (hasattr(module, name) and name not in removed):
+    while name in taken or _is_used(module, name, used):
         number += 1
         name = f"{base}_{number}"
     return name
+
+
+def _is_used(module: nn.Module, name: str, used: set[str]) -> bool:
+    if any(target == name or target.startswith(name + ".") for target in used):
+        return True
+    return "." not in name and hasattr(module, name) and name not in module._modules
 
 
 def _confirmed(module: nn.Module, where: str, pattern: Pattern) -> Found | None:

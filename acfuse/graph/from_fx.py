@@ -94,7 +94,7 @@ class _Builder:
                 self.constants[node] = None
             else:
                 self._add(node)
-        return Graph(tuple(self.steps), tuple(inputs), frozenset(outputs), single)
+        return Graph(tuple(self.steps), tuple(inputs), frozenset(outputs), single, self.axes)
 
     def _is_constant(self, node: fx.Node) -> bool:
         reads = node.all_input_nodes

@@ -115,13 +115,22 @@ def _exchange(
             elif not owner:
                 module._parameters.pop(name, None)
                 module._buffers.pop(name, None)
+    # A layer that takes the place of another stands at its path, in whatever container that is.
+    placed = set()
+    for name, layer in layers.items():
+        owner, _, last = name.rpartition(".")
+        if _is_module(module, name):
+            module.get_submodule(owner)._modules[last] = layer
+            placed.add(name)
     names = list(module._modules)
+    keep |= {id(layer) for layer in layers.values()}
     _prune(module, gone - keep, keep)
     first = next((i for i, name in enumerate(names) if name not in module._modules), len(names))
-    children = [(n, m) for n, m in module._modules.items() if n not in layers]
+    children = list(module._modules.items())
+    new = [(name, layer) for name, layer in layers.items() if name not in placed]
     place = sum(n in module._modules for n in names[:first])
     module._modules.clear()
-    module._modules.update([*children[:place], *layers.items(), *children[place:]])
+    module._modules.update([*children[:place], *new, *children[place:]])
 
 
 def _prune(module: nn.Module, gone: set[int], keep: set[int]) -> None:

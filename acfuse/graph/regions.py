@@ -114,9 +114,8 @@ def as_layer(graph: Graph) -> Inside | None:
     """The whole graph as one linear rule, if its output is a sum of convolutions of its inputs."""
     if graph.output is None or graph.output in graph.inputs:
         return None
-    # Pads and crops alone tell no width, and are the same for any: it is planned for one channel.
-    pads = [len(s.rule.layer.pads) for s in graph.steps if isinstance(s.rule, Through)]
-    any_width = replace(graph, assumed=(1, pads[0])) if pads and not graph.widths else graph
+    # Pads and crops alone tell no width and are the same for any: planned for one channel.
+    any_width = replace(graph, assumed=1) if not graph.widths else graph
     plan = _plan(any_width, frozenset())[0][graph.output]
     inputs = frozenset(graph.inputs)
     if not inputs >= set(plan.full.form):

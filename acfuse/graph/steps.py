@@ -79,7 +79,8 @@ class Graph:
     inputs: tuple[str, ...]
     outputs: frozenset[str]
     output: str | None = None  # the one value that the forward returns, if it is one
-    assumed: tuple[int, int] | None = None  # (channels, axes) of values whose layers do not tell
+    axes: int | None = None  # spatial axes of its images, where that is known
+    assumed: int | None = None  # channels of values for which any number will do
     by_value: Mapping[str, Step] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -102,7 +103,7 @@ class Graph:
         while len(known) != before:
             before = len(known)
             for step in (*self.steps, *reversed(self.steps)):
-                _spread_width(step, known)
+                _spread_width(step, known, self.axes)
         return known
 
     def unit(self, value: str) -> Geometry:
@@ -111,7 +112,9 @@ class Graph:
 
     def unit_kernel(self, value: str) -> LinearConv:
         """The same with its numbers."""
-        width = self.widths.get(value, self.assumed)
+        width = self.widths.get(value)
+        if width is None and self.assumed and self.axes:
+            width = self.assumed, self.axes
         if width is None:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"nothing tells how many channels {value} has")
         return identity(*width)
@@ -129,13 +132,15 @@ class Graph:
             stack.extend(step.reads)
 
 
-def _spread_width(step: Step, known: dict[str, tuple[int, int]]) -> None:
+def _spread_width(step: Step, known: dict[str, tuple[int, int]], axes: int | None) -> None:
     match step.rule:
         case Through(Conv() as layer):
             out, per_group, *size = layer.weight.shape
             known.setdefault(step.reads[0], (per_group * layer.groups, len(size)))
             known.setdefault(step.value, (out, len(size)))
         case Through() | Scaled() | Sum():
+            if isinstance(step.rule, Scaled) and step.rule.by.channels and axes:
+                known.setdefault(step.value, (step.rule.by.channels, axes))
             for value in (*step.reads, step.value):
                 if value in known:
                     for other in (*step.reads, step.value):

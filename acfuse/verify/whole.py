@@ -15,6 +15,7 @@ from acfuse.find import Found
 from acfuse.verify.certificate import Certificate, certify
 
 ALGEBRA_LIMIT = 1e-10  # float64, folded weights before their rounding
+NOISE_FACTOR = 100  # above a model's own answer to float64 rounding nothing can be told
 STORED_LIMIT = 8  # float64, rounded weights: so many machine epsilons of the stored dtype
 ROUNDING_LIMIT, ROUNDING_WARNING = 1e-4, 1e-5  # in the dtype that ships, of the largest output
 HALF_LIMIT = 0.1  # the same for float16 and bfloat16, whose own rounding is that coarse
@@ -255,7 +256,6 @@ def verify_models(
         return Proofs(tuple(certificates))
     dtype = floating_dtype(original)
     usual = list(variations(original, inputs, dtype))
-    # Far from what a model was trained on, only float64 and the largest output are fair measures.
     shapes = named_shapes(original, inputs)
     given = [*usual, images(shapes, inputs.seed, mean=10.0), images(shapes, inputs.seed, scale=1e3)]
     true = copy.deepcopy(original).double().eval()
@@ -263,22 +263,24 @@ def verify_models(
         why = "two runs of the original model on one input differ: nothing can be compared"
         return Proofs(tuple(certificates), (Check("repeated", False, math.inf, 0.0, detail=why),))
     expected = [run(true, g, torch.float64) for g in given]
+    noise = _own_noise(true, given[0], expected[0])
     checks, notes = [], []
     if unrounded is not None:
         progress("algebra of the whole model, in float64")
         _, exact = unrounded(original)
-        checks.append(_algebra(exact, given, expected))
+        checks.append(_algebra(exact, given, expected, noise))
         del exact
         if has_fresh_statistics(original):
             notes.append(FRESH_NOTE)
             before, after = unrounded(awake(original))
             truth = [run(before, g, torch.float64) for g in given]
-            checks.append(_algebra(after, given, truth, name="algebra, random statistics"))
+            noise_awake = _own_noise(before, given[0], truth[0])
+            name = "algebra, random statistics"
+            checks.append(_algebra(after, given, truth, noise_awake, name=name))
     progress("stored weights, in float64")
     checks.append(_stored(fused, given, expected, dtype))
     progress(f"rounding in {str(dtype).removeprefix('torch.')}")
-    fair = usual if tolerance.is_given else given
-    checks.append(_rounding(original, fused, fair, expected, dtype, tolerance))
+    checks.append(_rounding(original, fused, given, expected, len(usual), dtype, tolerance))
     return Proofs(tuple(certificates), tuple(checks), tuple(notes))
 
 
@@ -287,18 +289,34 @@ def _is_deterministic(model: nn.Module, given: dict[str, Tensor]) -> bool:
     return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(one, two, strict=True))
 
 
+def _own_noise(model: nn.Module, given: dict[str, Tensor], expected: Sequence[Tensor]) -> float:
+    """How far a model carries float64's own rounding: its answer to inputs a few ULP away.
+
+    Some networks amplify it without bound (deep ones with saturated gates); of those no two orders
+    of the same sums agree, and it is the certificates that prove the blocks.
+    """
+    difference = Difference()
+    near = {name: image * (1 + 2.0**-50) for name, image in given.items()}
+    difference.add(expected, run(model, near, torch.float64))
+    return difference.error
+
+
 def _algebra(
     exact: nn.Module,
     given: Sequence[dict[str, Tensor]],
     expected: Sequence[Sequence[Tensor]],
+    noise: float,
     name: str = "algebra",
 ) -> Check:
     difference = Difference()
     for g, true in zip(given, expected, strict=True):
         difference.add(true, run(exact, g, torch.float64))
-    passed = difference.error <= ALGEBRA_LIMIT
-    detail = f"float64 outputs differ by {difference.error:.1e} of the largest"
-    return Check(name, passed, difference.error, ALGEBRA_LIMIT, difference.absolute, detail=detail)
+    limit = max(ALGEBRA_LIMIT, NOISE_FACTOR * noise)
+    passed = difference.error <= limit
+    detail = (
+        f"float64 outputs differ by {difference.error:.1e} of the largest (at most {limit:.0e})"
+    )
+    return Check(name, passed, difference.error, limit, difference.absolute, detail=detail)
 
 
 def _stored(
@@ -322,14 +340,25 @@ def _rounding(
     fused: nn.Module,
     given: Sequence[dict[str, Tensor]],
     expected: Sequence[Sequence[Tensor]],
+    usual: int,
     dtype: torch.dtype,
     tolerance: Tolerance,
 ) -> Check:
+    """The fused model beside the original as it ships.
+
+    A given tolerance holds for the `usual` first inputs; the other ones are far from what a model
+    was trained on, where only the largest output is a fair measure.
+    """
     difference, own = Difference(tolerance=tolerance), Difference(tolerance=tolerance)
-    for g, true in zip(given, expected, strict=False):
-        before = run(original, g, dtype)
-        difference.add(before, run(fused, g, dtype))
-        own.add(true, before)
+    extremes = Difference()
+    for i, (g, true) in enumerate(zip(given, expected, strict=True)):
+        before, after = run(original, g, dtype), run(fused, g, dtype)
+        if i < usual:
+            difference.add(before, after)
+            own.add(true, before)
+        extremes.add(before, after)
+    if not tolerance.is_given:
+        difference.error = extremes.error
     return judge("rounding", difference, tolerance, dtype, own)
 
 
@@ -388,10 +417,10 @@ def awake(model: nn.Module, seed: int = 0) -> nn.Module:
         for module in twin.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 for tensor, low, high in (
-                    (module.running_mean, -0.5, 0.5),
+                    (module.running_mean, -0.3, 0.3),
                     (module.running_var, 0.5, 2.0),
-                    (module.weight, 0.5, 1.5),
-                    (module.bias, -0.5, 0.5),
+                    (module.weight, 0.2, 0.8),  # on the whole smaller: no layer may explode
+                    (module.bias, -0.3, 0.3),
                 ):
                     if tensor is not None:
                         tensor.copy_(draw(tensor, low, high))
