@@ -115,12 +115,13 @@ class _Builder:
         if node not in self.constants:
             raise NotFusable(Reason.ACTIVATION, f"{node.name} depends on the input")
         if self.constants[node] is None:
+            if node.op == "get_attr":
+                self.constants[node] = operator.attrgetter(str(node.target))(self.module)
+                return self.constants[node]
             args = self._constant(tuple(node.args))
             kwargs = {k: self._constant(v) for k, v in node.kwargs.items()}
             with torch.no_grad(), watched_randomness() as drawn:
-                if node.op == "get_attr":
-                    value = operator.attrgetter(str(node.target))(self.module)
-                elif node.op == "call_function":
+                if node.op == "call_function":
                     value = node.target(*args, **kwargs)  # type: ignore[operator]
                 else:
                     value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
