@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from acfuse.checkpoint import Checkpoint, LiveModel, build_model, read_tensors
 from acfuse.convert import (
     Progress,
+    conversion_of_onnx,
     diagnosis,
     find,
     load_job,
@@ -24,6 +25,7 @@ from acfuse.files import check_outputs, write_all
 from acfuse.find import find_in_module
 from acfuse.job import Conversion, Fused, Job
 from acfuse.manifest import Manifest, provenance, record, to_json
+from acfuse.onnx_graph import fuse_onnx, read_onnx, verify_onnx, with_tensors
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.rewrite import fused_copy
 
@@ -54,6 +56,8 @@ def verify_files(
 ) -> Conversion:
     """Proves that a fused checkpoint (and an ONNX file) is the job's original."""
     progress("loading")
+    if job.source.suffix == ".onnx":
+        return _verify_onnx_files(job, fused_path, progress)
     checkpoint = load_job(job)
     findings = find(checkpoint, job)
     fused = rewrite(checkpoint, findings)
@@ -81,6 +85,14 @@ def verify_files(
     if proofs.passed:
         return conversion
     return replace(conversion, diagnosis=diagnosis(checkpoint, stored, findings, proofs))
+
+
+def _verify_onnx_files(job: Job, fused_path: Path, progress: Progress) -> Conversion:
+    original = read_onnx(job.source)
+    fused = fuse_onnx(original, fold_bn=job.fold_bn)
+    stored = with_tensors(fused, read_onnx(fused_path), fused_path.name)
+    proofs = verify_onnx(original, stored, job.inputs, job.tolerance, progress)
+    return conversion_of_onnx(job, original, stored, proofs)
 
 
 def _with_tensors(
@@ -113,6 +125,8 @@ def export_again(manifest: Manifest, job: Job, progress: Progress = lambda _: No
     The file is replaced without --force if it is still the one that the manifest names.
     """
     path = manifest.paths.onnx
+    if job.source.suffix == ".onnx":
+        raise UsageError(f"{job.source.name} is an ONNX file; its fused form is {path.name}.")
     own = any(o["file"] == path.name for o in manifest.data["outputs"])
     theirs = path.exists() and not (own and path.name not in " ".join(manifest.changed()))
     if theirs and not job.force:

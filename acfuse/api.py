@@ -8,16 +8,27 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from acfuse import convert as pipeline
 from acfuse.again import load_fused
 from acfuse.checkpoint import BareTensors, Wrapper
+from acfuse.convert import convert as convert_job
+from acfuse.convert import rewrite, unrounded
 from acfuse.find import Found, Refused, find_in_module, find_in_tensors
 from acfuse.job import Conversion, Job
+from acfuse.onnx_graph import fuse_onnx
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.rewrite import fused_copy
 from acfuse.verify import Inputs, Proofs, Tolerance, verify_models
 
-__all__ = ["Fused", "FusedTensors", "convert", "fuse", "fuse_tensors", "load_fused", "verify"]
+__all__ = [
+    "Fused",
+    "FusedTensors",
+    "convert",
+    "fuse",
+    "fuse_onnx",
+    "fuse_tensors",
+    "load_fused",
+    "verify",
+]
 
 Shape = tuple[int, ...]
 
@@ -66,7 +77,7 @@ def fuse_tensors(
     """
     findings = find_in_tensors(tensors, patterns, bn_eps)
     checkpoint = BareTensors(tensors, Wrapper("state_dict"))
-    fused = pipeline.rewrite(checkpoint, findings)
+    fused = rewrite(checkpoint, findings)
     return FusedTensors(fused.tensors, findings.found, findings.refused, findings.notes)
 
 
@@ -86,8 +97,8 @@ def verify(
     original = copy.deepcopy(original).eval()
     findings = find_in_module(original, patterns, folds=fold_bn)
     inputs = Inputs(tuple((None, shape) for shape in input_shapes)) if input_shapes else None
-    unrounded = pipeline.unrounded(Job(Path(), fold_bn=fold_bn, patterns=tuple(patterns)))
-    return verify_models(original, fused, findings.found, inputs, Tolerance(atol, rtol), unrounded)
+    exact = unrounded(Job(Path(), fold_bn=fold_bn, patterns=tuple(patterns)))
+    return verify_models(original, fused, findings.found, inputs, Tolerance(atol, rtol), exact)
 
 
 def convert(source: str | Path, *, input_shape: Shape | None = None, **options: Any) -> Conversion:
@@ -99,4 +110,4 @@ def convert(source: str | Path, *, input_shape: Shape | None = None, **options: 
         options["inputs"] = Inputs(((None, tuple(input_shape)),))
     if options.get("output") is not None:
         options["output"] = Path(options["output"])
-    return pipeline.convert(Job(Path(source), **options))
+    return convert_job(Job(Path(source), **options))

@@ -177,10 +177,10 @@ def convert(source: Path, style: str, quiet: bool, **options: Any) -> None:
     """Fuse a checkpoint: find the blocks, prove equality, write checkpoint, ONNX and manifest."""
     _early_output_checks(source, options)
     with _progress("Loading PyTorch", quiet=quiet) as progress:
-        from acfuse import convert as pipeline
         from acfuse import report
+        from acfuse.convert import convert as run
 
-        conversion = pipeline.convert(_job(source, options), progress)
+        conversion = run(_job(source, options), progress)
     _show(conversion, style, quiet, report)
 
 
@@ -233,11 +233,10 @@ def export_onnx(source: Path | None, style: str, quiet: bool, **options: Any) ->
 def inspect(source: Path, style: str, quiet: bool, **options: Any) -> None:
     """Show what would be fused, what not, and why. Writes nothing."""
     with _progress("Loading PyTorch", quiet=quiet):
-        from acfuse import convert as pipeline
         from acfuse import report
+        from acfuse.convert import look
 
-        job = _job(source, {**options, "dry_run": True})
-        findings = pipeline.find(pipeline.load_job(job), job)
+        findings = look(_job(source, {**options, "dry_run": True}))
     if style == "json":
         report.print_json(report.describe_findings(findings, source.name))
     else:
@@ -306,8 +305,7 @@ def _early_output_checks(source: Path, options: dict[str, Any]) -> None:
     if options["dry_run"]:
         return
     paths = Paths.beside(fused_path(source, options["output"]))
-    wanted = [paths.checkpoint, *([] if options["no_onnx"] else [paths.onnx]), paths.manifest]
-    check_outputs(wanted, [source], force=options["force"])
+    check_outputs(paths.wanted(onnx=not options["no_onnx"]), [source], force=options["force"])
 
 
 def _show(conversion: "Conversion", style: str, quiet: bool, report: Any) -> None:

@@ -3,8 +3,10 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from onnx import ModelProto
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,6 +18,7 @@ from acfuse.files import check_outputs, write_all
 from acfuse.find import Findings, Found, find_in_module, find_in_tensors
 from acfuse.job import Conversion, Fused, Job, Size
 from acfuse.manifest import describe, provenance, to_json
+from acfuse.onnx_graph import FusedOnnx, as_file, fuse_onnx, read_onnx, size_of_onnx, verify_onnx
 from acfuse.rewrite import fused_copy, fused_tensors
 from acfuse.verify import Proofs, diagnose, verify_models
 from acfuse.verify.certificate import certify_tensors
@@ -29,11 +32,11 @@ def convert(job: Job, progress: Progress = lambda _: None) -> Conversion:
 
     Raises AcfuseError for what a user can mend; a failed proof is a result, and nothing is written.
     """
-    paths = job.paths
-    wanted = [paths.checkpoint, *([paths.onnx] if job.onnx else []), paths.manifest]
     if not job.dry_run:
-        check_outputs(wanted, [job.source], force=job.force)
+        check_outputs(job.wanted, [job.source], force=job.force)
     progress("loading")
+    if job.source.suffix == ".onnx":
+        return convert_onnx(job, progress)
     checkpoint = load_job(job)
     progress("finding blocks")
     findings = find(checkpoint, job)
@@ -49,6 +52,30 @@ def convert(job: Job, progress: Progress = lambda _: None) -> Conversion:
     if not proofs.passed:
         return replace(conversion, diagnosis=diagnosis(checkpoint, fused, findings, proofs))
     return conversion if job.dry_run else save(conversion, checkpoint, fused)
+
+
+def convert_onnx(job: Job, progress: Progress) -> Conversion:
+    """The same for an ONNX file: it holds its graph, and needs no code."""
+    if job.model is not None:
+        raise UsageError(f"{job.source.name} is an ONNX file; --model is for PyTorch checkpoints.")
+    original = read_onnx(job.source)
+    progress("finding blocks")
+    fused = fuse_onnx(original, fold_bn=job.fold_bn)
+    if not fused.found and not job.allow_empty:
+        raise NothingToFuse(_nothing(job, fused.findings))
+    proofs = verify_onnx(original, fused, job.inputs, job.tolerance, progress)
+    conversion = conversion_of_onnx(job, original, fused, proofs)
+    if job.dry_run or not proofs.passed:
+        return conversion
+    return write(conversion, {job.paths.onnx: fused.model.SerializeToString()})
+
+
+def conversion_of_onnx(
+    job: Job, original: ModelProto, fused: FusedOnnx, proofs: Proofs
+) -> Conversion:
+    """The result of converting, or of verifying, an ONNX file."""
+    sizes = size_of_onnx(original), size_of_onnx(fused.model)
+    return Conversion(job, fused.findings, proofs, sizes, onnx=as_file(fused.model))
 
 
 def load_job(job: Job) -> Checkpoint:
@@ -67,6 +94,13 @@ def load_job(job: Job) -> Checkpoint:
             "one. Give for instance --input-shape 1,3,224,224."
         )
     return checkpoint
+
+
+def look(job: Job) -> Findings:
+    """What would be found, and what refused, without doing it."""
+    if job.source.suffix == ".onnx":
+        return fuse_onnx(read_onnx(job.source), fold_bn=job.fold_bn).findings
+    return find(load_job(job), job)
 
 
 def find(checkpoint: Checkpoint, job: Job) -> Findings:
@@ -221,6 +255,12 @@ def save(conversion: Conversion, checkpoint: Checkpoint, fused: Fused) -> Conver
     contents = {paths.checkpoint: to_bytes(checkpoint.wrapper, whole or fused.tensors)}
     if conversion.onnx is not None:
         contents[paths.onnx] = conversion.onnx.bytes
-    contents[paths.manifest] = to_json(describe(conversion, contents))
-    write_all(contents)
-    return replace(conversion, written=tuple(contents))
+    return write(conversion, contents)
+
+
+def write(conversion: Conversion, contents: Mapping[Path, bytes]) -> Conversion:
+    """Writes the files of a conversion and, last, its manifest."""
+    manifest = {conversion.job.paths.manifest: to_json(describe(conversion, contents))}
+    whole = {**contents, **manifest}
+    write_all(whole)
+    return replace(conversion, written=tuple(whole))

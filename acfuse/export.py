@@ -99,7 +99,7 @@ def to_onnx(
     _clean(proto, metadata or {})
     if proto.ByteSize() > LARGEST_FILE:
         raise InputError("the model is larger than one ONNX file can be (2 GiB).")
-    _check(proto)
+    check_proto(proto)
     fixed = _fixed_axes(proto, [axes[n] for n in shapes])
     if fixed:
         raise InputError(
@@ -204,7 +204,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(sub)
 
 
-def _check(proto: onnx.ModelProto) -> None:
+def check_proto(proto: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(proto, full_check=True)
     except onnx.checker.ValidationError as error:
@@ -239,15 +239,14 @@ def compare_onnx(
     dtype = floating_dtype(original)
     source = onnx_file if isinstance(onnx_file, bytes) else str(onnx_file)
     difference = Difference(tolerance=tolerance)
-    levels = onnxruntime.GraphOptimizationLevel
     free = _dynamic_axes(shapes, dynamic)
-    for level in (levels.ORT_DISABLE_ALL, levels.ORT_ENABLE_ALL):
+    for optimised in (False, True):
         progress("the ONNX file in onnxruntime")
-        session = _session(source, level)
+        session = session_of(source, optimised=optimised)
         for sizes, seed in _sizes(shapes, free, inputs):
             given = images(sizes, seed)
             true = run(original, given, dtype)
-            answer = _run_session(session, given)
+            answer = run_session(session, given)
             difference.add(true, [torch.from_numpy(np.array(a)) for a in answer])
     check = judge("onnx", difference, tolerance, dtype)
     return check if math.isfinite(check.error) else _failed(check)
@@ -274,9 +273,13 @@ def _sizes(
             )
 
 
-def _session(source: bytes | str, level: Any) -> onnxruntime.InferenceSession:
+def session_of(source: bytes | str, *, optimised: bool) -> onnxruntime.InferenceSession:
+    """A model in onnxruntime on the CPU, with every optimisation or with none."""
+    levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = level
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    )
     options.log_severity_level = 4
     options.intra_op_num_threads = max(1, min(4, os.cpu_count() or 1))
     try:
@@ -286,7 +289,8 @@ def _session(source: bytes | str, level: Any) -> onnxruntime.InferenceSession:
         raise InputError(f"onnxruntime cannot load the ONNX file: {first}") from error
 
 
-def _run_session(session: onnxruntime.InferenceSession, given: Mapping[str, Tensor]) -> list[Any]:
+def run_session(session: onnxruntime.InferenceSession, given: Mapping[str, Tensor]) -> list[Any]:
+    """What a model in onnxruntime gives for images, in its inputs' order and dtypes."""
     feeds = {}
     kinds = {
         "tensor(float)": np.float32,

@@ -42,6 +42,11 @@ class Job:
         """Where the results go."""
         return Paths.beside(fused_path(self.source, self.output))
 
+    @property
+    def wanted(self) -> list[Path]:
+        """The files that it will write."""
+        return self.paths.wanted(onnx=self.onnx)
+
 
 @dataclass(frozen=True)
 class Size:

@@ -151,12 +151,8 @@ class Manifest:
     @property
     def paths(self) -> Paths:
         """The files that this manifest is about."""
-        stem = self.path.name.removesuffix(".acfuse.json")
-        checkpoint = next(
-            (o["file"] for o in self.data["outputs"] if not o["file"].endswith(".onnx")),
-            stem + ".pth",
-        )
-        return Paths.beside(self.path.parent / Path(checkpoint).name)
+        first = self.data["outputs"][0]["file"]
+        return Paths.beside(self.path.parent / Path(first).name)
 
     def job(self, changes: Mapping[str, Any]) -> Job:
         """The job again, with changes where a flag was given."""

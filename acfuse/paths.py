@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class Paths:
         stem = checkpoint.name.removesuffix(checkpoint.suffix)
         folder = checkpoint.parent
         return cls(checkpoint, folder / f"{stem}.onnx", folder / f"{stem}.acfuse.json")
+
+    def wanted(self, *, onnx: bool) -> list[Path]:
+        """The files that a conversion writes, each once; the manifest last."""
+        files = [self.checkpoint, *([self.onnx] if onnx else []), self.manifest]
+        return list(dict.fromkeys(files))
 
 
 def fused_path(source: Path, output: Path | None) -> Path:

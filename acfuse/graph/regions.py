@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 
+import torch
+
 from acfuse.algebra import Conv, Geometry, LinearConv, Pad
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.steps import (
@@ -104,10 +106,20 @@ def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Mis
 
 
 def kernels(graph: Graph, region: Region) -> dict[str, LinearConv | Unit]:
-    """The convolution of each source, in float64 (`UNIT` where the source is added as is)."""
+    """The convolution of each source, in float64 (`UNIT` where the source is added as is).
+
+    One bias is enough: the first convolution has it.
+    """
     bound: dict[str, Form] = {source: {source: UNIT} for source in region.sources}
     form = form_of(graph, region.output, bound, numbers=True)
-    return {s: t for s, t in form.items() if not isinstance(t, Geometry)}
+    terms = {s: t for s, t in form.items() if not isinstance(t, Geometry)}
+    solid = {s: t for s, t in terms.items() if isinstance(t, LinearConv)}
+    if len(solid) < 2:
+        return terms
+    bias = torch.stack([t.bias for t in solid.values()]).sum(0)
+    first, *others = solid
+    terms[first] = solid[first].without_shift().affine(1.0, bias)
+    return terms | {s: solid[s].without_shift() for s in others}
 
 
 def as_layer(graph: Graph) -> Inside | None:

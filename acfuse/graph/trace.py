@@ -75,7 +75,7 @@ class _Reader(fx.Tracer):
     trace_asserts = True
 
     def __init__(self, module: nn.Module, call: Call) -> None:
-        super().__init__(autowrap_modules=())  # math on a size is control flow, as it should be
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # none: sizes are not values
         self.module, self.call = module, call
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
