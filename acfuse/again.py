@@ -8,7 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from acfuse.checkpoint import Checkpoint, LiveModel, build_model, read_tensors
+from acfuse.checkpoint import (
+    Checkpoint,
+    LiveModel,
+    build_model,
+    fit_prefix,
+    load_into,
+    read_tensors,
+)
 from acfuse.convert import (
     Progress,
     conversion_of_onnx,
@@ -28,6 +35,7 @@ from acfuse.manifest import Manifest, provenance, record, to_json
 from acfuse.onnx_graph import fuse_onnx, read_onnx, verify_onnx, with_tensors
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.rewrite import fused_copy
+from acfuse.verify import Check
 
 NEEDS_CODE = "an ONNX file needs the model's code: give --model package.module:factory."
 
@@ -40,7 +48,9 @@ def verify_again(manifest: Manifest, job: Job, progress: Progress = lambda _: No
         raise InputError(f"{'; '.join(missing)}.")
     paths = manifest.paths
     onnx_path = paths.onnx if job.onnx and paths.onnx.exists() else None
-    conversion = verify_files(job, paths.checkpoint, onnx_path, progress, changed=bool(changed))
+    if changed and paths.checkpoint.name in " ".join(changed) and job.allow_classes:
+        raise NotEqual(f"{'; '.join(changed)}. Convert it again.")
+    conversion = verify_files(job, paths.checkpoint, onnx_path, progress, unchanged=not changed)
     if changed and conversion.proofs.passed:
         raise NotEqual(f"{'; '.join(changed)}, although the numbers agree. Convert it again.")
     return conversion
@@ -52,7 +62,7 @@ def verify_files(
     onnx_path: Path | None = None,
     progress: Progress = lambda _: None,
     *,
-    changed: bool = False,
+    unchanged: bool = False,
 ) -> Conversion:
     """Proves that a fused checkpoint (and an ONNX file) is the job's original."""
     progress("loading")
@@ -63,13 +73,17 @@ def verify_files(
     fused = rewrite(checkpoint, findings)
     if checkpoint.wrapper.kind == "module":
         # A pickled module is not read back: nothing but code could. Its hash says if it is the one.
-        if changed:
-            raise NotEqual(f"{fused_path.name} is not the file that was written.")
+        if not unchanged:
+            raise InputError(
+                f"{fused_path.name} is, as the original, a pickled module: only code could read it "
+                "back. It is proved by its manifest: run `acfuse verify` in its folder."
+            )
         stored = fused
     else:
         _, tensors = read_tensors(fused_path, key=job.key)
         stored = _with_tensors(checkpoint, fused, tensors, fused_path.name)
     proofs = verify(checkpoint, stored, findings, job, progress)
+    proofs = replace(proofs, checks=(_untouched(checkpoint, stored), *proofs.checks))
     if onnx_path is not None and isinstance(checkpoint, LiveModel) and job.inputs is not None:
         check = compare_onnx(
             onnx_path,
@@ -85,6 +99,23 @@ def verify_files(
     if proofs.passed:
         return conversion
     return replace(conversion, diagnosis=diagnosis(checkpoint, stored, findings, proofs))
+
+
+def _untouched(checkpoint: Checkpoint, stored: Fused) -> Check:
+    """Whether every tensor that was not fused is the original's, bit for bit."""
+    altered = [
+        key
+        for key, tensor in stored.tensors.items()
+        if key in checkpoint.tensors and not _same_bits(tensor, checkpoint.tensors[key])
+    ]
+    detail = f"{altered[0]} is not the original's ({len(altered)} in all)" if altered else ""
+    return Check("untouched", not altered, float(len(altered)), 0.0, detail=detail)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return (
+        a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a != a) & (b != b)).all())
+    )
 
 
 def _verify_onnx_files(job: Job, fused_path: Path, progress: Progress) -> Conversion:
@@ -109,9 +140,9 @@ def _with_tensors(
         what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which is none of its keys"
         raise InputError(f"{name} is not a fused form of this checkpoint: it {what}.")
     for key, tensor in fused.tensors.items():
-        if given[key].shape != tensor.shape:
-            shapes = f"{tuple(given[key].shape)}, expected {tuple(tensor.shape)}"
-            raise InputError(f"{name}: {key} has the shape {shapes}.")
+        if given[key].shape != tensor.shape or given[key].dtype != tensor.dtype:
+            kinds = [f"{tuple(t.shape)} of {t.dtype}" for t in (given[key], tensor)]
+            raise InputError(f"{name}: {key} is {kinds[0]}, expected {kinds[1]}.")
     if fused.model is None:
         return Fused(None, dict(given))
     model = copy.deepcopy(fused.model)
@@ -119,16 +150,26 @@ def _with_tensors(
     return Fused(model, dict(given))
 
 
-def export_again(manifest: Manifest, job: Job, progress: Progress = lambda _: None) -> Path:
+def export_again(
+    manifest: Manifest, job: Job, output: Path | None = None, progress: Progress = lambda _: None
+) -> Path:
     """Writes the ONNX file of the last conversion again, from the fused checkpoint's tensors.
 
-    The file is replaced without --force if it is still the one that the manifest names.
+    The file is replaced without --force if it is still the one that the manifest names. With
+    `output` another file is written, and the manifest stays as it is.
     """
     path = manifest.paths.onnx
     if job.source.suffix == ".onnx":
         raise UsageError(f"{job.source.name} is an ONNX file; its fused form is {path.name}.")
     own = any(o["file"] == path.name for o in manifest.data["outputs"])
-    theirs = path.exists() and not (own and path.name not in " ".join(manifest.changed()))
+    if output is not None:
+        output = output / path.name if output.is_dir() else output
+        check_outputs([output], [job.source, manifest.paths.checkpoint], force=job.force)
+    theirs = (
+        output is None
+        and path.exists()
+        and not (own and path.name not in " ".join(manifest.changed()))
+    )
     if theirs and not job.force:
         raise OutputError(f"{path} is not the file that acfuse wrote; give --force to replace it.")
     progress("loading")
@@ -140,6 +181,9 @@ def export_again(manifest: Manifest, job: Job, progress: Progress = lambda _: No
         _, tensors = read_tensors(manifest.paths.checkpoint, key=job.key)
         fused = _with_tensors(checkpoint, fused, tensors, manifest.paths.checkpoint.name)
     onnx_file = _checked_onnx(fused, checkpoint.model, job, progress)
+    if output is not None:
+        write_all({output: onnx_file.bytes})
+        return output
     data = dict(manifest.data)
     data["outputs"] = [
         *(o for o in data["outputs"] if o["file"] != path.name),
@@ -225,7 +269,9 @@ def load_fused(
     It is the way back into code whose authors wrote no deploy form. The network's own weights do
     not matter. Raises InputError if the tensors do not fit.
     """
-    tensors = source if isinstance(source, Mapping) else read_tensors(Path(source))[1]
+    name, tensors = "the state dict", source
+    if not isinstance(tensors, Mapping):
+        name, tensors = Path(tensors).name, read_tensors(Path(tensors))[1]
     generator = torch.Generator().manual_seed(0)
     trained = copy.deepcopy(model).eval()
     with torch.no_grad():  # weights that happen to be zero must not decide what can be fused
@@ -233,13 +279,6 @@ def load_fused(
             if tensor.is_floating_point():
                 tensor.uniform_(0.5, 1.5, generator=generator)
     fused = fused_copy(trained, find_in_module(trained, patterns).found)
-    expected = fused.state_dict()
-    missing = sorted(
-        k for k in set(expected) - set(tensors) if not k.endswith("num_batches_tracked")
-    )
-    unknown = sorted(set(tensors) - set(expected))
-    if missing or unknown:
-        what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which is no key of it"
-        raise InputError(f"the checkpoint does not fit the fused form of this model: it {what}.")
-    fused.load_state_dict(dict(tensors), strict=False, assign=True)
+    _, fitting = fit_prefix(tensors, fused)
+    load_into(fused, fitting, name)
     return fused

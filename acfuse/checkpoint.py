@@ -9,8 +9,11 @@ import importlib.util
 import inspect
 import io
 import json
+import re
+import stat
 import sys
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from acfuse.errors import InputError, UnsafeError, UsageError
+from acfuse.text import one_line
 
 WRAPPERS = ("module.", "_orig_mod.")
 # Entries that may hold tensors by name, but not the weights of a network.
@@ -89,8 +93,8 @@ def load(
     if model is None:
         return BareTensors(tensors, wrapper)
     network = build_model(model, model_args or {})
-    prefix, fitting = _fit_prefix(tensors, network)
-    _load_into(network, fitting, source.name)
+    prefix, fitting = fit_prefix(tensors, network)
+    load_into(network, fitting, source.name)
     notes = (f"stripped the prefix {prefix!r} from every key",) if prefix else ()
     return LiveModel(network.eval(), fitting, replace(wrapper, prefix=prefix), notes)
 
@@ -126,7 +130,10 @@ def recognise(source: Path) -> str:
     try:
         if source.is_dir():
             raise InputError(f"{name} is a directory; expected a checkpoint file.")
-        size = source.stat().st_size
+        status = source.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{name} is not a regular file; expected a checkpoint file.")
+        size = status.st_size
         with source.open("rb") as file:
             head = file.read(512)
     except FileNotFoundError as error:
@@ -173,7 +180,9 @@ def _read_safetensors(source: Path) -> tuple[Wrapper, dict[str, Tensor]]:
             metadata = file.metadata()
         tensors = safetensors.torch.load_file(str(source))
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{source.name} is a damaged safetensors file: {_line(error)}.") from error
+        raise InputError(
+            f"{source.name} is a damaged safetensors file: {one_line(error)}."
+        ) from error
     with source.open("rb") as file:  # the library sorts by dtype: the file's header has the order
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     order = [name for name in header if name in tensors]
@@ -181,33 +190,41 @@ def _read_safetensors(source: Path) -> tuple[Wrapper, dict[str, Tensor]]:
 
 
 def _torch_load(source: Path, allow_classes: Sequence[str]) -> Any:
+    """torch.load of tensors and plain values, and of what the user allowed by name."""
     name = source.name
-    allowed = _allowed_globals(source, allow_classes)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with torch.serialization.safe_globals(allowed):
-                return torch.load(
-                    source, map_location="cpu", weights_only=True, mmap=_is_zip(source)
-                )
-    except Exception as error:
-        blocked = _blocked_globals(source)
-        missing = [g for g in blocked if g not in {_global_name(a) for a in allowed}]
-        if "TorchScript" in str(error) or _is_torchscript(source):
-            raise UnsafeError(
-                f"{name} is a TorchScript archive, which is code. Save the model's state_dict()."
-            ) from error
-        if missing:
-            raise UnsafeError(_refusal(name, missing)) from error
-        raise InputError(f"{name} is damaged or cut off: torch cannot read it.") from error
+    _check_records(source)
+    allowed = _allowed_globals(_blocked_globals(source), allow_classes)
+    while True:
+        try:
+            with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
+                warnings.simplefilter("ignore")
+                mapped = _is_zip(source)
+                return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+        except Exception as error:
+            if _is_torchscript(source):
+                raise UnsafeError(
+                    f"{name} is a TorchScript archive, which is code. Save its state_dict()."
+                ) from error
+            # Files of the older format name what they hold only while they are read.
+            blocked = _blocked_globals(source) or re.findall(BLOCKED, str(error))
+            more = _allowed_globals(blocked, allow_classes)
+            if not more or {_global_name(m) for m in more} <= {_global_name(a) for a in allowed}:
+                missing = {*blocked} - {_global_name(a) for a in (*allowed, *more)}
+                if missing:
+                    raise UnsafeError(_refusal(name, sorted(missing))) from error
+                text = f"{name} is damaged or cut off: torch cannot read it."
+                raise InputError(text) from error
+            allowed = [*allowed, *more]
+
+
+BLOCKED = r"Unsupported (?:global: GLOBAL|class|operand) ([\w.]+)"
 
 
 def _refusal(name: str, missing: Sequence[str]) -> str:
-    flags = " ".join(
-        f"--allow-class {g.rpartition('.')[0]}:{g.rpartition('.')[2]}" for g in missing
-    )
+    own = [g for g in missing if not g.startswith("torch.nn.modules.")] or list(missing)
+    flags = " ".join(f"--allow-class {g.rpartition('.')[0]}:{g.rpartition('.')[2]}" for g in own)
     return (
-        f"{name} is a pickled object, not a state dict: it names {', '.join(missing)}. If these "
+        f"{name} is a pickled object, not a state dict: it names {', '.join(own)}. If these "
         f"classes are your own code, add {flags}; or save the model's state_dict()."
     )
 
@@ -217,9 +234,24 @@ def _is_zip(source: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _is_torchscript(source: Path) -> bool:
-    import zipfile
+def _check_records(source: Path) -> None:
+    """Raises InputError if a record of a zip file is not what its checksum says."""
+    if not _is_zip(source):
+        return
+    try:
+        with zipfile.ZipFile(source) as archive:
+            bad = archive.testzip()
+    except Exception as error:
+        raise InputError(
+            f"{source.name} is damaged or cut off: {one_line(error)}. Download it again."
+        ) from error
+    if bad is not None:
+        raise InputError(
+            f"{source.name} is damaged: the checksum of {bad} is wrong. Download it again."
+        )
 
+
+def _is_torchscript(source: Path) -> bool:
     if not zipfile.is_zipfile(source):
         return False
     with zipfile.ZipFile(source) as archive:
@@ -234,7 +266,7 @@ def _blocked_globals(source: Path) -> list[str]:
         return []
 
 
-def _allowed_globals(source: Path, allow_classes: Sequence[str]) -> list[Any]:
+def _allowed_globals(blocked: Sequence[str], allow_classes: Sequence[str]) -> list[Any]:
     """What a whole pickled module may name: the user's own classes, and torch's own layers.
 
     Torch's layers are looked through once: they are made without their constructor and given their
@@ -244,7 +276,7 @@ def _allowed_globals(source: Path, allow_classes: Sequence[str]) -> list[Any]:
     if not allow_classes:
         return []
     allowed: list[Any] = [set, OrderedDict]
-    for name in _blocked_globals(source):
+    for name in blocked:
         module, _, attribute = name.rpartition(".")
         if module.startswith("torch.nn.modules."):
             found = getattr(sys.modules.get(module), attribute, None)
@@ -274,6 +306,11 @@ def _own_class(spec: str) -> type:
     found = resolve(spec, "--allow-class")
     if not inspect.isclass(found):
         raise UsageError(f"--allow-class {spec}: that is no class. Only classes can be allowed.")
+    if found.__module__.partition(".")[0] in sys.stdlib_module_names:
+        raise UsageError(
+            f"--allow-class {spec}: a class of Python itself may act when it is made. Only classes "
+            "of your own code can be allowed."
+        )
     return found
 
 
@@ -285,12 +322,13 @@ def _tensor_entry(whole: Any, key: str | None, name: str) -> tuple[tuple[str, ..
     if not isinstance(whole, Mapping):
         raise InputError(f"{name} holds {type(whole).__name__}; expected a dict of tensors.")
     if key is not None:
+        path = _path_of(whole, key)
         found: Any = whole
-        for part in key.split("."):
-            found = found.get(part) if isinstance(found, Mapping) else None
-        if not _holds_tensors(found):
+        for part in path:
+            found = found[part]
+        if not path or not _holds_tensors(found):
             raise UsageError(f"{name} holds no tensors under {key!r}. It has {_entries(whole)}.")
-        return tuple(key.split(".")), found
+        return path, found
     if _holds_tensors(whole):
         return (), whole
     candidates = dict(_candidates(whole, ()))
@@ -304,6 +342,20 @@ def _tensor_entry(whole: Any, key: str | None, name: str) -> tuple[tuple[str, ..
         raise UsageError(f"{name} holds several sets of weights: {keys}. Choose one with --key.")
     ((path, found),) = candidates.items()
     return path, found
+
+
+def _path_of(whole: Any, key: str) -> tuple[str, ...]:
+    """The entries that a dotted key leads through (an entry's own name may have dots); or none."""
+    if not isinstance(whole, Mapping):
+        return ()
+    if key in whole:
+        return (key,)
+    for entry, value in whole.items():
+        if isinstance(entry, str) and key.startswith(entry + "."):
+            rest = _path_of(value, key.removeprefix(entry + "."))
+            if rest:
+                return (entry, *rest)
+    return ()
 
 
 def _candidates(whole: Mapping[Any, Any], path: tuple[str, ...]) -> Any:
@@ -356,8 +408,8 @@ def build_model(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
     found = resolve(spec, "--model")
     try:
         network = found if isinstance(found, nn.Module) else found(**arguments)
-    except Exception as error:
-        raise InputError(f"--model {spec} could not be built: {_line(error)}.") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"--model {spec} could not be built: {one_line(error)}.") from error
     if not isinstance(network, nn.Module):
         raise UsageError(f"--model {spec} gives {type(network).__name__}; expected a torch module.")
     return network
@@ -395,10 +447,10 @@ def _import_file(path: Path, flag: str) -> ModuleType:
         sys.modules[name] = module  # pickling and dataclasses look classes up by their module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if known is None:
             del sys.modules[name]
-        raise InputError(f"{flag}: {path} could not be imported: {_line(error)}.") from error
+        raise InputError(f"{flag}: {path} could not be imported: {one_line(error)}.") from error
     finally:
         sys.path.remove(folder)
     return module
@@ -410,12 +462,12 @@ def _import(name: str, flag: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise UsageError(f"{flag}: there is no module {name} ({_line(error)}).") from error
-    except Exception as error:
-        raise InputError(f"{flag}: {name} could not be imported: {_line(error)}.") from error
+        raise UsageError(f"{flag}: there is no module {name} ({one_line(error)}).") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{flag}: {name} could not be imported: {one_line(error)}.") from error
 
 
-def _fit_prefix(tensors: Mapping[str, Tensor], network: nn.Module) -> tuple[str, dict[str, Tensor]]:
+def fit_prefix(tensors: Mapping[str, Tensor], network: nn.Module) -> tuple[str, dict[str, Tensor]]:
     """Strips what all keys have in front, if the model's own keys do not have it."""
     expected = set(network.state_dict())
     prefix, fitting = "", dict(tensors)
@@ -429,7 +481,8 @@ def _fit_prefix(tensors: Mapping[str, Tensor], network: nn.Module) -> tuple[str,
     return prefix, fitting
 
 
-def _load_into(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+def load_into(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Puts tensors into a network as they are. Raises InputError where they do not fit."""
     expected = network.state_dict()
     missing = [k for k in expected if k not in tensors and not k.endswith("num_batches_tracked")]
     unknown = [k for k in tensors if k not in expected]
@@ -443,6 +496,14 @@ def _load_into(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> 
             f"{name} does not fit the model: {'; '.join(parts)}. Is --model the right one, with "
             "the right --model-args?"
         )
+    whole = [
+        k
+        for k, v in tensors.items()
+        if expected[k].is_floating_point() and not v.is_floating_point()
+    ]
+    if whole:
+        kind = str(tensors[whole[0]].dtype).removeprefix("torch.")
+        raise InputError(f"{name}: {whole[0]} is {kind}; expected floating-point numbers.")
     shapes = [k for k, v in tensors.items() if v.shape != expected[k].shape]
     if shapes:
         first = shapes[0]
@@ -454,12 +515,6 @@ def _load_into(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> 
     network.load_state_dict(dict(tensors), strict=False, assign=True)
 
 
-def _line(error: BaseException) -> str:
-    """An error in one line, without a full stop."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:300].rstrip(".")
-
-
 # ------------------------------------------------------------------------------ writing
 
 
@@ -469,8 +524,8 @@ def to_bytes(wrapper: Wrapper, fused: Mapping[str, Tensor] | nn.Module) -> bytes
         return _saved(fused)
     tensors = {wrapper.prefix + key: tensor for key, tensor in fused.items()}
     if wrapper.kind == "safetensors":
-        plain = {k: v.contiguous() for k, v in tensors.items()}
-        return safetensors.torch.save(plain, metadata=dict(wrapper.metadata or {"format": "pt"}))
+        own = {k: v.clone().contiguous() for k, v in tensors.items()}  # none may share memory
+        return safetensors.torch.save(own, metadata=dict(wrapper.metadata or {"format": "pt"}))
     return _saved(_rewrapped(wrapper.whole, wrapper.path, tensors))
 
 
@@ -482,9 +537,22 @@ def _saved(value: Any) -> bytes:
 
 def _rewrapped(whole: Any, path: tuple[str, ...], tensors: Mapping[str, Tensor]) -> Any:
     """The object with other tensors in their place; the given one is not touched."""
-    kind = OrderedDict if isinstance(whole, OrderedDict) else dict
+    result: dict[Any, Any] = OrderedDict() if isinstance(whole, OrderedDict) else {}
     if path:
-        inner = _rewrapped(whole[path[0]], path[1:], tensors)
-        return kind((k, inner if k == path[0] else v) for k, v in whole.items())
-    others = {k: v for k, v in whole.items() if not isinstance(v, Tensor)}
-    return kind([*tensors.items(), *others.items()])
+        for key, value in whole.items():
+            result[key] = _rewrapped(value, path[1:], tensors) if key == path[0] else value
+        return result
+    new = list(tensors)
+    for key, value in whole.items():
+        if not isinstance(value, Tensor):
+            result[key] = value
+            continue
+        while new and (new[0] not in whole or new[0] == key):  # the new ones stand before it
+            name = new.pop(0)
+            result[name] = tensors[name]
+            if name == key:
+                break
+    result.update((name, tensors[name]) for name in new)
+    if hasattr(whole, "_metadata"):  # the versions of the layers, which torch keeps there
+        result._metadata = whole._metadata  # type: ignore[attr-defined]
+    return result

@@ -7,18 +7,21 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from acfuse.errors import AcfuseError, Exit
+from acfuse.text import safe
 
 if TYPE_CHECKING:
     from acfuse.job import Conversion, Job
+    from acfuse.manifest import Manifest
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -101,7 +104,7 @@ OUTPUT_OPTIONS = (
     _option("-f", "--force", is_flag=True, help="Replace files that exist."),
 )
 COMMON_OPTIONS = (
-    _option("--format", "style", type=click.Choice(["text", "json"]), default="text",
+    _option("--format", type=click.Choice(["text", "json"]), default="text",
             help="What stdout gets."),
     _option("-q", "--quiet", is_flag=True, help="Say only what went wrong."),
     click.option("-v", "--verbose", count=True, help="Say more."),
@@ -163,8 +166,14 @@ def _for_command(command: click.Command, settings: dict[str, Any]) -> dict[str, 
         if parameter.name in settings:
             value = settings[parameter.name]
             many = isinstance(parameter, click.Option) and parameter.multiple
+            if parameter.name == "input_shape" and _is_shape(value):
+                value = ",".join(map(str, value))
             own[parameter.name] = [value] if many and not isinstance(value, list) else value
     return own
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(n, int) for n in value)
 
 
 @cli.command()
@@ -173,15 +182,15 @@ def _for_command(command: click.Command, settings: dict[str, Any]) -> dict[str, 
 @_option("--no-onnx", is_flag=True, help="Write the checkpoint alone.")
 @_option("--allow-empty", is_flag=True, help="Succeed where there is nothing to fuse.")
 @_option("-n", "--dry-run", is_flag=True, help="Find and prove, write nothing.")
-def convert(source: Path, style: str, quiet: bool, **options: Any) -> None:
+def convert(source: Path, format: str, quiet: bool, verbose: int, **options: Any) -> None:
     """Fuse a checkpoint: find the blocks, prove equality, write checkpoint, ONNX and manifest."""
     _early_output_checks(source, options)
-    with _progress("Loading PyTorch", quiet=quiet) as progress:
+    with _progress("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import report
         from acfuse.convert import convert as run
 
         conversion = run(_job(source, options), progress)
-    _show(conversion, style, quiet, report)
+    _show(conversion, format, quiet, report)
 
 
 @cli.command()
@@ -189,55 +198,62 @@ def convert(source: Path, style: str, quiet: bool, **options: Any) -> None:
 @click.argument("fused", type=click.Path(path_type=Path), required=False)
 @_options(MODEL_OPTIONS, INPUT_OPTIONS, COMMON_OPTIONS)
 def verify(
-    original: Path | None, fused: Path | None, style: str, quiet: bool, **options: Any
+    original: Path | None,
+    fused: Path | None,
+    format: str,
+    quiet: bool,
+    verbose: int,
+    **options: Any,
 ) -> None:
     """Prove that a fused file is the original: the last conversion's, or ORIGINAL FUSED."""
     if original is not None and fused is None:
         raise click.UsageError("give ORIGINAL and FUSED, or neither.")
-    with _progress("Loading PyTorch", quiet=quiet) as progress:
+    with _progress("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import again, report
         from acfuse.manifest import Manifest
 
         if original is None or fused is None:
             manifest = Manifest.only(Path.cwd())
-            job = manifest.job(_changes(options))
-            conversion = again.verify_again(manifest, job, progress)
+            conversion = again.verify_again(manifest, _again(manifest, options), progress)
         else:
             conversion = again.verify_files(_job(original, options), fused, progress=progress)
-    _show(conversion, style, quiet, report)
+    _show(conversion, format, quiet, report)
 
 
 @cli.command("export-onnx")
 @click.argument("source", type=click.Path(path_type=Path), required=False)
 @_options(MODEL_OPTIONS, INPUT_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS)
-def export_onnx(source: Path | None, style: str, quiet: bool, **options: Any) -> None:
+def export_onnx(
+    source: Path | None, format: str, quiet: bool, verbose: int, **options: Any
+) -> None:
     """Write the ONNX file of the last conversion again, or of any checkpoint as it is."""
-    with _progress("Loading PyTorch", quiet=quiet) as progress:
+    with _progress("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import again, report
         from acfuse.manifest import Manifest
 
         if source is None:
             manifest = Manifest.only(Path.cwd())
-            path = again.export_again(manifest, manifest.job(_changes(options)), progress)
+            job = _again(manifest, options)
+            path = again.export_again(manifest, job, options["output"], progress)
         else:
             path = again.export_file(_job(source, options), progress)
-    if style == "json":
+    if format == "json":
         report.print_json({"written": [str(path)]})
     elif not quiet:
-        click.echo(f"wrote   {report.safe(path)}  ({path.stat().st_size:,} bytes)")
+        click.echo(f"wrote   {safe(path)}  ({path.stat().st_size:,} bytes)")
 
 
 @cli.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @_options(MODEL_OPTIONS, COMMON_OPTIONS)
-def inspect(source: Path, style: str, quiet: bool, **options: Any) -> None:
+def inspect(source: Path, format: str, quiet: bool, verbose: int, **options: Any) -> None:
     """Show what would be fused, what not, and why. Writes nothing."""
-    with _progress("Loading PyTorch", quiet=quiet):
+    with _progress("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
         from acfuse.convert import look
 
         findings = look(_job(source, {**options, "dry_run": True}))
-    if style == "json":
+    if format == "json":
         report.print_json(report.describe_findings(findings, source.name))
     else:
         report.print_findings(findings, source.name)
@@ -247,20 +263,44 @@ def inspect(source: Path, style: str, quiet: bool, **options: Any) -> None:
 
 @cli.command()
 @_options(COMMON_OPTIONS)
-def patterns(style: str, **_: Any) -> None:
+def patterns(format: str, quiet: bool, verbose: int) -> None:
     """List the blocks that are known by name."""
-    with _progress("Loading PyTorch", quiet=False):
+    with _progress("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
         from acfuse.patterns import PATTERNS
-    if style == "json":
+    if format == "json":
         names = ("name", "fused", "source", "bn_eps", "alone")
         report.print_json([{n: getattr(p, n) for n in names} for p in PATTERNS])
     else:
         report.print_patterns(PATTERNS)
 
 
+def _again(manifest: "Manifest", options: dict[str, Any]) -> "Job":
+    """The manifest's job, changed by flags and variables: it was not made by the configuration.
+
+    Tolerances are no part of a conversion: those may come from the configuration as well.
+    """
+    from dataclasses import replace
+
+    context = click.get_current_context()
+    spoken = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    own = {
+        name: value
+        for name, value in options.items()
+        if name in ("atol", "rtol") or context.get_parameter_source(name) in spoken
+    }
+    job = manifest.job(_changes(own))
+    seed, samples = own.get("seed"), own.get("samples")
+    if job.inputs is not None:
+        seed = job.inputs.seed if seed is None else seed
+        job = replace(
+            job, inputs=replace(job.inputs, seed=seed, samples=samples or job.inputs.samples)
+        )
+    return job
+
+
 def _changes(options: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a job that flags change, for a job that a manifest holds."""
+    """The parts of a job that options change."""
     from acfuse.verify import Inputs, Tolerance
 
     changes: dict[str, Any] = {
@@ -308,8 +348,8 @@ def _early_output_checks(source: Path, options: dict[str, Any]) -> None:
     check_outputs(paths.wanted(onnx=not options["no_onnx"]), [source], force=options["force"])
 
 
-def _show(conversion: "Conversion", style: str, quiet: bool, report: Any) -> None:
-    if style == "json":
+def _show(conversion: "Conversion", format: str, quiet: bool, report: Any) -> None:
+    if format == "json":
         report.print_json(report.conversion_json(conversion))
     else:
         report.print_conversion(conversion, quiet=quiet)
@@ -317,20 +357,28 @@ def _show(conversion: "Conversion", style: str, quiet: bool, report: Any) -> Non
         reason = conversion.proofs.fault
         if conversion.diagnosis:
             reason += f" (looks like: {conversion.diagnosis})"
-        click.echo(f"error: not equal: {report.safe(reason)}", err=True)
+        click.echo(f"error: not equal: {safe(reason)}", err=True)
     sys.exit(conversion.exit_code)
 
 
 @contextmanager
-def _progress(first: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A status line on a terminal, nothing in a pipe."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
+def _progress(first: str, *, quiet: bool, verbose: int) -> Iterator[Callable[[str], None]]:
+    """A status line on a terminal, nothing in a pipe; with -v a line for each thing, anywhere.
 
-    with Console(stderr=True, markup=False).status(f"{first} ...") as status:
-        yield lambda what: status.update(f"{what} ...")
+    What the user's code prints meanwhile goes to stderr: stdout is for the result.
+    """
+    with redirect_stdout(sys.stderr):
+        if verbose:
+            click.echo(f"{first} ...", err=True)
+            yield lambda what: click.echo(f"{safe(what)} ...", err=True)
+        elif quiet or not sys.stderr.isatty():
+            yield lambda _: None
+        else:
+            from rich.console import Console
+            from rich.text import Text
+
+            with Console(stderr=True).status(Text(f"{first} ...")) as status:
+                yield lambda what: status.update(Text(f"{safe(what)} ..."))
 
 
 def _terminate(_: int, __: FrameType | None) -> None:
@@ -346,7 +394,7 @@ def main() -> None:
         error.show()
         sys.exit(Exit.USAGE)
     except AcfuseError as error:
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        click.echo(f"error: {safe(' '.join(str(error).split()))}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

@@ -13,6 +13,13 @@ from acfuse.errors import OutputError
 
 def check_outputs(paths: Sequence[Path], inputs: Sequence[Path], *, force: bool) -> None:
     """Raises OutputError if one of the files may not, or cannot, be written."""
+    try:
+        _check_outputs(paths, inputs, force=force)
+    except OSError as error:
+        raise OutputError(f"{error.filename} cannot be written to: {error.strerror}.") from error
+
+
+def _check_outputs(paths: Sequence[Path], inputs: Sequence[Path], *, force: bool) -> None:
     for path in paths:
         folder = path.parent
         if not folder.is_dir():
@@ -33,19 +40,42 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
     Raises OutputError; whatever was there before is then still there.
     """
     waiting: dict[Path, Path] = {}
+    before: dict[Path, Path | None] = {}  # what stood at each place that was already written
     try:
         for path, data in contents.items():
             waiting[path] = _write_beside(path, data)
         for path, temporary in list(waiting.items()):
+            before[path] = _kept(path)
             temporary.replace(path)
             del waiting[path]
         for folder in {path.parent for path in contents}:
             _sync_folder(folder)
-    except OSError as error:
-        raise OutputError(_explain(error, contents)) from error
+    except BaseException as error:
+        for path, old in before.items():
+            _put_back(path, old, written=path not in waiting)
+        if isinstance(error, OSError):
+            raise OutputError(_explain(error, contents)) from error
+        raise
     finally:
-        for temporary in waiting.values():
+        for temporary in (*waiting.values(), *filter(None, before.values())):
             temporary.unlink(missing_ok=True)
+
+
+def _kept(path: Path) -> Path | None:
+    """A second name for the file at a place, so that it can be put back; None if there is none."""
+    if not path.is_file() and not path.is_symlink():
+        return None
+    old = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    old.unlink(missing_ok=True)
+    os.link(path, old, follow_symlinks=False)
+    return old
+
+
+def _put_back(path: Path, old: Path | None, *, written: bool) -> None:
+    if old is not None:
+        old.replace(path)
+    elif written:
+        path.unlink(missing_ok=True)
 
 
 def _write_beside(path: Path, data: bytes) -> Path:

@@ -515,6 +515,10 @@ def _bare_block(
         return Refused(where, Reason.ASSUMPTION, why, pattern.name)
     block = TensorBlock(tensors, prefix, eps)
     names = layers_at(pattern, tensors, prefix)
+    dtype = tensors[f"{prefix}{pattern.anchor}.weight"].dtype
+    if not dtype.is_floating_point:
+        why = f"its weights are {str(dtype).removeprefix('torch.')}, not floating-point numbers"
+        return Refused(where, Reason.UNKNOWN_LAYER, why, pattern.name)
     try:
         unknown = strangers(pattern, names, list(tensors), prefix)
         if unknown:
@@ -529,7 +533,7 @@ def _bare_block(
         where,
         pattern.name,
         (Summand("x", pattern.fused, value),),
-        tensors[f"{prefix}{pattern.anchor}.weight"].dtype,
+        dtype,
         (convolutions_among(names, tensors, prefix), 1),
         (0, value.geometry.multiply_adds),
         tuple(names),

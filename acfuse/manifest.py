@@ -3,7 +3,8 @@
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from acfuse.export import DEFAULT_OPSET
 from acfuse.find import Found
 from acfuse.job import Conversion, Job
 from acfuse.paths import Paths
+from acfuse.text import plain
 from acfuse.verify import Inputs
 
 VERSION = importlib.metadata.version("acfuse")
@@ -33,7 +35,7 @@ def provenance(source: Path) -> dict[str, str]:
 
 def to_json(data: Mapping[str, Any]) -> bytes:
     """A manifest as the bytes of its file."""
-    return (json.dumps(data, indent=2) + "\n").encode()
+    return (json.dumps(plain(data), indent=2, allow_nan=False) + "\n").encode()
 
 
 def record(path: Path, data: bytes) -> dict[str, Any]:
@@ -46,18 +48,19 @@ def describe(
 ) -> dict[str, Any]:
     """A conversion as plain data: what the manifest holds and `--format json` prints."""
     job, proofs = conversion.job, conversion.proofs
+    folder = job.paths.manifest.parent
     outputs = [record(path, data) for path, data in (contents or {}).items()]
     return {
         "schema_version": SCHEMA_VERSION,
         "acfuse": VERSION,
         "torch": torch.__version__,
-        "source": {"file": _relative(job.source, job.paths.manifest.parent),
+        "source": {"file": _relative(job.source, folder),
                    "sha256": sha256_of(job.source)},
         "outputs": outputs,
-        "model": job.model,
+        "model": _moved(job.model, lambda p: _relative(p, folder)),
         "model_args": dict(job.model_args),
         "key": job.key,
-        "allow_class": list(job.allow_classes),
+        "allow_class": [_moved(c, lambda p: _relative(p, folder)) for c in job.allow_classes],
         "bn_eps": job.bn_eps,
         "fold_bn": job.fold_bn,
         "inputs": None if job.inputs is None else {
@@ -108,11 +111,14 @@ def _describe_block(block: Found, conversion: Conversion) -> dict[str, Any]:
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """A path as the manifest names it: from its own folder where that is possible."""
-    try:
-        return str(path.resolve().relative_to(folder.resolve()))
-    except ValueError:
-        return path.name
+    """A path as the manifest names it: from the manifest's own folder."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def _moved(spec: str | None, change: Callable[[Path], str]) -> str | None:
+    """A --model or --allow-class whose file is named from elsewhere; a module's name stays."""
+    place, _, name = (spec or "").rpartition(":")
+    return f"{change(Path(place))}:{name}" if place.endswith(".py") else spec
 
 
 @dataclass(frozen=True)
@@ -156,14 +162,25 @@ class Manifest:
 
     def job(self, changes: Mapping[str, Any]) -> Job:
         """The job again, with changes where a flag was given."""
-        data = self.data
+        try:
+            job = self._job()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{self.path.name} lacks {error}: convert again.") from error
+        return replace(job, **{k: v for k, v in changes.items() if v is not None})
+
+    def _job(self) -> Job:
+        data, folder = self.data, self.path.parent
+
+        def here(path: Path) -> str:
+            return str(folder / path)
+
         inputs = data["inputs"]
-        job = Job(
-            source=self.path.parent / data["source"]["file"],
-            model=data["model"],
+        return Job(
+            source=folder / data["source"]["file"],
+            model=_moved(data["model"], here),
             model_args=data["model_args"],
             key=data["key"],
-            allow_classes=tuple(data["allow_class"]),
+            allow_classes=tuple(_moved(c, here) or c for c in data["allow_class"]),
             output=self.paths.checkpoint,
             inputs=None if inputs is None else Inputs(
                 tuple((name, tuple(shape)) for name, shape in inputs["shapes"]),
@@ -177,7 +194,6 @@ class Manifest:
             dynamic=data["onnx"]["dynamic"] if data["onnx"] else "batch",
             allow_empty=True,
         )  # fmt: skip
-        return replace(job, **{k: v for k, v in changes.items() if v is not None})
 
     def changed(self) -> list[str]:
         """The files that are no longer what the manifest says, each in words."""

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from acfuse.errors import UsageError
+
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx")
 
 
@@ -33,4 +35,11 @@ def fused_path(source: Path, output: Path | None) -> Path:
     name = f"{source.stem}.fused{suffix}"
     if output is None:
         return source.parent / name
-    return output / name if output.is_dir() else output
+    if output.is_dir():
+        return output / name
+    kinds = [".safetensors", ".onnx"]
+    if any((output.suffix == kind) != (suffix == kind) for kind in kinds):
+        raise UsageError(
+            f"--output {output}: the result of {source.name} is a {suffix} file; name it so."
+        )
+    return output

@@ -59,9 +59,8 @@ class Traced:
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is one of torch's own, with torch's own forward."""
     forward = inspect.getattr_static(module, "forward", None)
-    return getattr(forward, "__module__", "").startswith("torch.nn.") or type(
-        module
-    ).__module__.startswith("torch.nn.")
+    places = (getattr(forward, "__module__", None), type(module).__module__)
+    return any(place is not None and place.startswith("torch.nn.") for place in places)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -109,7 +109,8 @@ def compare(run: Run, stored: Sequence[LinearConv | None], found: Found) -> Cert
             fault = f"outputs of {sizes} for inputs of {tuple(images[0].shape[2:])}: padding?"
             return Certificate(where, math.inf, math.inf, count, fault=fault)
         scale = max(float(given.abs().max()), 1e-300)
-        error = max(error, float((given - expected).abs().max()) / scale)
+        difference = (given - expected).abs().nan_to_num(nan=math.inf)
+        error = max(error, float(difference.max()) / scale)
     worst, wrong, place = _worst_ulp(exact, stored, found)
     fault = ""
     if not error <= BLOCK_LIMIT:
@@ -274,7 +275,8 @@ def _worst_ulp(
         scale = torch.maximum(scale, true.bias.abs())
         for name, a, b in (("weight", true.kernel, have.kernel), ("bias", true.bias, have.bias)):
             floor = NOISE * scale.reshape(-1, *[1] * (a.ndim - 1))
-            distance = ((a - b).abs() - floor).clamp_min(0) / unit_in_last_place(a, found.dtype)
+            beyond = ((a - b).abs() - floor).clamp_min(0)
+            distance = (beyond / unit_in_last_place(a, found.dtype)).nan_to_num(nan=math.inf)
             wrong += int((distance > ULP_LIMIT).sum())
             largest = float(distance.max())
             if largest > worst or not place:

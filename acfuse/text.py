@@ -1,0 +1,42 @@
+"""What comes from a file is data: names made safe for a terminal, a log or a CI job."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+# Marks that change the direction of the text around them.
+DIRECTIONS = {chr(n) for n in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+
+
+def safe(name: object) -> str:
+    """A string with everything that a terminal or a CI log would obey made visible."""
+    text = "".join(
+        c if c.isprintable() and c not in DIRECTIONS else c.encode("unicode_escape").decode()
+        for c in str(name)
+    )
+    return ":\\x3a" + text[2:] if text.startswith("::") else text
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An error's text in one line, without a full stop; its kind where it has none."""
+    return " ".join(str(error).split())[:limit].rstrip(".") or type(error).__name__
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: numbers that are not finite become strings."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def columns(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of a table, each column as wide as its widest cell. Nothing is ever cut off."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        " ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    ]
