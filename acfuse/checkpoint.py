@@ -217,7 +217,7 @@ def _torch_load(source: Path, allow_classes: Sequence[str]) -> Any:
             allowed = [*allowed, *more]
 
 
-BLOCKED = r"Unsupported (?:global: GLOBAL|class|operand) ([\w.]+)"
+BLOCKED = r"Unsupported (?:global: GLOBAL|class|operand) (\w+\.[\w.]+)"
 
 
 def _refusal(name: str, missing: Sequence[str]) -> str:

@@ -227,7 +227,7 @@ class _Finder:
         where = self.paths[id(module)]
         regions, misses = choose(graph, folds=self.folds)
         random = [s.rule for s in graph.steps if _draws_random_numbers(s.rule)]
-        if regions and random:
+        if random and (regions or misses):
             self.refused.append(Refused(where, Reason.RANDOM, random[0].why))
             return set()
         if regions and (has_hooks(module) or id(module) in self.twice):

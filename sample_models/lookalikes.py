@@ -283,7 +283,7 @@ SAMPLES = {
     "instance_norms": _refused(lambda: framed(InstanceNorms(6, 8), 6, 8)),
     "average_pool": _refused(lambda: framed(AveragePool(8), 8, 8), "padding"),
     "pooled_arms": _refused(lambda: framed(PooledArms(6, 8), 6, 8), "padding"),
-    "other_strides": _refused(_resized, "stride"),
+    "other_strides": _refused(_resized, "step"),
     "separable_arms": _refused(lambda: framed(SeparableArms(6, 8), 6, 8), "activation"),
     "gated": _refused(lambda: framed(Gated(6, 8), 6, 8)),
 }

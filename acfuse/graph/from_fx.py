@@ -4,6 +4,7 @@ Names play no part. A layer counts by torch's own class and forward, a function 
 everything that is not known here is opaque, which is always safe.
 """
 
+import copy
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from acfuse.algebra import Affine, AvgPool, Conv, Pad, batch_norm
 from acfuse.algebra.geometry import Border
@@ -116,10 +118,10 @@ class _Builder:
             raise NotFusable(Reason.ACTIVATION, f"{node.name} depends on the input")
         if self.constants[node] is None:
             if node.op == "get_attr":
-                self.constants[node] = operator.attrgetter(str(node.target))(self.module)
+                self.constants[node] = self._stored(str(node.target))
                 return self.constants[node]
-            args = self._constant(tuple(node.args))
-            kwargs = {k: self._constant(v) for k, v in node.kwargs.items()}
+            args = _double(self._constant(tuple(node.args)))
+            kwargs = {k: _double(self._constant(v)) for k, v in node.kwargs.items()}
             with torch.no_grad(), watched_randomness() as drawn:
                 if node.op == "call_function":
                     value = node.target(*args, **kwargs)  # type: ignore[operator]
@@ -129,6 +131,15 @@ class _Builder:
                     raise NotFusable(Reason.RANDOM, "a kernel is drawn at random in the forward")
             self.constants[node] = value
         return self.constants[node]
+
+    def _stored(self, target: str) -> Any:
+        """A tensor of the module; one that is computed whenever it is asked for, in float64."""
+        owner, _, name = target.rpartition(".")
+        holder = self.module.get_submodule(owner)
+        if parametrize.is_parametrized(holder, name):
+            holder = copy.deepcopy(holder).double()
+        with torch.no_grad():
+            return getattr(holder, name)
 
     def _add(self, node: fx.Node) -> None:
         reads = tuple(self.names[n] for n in node.all_input_nodes if n in self.names)
@@ -410,8 +421,18 @@ def _stands_between(name: str) -> NotFusable:
     return NotFusable(Reason.ACTIVATION, f"{name} stands between")
 
 
+def _double(value: Any) -> Any:
+    """Floating tensors in float64: what is computed from weights is rounded once, at the end."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_double, value))
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.detach().double() if floating else value
+
+
 def conv_of(layer: Any) -> Conv:
     """The record of an nn.Conv1d, 2d or 3d (a parametrized one with its effective weight)."""
+    if parametrize.is_parametrized(layer):
+        layer = copy.deepcopy(layer).double()
     with torch.no_grad():
         weight = layer.weight
     dilation = tuple(layer.dilation)

@@ -143,9 +143,10 @@ def _turned(name: str, *, transpose: bool) -> Mistake:
         if not isinstance(weight, Tensor):
             raise TypeError(name)
         if transpose:
-            if weight.ndim != 4 or weight.shape[-1] != weight.shape[-2]:
-                raise ValueError("this kernel is not square")
+            layer = module.get_submodule(name)
             weight.data = weight.transpose(-1, -2).contiguous()
+            for setting in ("kernel_size", "padding", "dilation"):
+                setattr(layer, setting, tuple(reversed(getattr(layer, setting))))
         else:
             weight.data = weight.flip(*range(2, weight.ndim))
 

@@ -374,7 +374,7 @@ def judge(
         passed = difference.excess <= 0
         detail = f"max |a-b| {difference.absolute:.1e}, atol {atol:g} + rtol {rtol:g} * |b|"
         if not passed:
-            detail += f" exceeded at {difference.place}; atol {difference.needed:.1e} would pass"
+            detail += f" exceeded at {difference.place}; atol {_up(difference.needed)} would pass"
             if own is not None and own.excess > 0:
                 detail += ". The original's own rounding exceeds it too: no fused model could pass"
         return Check(name, passed, difference.error, atol, difference.absolute, rounding, detail)
@@ -388,6 +388,14 @@ def judge(
     return Check(
         name, passed, difference.error, limit, difference.absolute, rounding, detail, warning
     )
+
+
+def _up(number: float) -> str:
+    """A number with two digits, rounded up: what is said to pass has to."""
+    if not 0 < number < math.inf:
+        return f"{number:g}"
+    unit = 10.0 ** (math.floor(math.log10(number)) - 1)
+    return f"{(math.floor(number / unit) + 1) * unit:.1e}"
 
 
 def has_fresh_statistics(model: nn.Module) -> bool:
