@@ -1,0 +1,56 @@
+"""How long finding and fusing take: `python benchmarks/find.py [TIMM_MODEL ...]`.
+
+Stacks of 10, 100 and 1,000 ACNet blocks show how the time grows; named models come from timm, if it
+is installed, with random weights. Medians of three runs, in seconds of this process's CPU time.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from acfuse.find import find_in_module
+from acfuse.patterns import PATTERNS
+from acfuse.rewrite import fused_copy
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sample_models.acnet import ACBlock
+
+STACKS = (10, 100, 1000)
+
+
+def models() -> Iterator[tuple[str, nn.Module]]:
+    """The stacks, or the models that were named."""
+    if len(sys.argv) > 1:
+        import timm
+
+        for name in sys.argv[1:]:
+            yield name, timm.create_model(name).eval()
+        return
+    for count in STACKS:
+        blocks = [nn.Sequential(ACBlock(8, 8, 3, padding=1), nn.ReLU()) for _ in range(count)]
+        yield f"{count} blocks", nn.Sequential(*blocks).eval()
+
+
+def main() -> None:
+    """Prints a line for each model."""
+    torch.set_num_threads(1)
+    for name, model in models():
+        find, fuse, found = [], [], 0
+        for _ in range(3):
+            start = time.process_time()
+            findings = find_in_module(model, PATTERNS)
+            middle = time.process_time()
+            fused_copy(model, findings.found)
+            find.append(middle - start)
+            fuse.append(time.process_time() - middle)
+            found = len(findings.blocks)
+        times = statistics.median(find), statistics.median(fuse)
+        print(f"{name}: {found} blocks, find {times[0]:.2f} s, fuse {times[1]:.2f} s")
+
+
+main()
