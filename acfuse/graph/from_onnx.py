@@ -91,9 +91,14 @@ def _numbers(tensor: onnx.TensorProto) -> int:
 def _evaluated(node: onnx.NodeProto, found: Constants) -> dict[str, onnx.TensorProto]:
     """The outputs of a node whose inputs are constants; none if it cannot be carried out here."""
     values = {n: numpy_helper.to_array(found[n]) for n in node.input if n}
-    try:
-        results = ReferenceEvaluator(node).run(None, values)
-    except Exception:
+    results: Any = None
+    for opsets in ({}, {"opsets": {"": 11}}):  # as it is now, or with what were attributes then
+        try:
+            results = ReferenceEvaluator(node, **opsets).run(None, values)
+            break
+        except Exception:  # it stays a node of the graph
+            continue
+    if results is None:
         return {}
     return {
         name: numpy_helper.from_array(np.asarray(value), name)

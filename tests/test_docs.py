@@ -1,0 +1,91 @@
+"""README and docs say what the program does: its output, its commands, its exit codes."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from acfuse.cli import cli
+from acfuse.errors import Exit, Reason
+from acfuse.patterns import PATTERNS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def figures_gone(text: str) -> list[str]:
+    """The text without what differs between machines: figures, sizes and padding."""
+    text = re.sub(r"\d+\.\d+e[+-]\d+|\d+\.\d+", "#", text)
+    text = re.sub(r"\([\d,]+ bytes\)", "(# bytes)", text)
+    return [" ".join(line.split()) for line in text.strip().splitlines()]
+
+
+def shown(command: str) -> str:
+    """What README shows below a command."""
+    found = re.search(re.escape(f"$ {command}") + r"\n(.*?)```", README, flags=re.DOTALL)
+    assert found, f"README does not show {command}"
+    return found.group(1)
+
+
+def test_readme_shows_what_convert_prints(tmp_path: Path) -> None:
+    command = "acfuse convert model.pth --model digits.py:AcNet --input-shape 1,1,8,8"
+    for name in ("model.pth", "digits.py"):
+        shutil.copy(ROOT / "sample_models" / name, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert figures_gone(done.stdout) == figures_gone(shown(command))
+
+
+def test_readme_names_the_two_commands_at_its_top() -> None:
+    top = README[:1200]
+    assert "make demo" in top
+    assert "make test" in top
+
+
+def test_readme_has_the_pattern_as_it_is() -> None:
+    code = re.search(r"```python\nREPVGG = (.*?)\n```", README, flags=re.DOTALL)
+    assert code
+    source = (ROOT / "acfuse/patterns/repvgg.py").read_text(encoding="utf-8")
+    body = re.sub(r"\s+", "", code.group(1)).removesuffix(")").removesuffix(",")
+    assert body.replace("Pattern(", "", 1).split("source=")[0] in re.sub(
+        r"\s+", "", source
+    ).replace('tail=("nonlinearity","se","post_se"),', "")
+
+
+@pytest.mark.parametrize("code", [c for c in Exit], ids=lambda c: c.name)
+def test_readme_documents_every_exit_code(code: Exit) -> None:
+    table = README[README.index("## Exit codes") :]
+    assert re.search(rf"\b{code.value}\b", table)
+
+
+@pytest.mark.parametrize("command", cli.commands.values(), ids=lambda c: c.name)
+def test_every_command_and_option_has_help(command: click.Command) -> None:
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{command.name} {parameter.opts}"
+
+
+def test_architecture_names_every_room() -> None:
+    text = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8")
+    rooms = {p.name for p in (ROOT / "acfuse").iterdir() if not p.name.startswith(("__", "py"))}
+    assert [room for room in sorted(rooms) if f"`{room}" not in text] == []
+
+
+def test_reason_codes_are_distinct_and_numbered() -> None:
+    assert len({r.value for r in Reason}) == len(Reason)
+    assert all(re.fullmatch(r"ACF2\d\d", r.value) for r in Reason)
+
+
+def test_every_pattern_has_a_source_and_a_name_of_its_own() -> None:
+    assert len({p.name for p in PATTERNS}) == len(PATTERNS)
+    assert all(p.source and p.fused for p in PATTERNS)
