@@ -91,10 +91,17 @@ def _numbers(tensor: onnx.TensorProto) -> int:
 def _evaluated(node: onnx.NodeProto, found: Constants) -> dict[str, onnx.TensorProto]:
     """The outputs of a node whose inputs are constants; none if it cannot be carried out here."""
     values = {n: numpy_helper.to_array(found[n]) for n in node.input if n}
+    kinds = {n: onnx.helper.np_dtype_to_tensor_dtype(v.dtype) for n, v in values.items()}
+    graph = onnx.helper.make_graph(
+        [node],
+        node.op_type,
+        [onnx.helper.make_tensor_value_info(n, kind, None) for n, kind in kinds.items()],
+        [onnx.helper.make_empty_tensor_value_info(n) for n in node.output if n],
+    )
     results: Any = None
-    for opsets in ({}, {"opsets": {"": 11}}):  # as it is now, or with what were attributes then
+    for opset in (17, 11):  # as it is now, or with what were attributes then
         try:
-            results = ReferenceEvaluator(node, **opsets).run(None, values)
+            results = ReferenceEvaluator(graph, opsets={"": opset}).run(None, values)
             break
         except Exception:  # it stays a node of the graph
             continue
@@ -102,8 +109,8 @@ def _evaluated(node: onnx.NodeProto, found: Constants) -> dict[str, onnx.TensorP
         return {}
     return {
         name: numpy_helper.from_array(np.asarray(value), name)
-        for name, value in zip(node.output, results, strict=False)
-        if name and np.asarray(value).size <= LARGEST_FOLD
+        for name, value in zip(filter(None, node.output), results, strict=True)
+        if np.asarray(value).size <= LARGEST_FOLD
     }
 
 
