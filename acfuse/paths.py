@@ -1,5 +1,6 @@
 """Where the results of a conversion go."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def fused_path(source: Path, output: Path | None) -> Path:
     name = f"{source.stem}.fused{suffix}"
     if output is None:
         return source.parent / name
-    if output.is_dir():
+    if os.path.isdir(output):  # false, no error, for a name that is too long
         return output / name
     kinds = [".safetensors", ".onnx"]
     if any((output.suffix == kind) != (suffix == kind) for kind in kinds):

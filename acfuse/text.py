@@ -14,7 +14,8 @@ def safe(name: object) -> str:
         c if c.isprintable() and c not in DIRECTIONS else c.encode("unicode_escape").decode()
         for c in str(name)
     )
-    return ":\\x3a" + text[2:] if text.startswith("::") else text
+    # A line that begins so is a command to some CI systems, also behind spaces.
+    return text.replace("::", ":\\x3a", 1) if text.lstrip().startswith("::") else text
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -61,7 +61,7 @@ def test_readme_has_the_pattern_as_it_is() -> None:
     ).replace('tail=("nonlinearity","se","post_se"),', "")
 
 
-@pytest.mark.parametrize("code", [c for c in Exit], ids=lambda c: c.name)
+@pytest.mark.parametrize("code", list(Exit), ids=lambda c: c.name)
 def test_readme_documents_every_exit_code(code: Exit) -> None:
     table = README[README.index("## Exit codes") :]
     assert re.search(rf"\b{code.value}\b", table)

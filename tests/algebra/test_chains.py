@@ -2,6 +2,7 @@
 
 from functools import partial, reduce
 from itertools import product
+from math import gcd
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from acfuse.errors import NotFusable, Reason
 
 from .compare import assert_close, assert_same_map
 from .outcome import attempt, exists
-from .reference import borders_that_fit, chained, image, images, normal, run, run_chain
+from .reference import borders_that_fit, chained, image, images, normal, run, run_chain, run_sum
 
 PADS = list(product(range(-3, 3), repeat=2))
 
@@ -41,6 +42,25 @@ def conv(size, pads=(0, 0), bias=False, border="zeros"):
         pads=(pads, pads),
         border=border,
     )
+
+
+DIVISORS = [1, 2, 3, 4, 6, 12]
+
+
+@pytest.mark.parametrize("second", DIVISORS)
+@pytest.mark.parametrize("first", DIVISORS)
+def test_groups_meet_at_their_common_divisor(first, second):
+    f = Conv(normal(first, 12, 12 // first, 1, 2), normal(1, 12), groups=first)
+    g = Conv(normal(second + 50, 24, 12 // second, 2, 1), normal(2, 24), groups=second)
+    fused = f.linear().then(g.linear())
+    assert fused.groups == gcd(first, second)
+    for x in images((f, g)):
+        assert_same_map(fused, partial(run_chain, (f, g)), x)
+    beside = Conv(normal(second, 12, 12 // second, 1, 2), groups=second)
+    fused = f.linear() + beside.linear()
+    assert fused.groups == gcd(first, second)
+    for x in images([f]):
+        assert_same_map(fused, partial(run_sum, (f, beside)), x)
 
 
 WIDE = Conv(normal(3, 2, 2, 1, 3), pads=((0, 0), (1, 1)))
@@ -98,6 +118,18 @@ def test_one_axis_each_needs_one_border(first, second):
     else:
         assert fused.code == Reason.BORDERS
         assert borders_that_fit(partial(run_chain, (f, g)), chained((f, g)), [(f, g)]) == []
+
+
+def test_empty_taps_look_nowhere():
+    """A pointwise layer that was grown is pointwise, on either side of a chain."""
+    pointwise, biased = conv(1).linear(), conv(1, bias=True).linear()
+    grown = pointwise.grow([(1, 1), (2, 0)])
+    assert not grown.geometry.looks_outside
+    assert grown.geometry.is_pointwise
+    x = image(2, (5, 6))
+    assert_same_map(biased.then(grown), biased.then(pointwise), x)
+    padded = conv(3, (1, 1), border="reflect").linear()
+    assert_same_map(grown.then(padded), pointwise.then(padded), x)
 
 
 def test_a_batch_norm_before_a_zero_padded_convolution_needs_a_zero_shift():

@@ -88,7 +88,7 @@ def test_a_convolution_lowers_to_itself(conv, symmetric, before, after):
     assert layer.pads == conv.pads
     assert layer.dilation == conv.dilation
     assert layer.groups == conv.groups
-    assert layer.border == conv.border
+    assert layer.border == conv.border or not conv.geometry.looks_outside
 
 
 def test_a_lowered_convolution_loads_into_the_module_that_it_describes():

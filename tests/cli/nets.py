@@ -1,0 +1,90 @@
+"""Small networks, as a user's own file holds them. Tests copy this file beside a checkpoint."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ACBlock(nn.Module):
+    def __init__(
+        self,
+        channels: tuple[int, int],
+        stride: tuple[int, int] = (1, 1),
+        groups: int = 1,
+        statistics: bool = True,
+    ) -> None:
+        super().__init__()
+
+        def conv(kernel: tuple[int, int], pads: tuple[int, int]) -> nn.Conv2d:
+            return nn.Conv2d(*channels, kernel, stride, pads, groups=groups, bias=False)
+
+        def norm() -> nn.BatchNorm2d:
+            return nn.BatchNorm2d(channels[1], track_running_stats=statistics)
+
+        self.square_conv, self.square_bn = conv((3, 3), (1, 1)), norm()
+        self.ver_conv, self.ver_bn = conv((3, 1), (1, 0)), norm()
+        self.hor_conv, self.hor_bn = conv((1, 3), (0, 1)), norm()
+
+    def forward(self, x: Tensor) -> Tensor:
+        square = self.square_bn(self.square_conv(x))
+        return square + self.ver_bn(self.ver_conv(x)) + self.hor_bn(self.hor_conv(x))
+
+
+class Net(nn.Module):
+    """Two blocks and a head: 3 channels of any size to `outputs` channels of half the width."""
+
+    def __init__(self, outputs: int = 2, statistics: bool = True) -> None:
+        super().__init__()
+        self.first = ACBlock((3, 4), statistics=statistics)
+        self.relu = nn.ReLU()
+        self.second = ACBlock((4, 6), stride=(1, 2), groups=2)
+        self.head = nn.Conv2d(6, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.relu(self.second(self.relu(self.first(x)))))
+
+
+class Wrapped(nn.Module):
+    """A network whose only child is really called `module`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = Net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = ACBlock((3, 4))
+        self.right = ACBlock((2, 4))
+
+    def forward(self, image: Tensor, depth: Tensor) -> Tensor:
+        return torch.relu(self.left(image)) + torch.relu(self.right(depth))
+
+
+class Plain(nn.Module):
+    """Nothing to fuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def factory(outputs: int = 2) -> nn.Module:
+    return Net(outputs)
+
+
+def raises() -> nn.Module:
+    raise ValueError("no such\nsize")
+
+
+def number() -> int:
+    return 3
+
+
+instance = Net()

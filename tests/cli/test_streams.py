@@ -1,0 +1,96 @@
+"""The result goes to stdout, everything else to stderr, and colours to terminals alone."""
+
+import re
+
+import pytest
+
+from acfuse import cli
+
+from .command import Stream, run, worked
+from .project import CHECKPOINT, make_project, state
+
+COMMANDS = {
+    "convert": ["convert", "model.pth", "--force", *CHECKPOINT],
+    "verify": ["verify"],
+    "inspect": ["inspect", "model.pth"],
+    "patterns": ["patterns"],
+    "help": ["--help"],
+    "usage": ["convert", "--nothing"],
+}
+COLOUR = re.compile(r"\x1b\[[\d;]*[34]\d")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_pipe_gets_neither_colours_nor_progress(fused, name):
+    result = run(*COMMANDS[name])
+    assert "\x1b" not in result.stdout + result.stderr
+    assert "\r" not in result.stdout + result.stderr
+    assert " ..." not in result.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_color_is_respected_on_a_terminal(fused, name):
+    result = run(*COMMANDS[name], terminal=True, env={"NO_COLOR": "1"})
+    assert not COLOUR.search(result.stdout + result.stderr)
+
+
+def test_a_terminal_sees_progress_on_stderr_and_the_same_result_on_stdout(fused):
+    piped = run(*COMMANDS["convert"])
+    shown = run(*COMMANDS["convert"], terminal=True, env={"COLUMNS": "200"})
+    assert "rounding in float32 ..." in shown.stderr
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown.stdout)
+    assert plain.split() == piped.stdout.split()
+
+
+def test_quiet_says_nothing_when_all_is_well(fused):
+    result = run(*COMMANDS["convert"], "--quiet", terminal=True)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_quiet_still_says_what_went_wrong(fused):
+    result = run("verify", "--quiet", "--atol", "0", "--rtol", "0")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: not equal: ")
+
+
+@pytest.mark.parametrize("depth", [20, 40])
+def test_names_are_not_cut_off_where_nobody_knows_the_width(project, depth):
+    long = "stage." * depth
+    make_project(project, {long + key: tensor for key, tensor in state().items()})
+    result = worked(run("inspect", "model.pth", env={"COLUMNS": "40"}))
+    assert f"{long}second.fused_conv" in result.stdout
+
+
+def test_names_are_not_cut_off_on_a_narrow_terminal(project):
+    make_project(project, {"stage." * 10 + key: tensor for key, tensor in state().items()})
+    result = worked(run("inspect", "model.pth", "-q", terminal=True, env={"COLUMNS": "60"}))
+    assert "stage." * 10 + "second.fused_conv" in result.stdout
+
+
+def test_a_failed_check_is_told_apart_from_its_name(fused):
+    result = run("verify", "--atol", "0", "--rtol", "0")
+    assert re.search(r"^DIFFERS +whole model as it ships", result.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [["verify"], ["inspect", "model.pth"], ["patterns"]])
+def test_verbose_says_more_on_stderr_and_no_less_on_stdout(fused, command):
+    brief, full = run(*command), run(*command, "-v")
+    assert brief.stderr == ""
+    assert full.stderr
+    assert "\x1b" not in full.stderr
+    assert full.stdout.startswith(brief.stdout[:100])
+
+
+def test_a_reader_that_goes_away_is_no_error(project, monkeypatch):
+    def gone(*_):
+        raise BrokenPipeError
+
+    duplicated = []
+    monkeypatch.setattr("acfuse.report.print_findings", gone)
+    monkeypatch.setattr(cli.os, "dup2", lambda *numbers: duplicated.append(numbers))
+    monkeypatch.setattr(Stream, "fileno", lambda _: 1)
+    result = run("inspect", "model.pth")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert len(duplicated) == 1

@@ -1,0 +1,275 @@
+"""Random small networks: whatever is fused in them, they stay what they were.
+
+A network is a list of operations, each of which reads values that are there already. Sizes are
+tracked, so that what is added fits; nothing else is arranged for or against a fusion.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, event, given, seed, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from acfuse.find import find_in_module
+from acfuse.patterns import PATTERNS
+from acfuse.rewrite import fused_copy
+from acfuse.verify import certify
+from sample_models import awake
+
+from .fusing import images
+
+SIZES = ((2, 4, 21, 16), (1, 4, 18, 25))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is known of a value while a network is drawn: what may be added to what."""
+
+    channels: int
+    halved: int = 0
+    cut: int = 0
+
+
+@dataclass(frozen=True)
+class Op:
+    """One line of a network: which values it reads, with which layer, and how."""
+
+    text: str
+    reads: tuple[int, ...]
+    run: Callable[..., Tensor]
+    layer: nn.Module | nn.Parameter | None = None
+
+
+class Program(nn.Module):
+    """A network that runs its lines one after the other and returns some of their values."""
+
+    def __init__(self, ops: list[Op], returned: list[int]) -> None:
+        super().__init__()
+        self.ops, self.returned = ops, returned
+        for i, op in enumerate(ops):
+            if op.layer is not None:
+                setattr(self, f"part{i + 1}", op.layer)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        values = [x]
+        for i, op in enumerate(self.ops):
+            given = [values[j] for j in op.reads]
+            own = [getattr(self, f"part{i + 1}")] if op.layer is not None else []
+            values.append(op.run(*own, *given))
+        return tuple(values[i] for i in self.returned)
+
+    def extra_repr(self) -> str:
+        lines = [f"v{i + 1} = {op.text} of {op.reads}" for i, op in enumerate(self.ops)]
+        return "\n".join([*lines, f"return {self.returned}"])
+
+
+def _call(layer, x):
+    return layer(x)
+
+
+BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "add": lambda a, b: torch.add(a, b, alpha=2),
+    "+=": lambda a, b: a.add_(b),
+    "-=": lambda a, b: a.sub_(b, alpha=0.5),
+    "*": lambda a, b: a * torch.sigmoid(b),
+}
+UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "relu_": lambda a: a.relu_(),
+    "neg": lambda a: -a,
+    "half": lambda a: a * 0.5,
+    "half_": lambda a: a.mul_(0.5),
+    "one more": lambda a: a + 1.0,
+    "clone": lambda a: a.clone(),
+    "same": lambda a: a.contiguous(),
+    "pool": lambda a: F.avg_pool2d(a, 3, 1, 1),
+    "uncounted pool": lambda a: F.avg_pool2d(a, 3, 1, 1, count_include_pad=False),
+    "pad and crop": lambda a: F.pad(a, (1, 0, 0, 1))[:, :, :-1, 1:],
+}
+SHARING = ("same", "dropout", "relu_", "half_")  # what is given is what was read
+LINEAR_BINARY = ("+", "-", "add")
+
+
+@st.composite
+def _kernels(draw) -> tuple[tuple[int, int], int]:
+    size = draw(st.sampled_from([(3, 3), (1, 1), (1, 1), (3, 1), (1, 3), (5, 5), (1, 5)]))
+    dilation = draw(st.sampled_from([1, 1, 1, 2]))
+    return size, dilation
+
+
+@st.composite
+def _convolutions(draw, kind: Kind) -> tuple[Op, Kind]:
+    size, dilation = draw(_kernels())
+    out = draw(st.sampled_from([kind.channels, kind.channels, 4, 6, 2]))
+    groups = draw(st.sampled_from([g for g in (1, 1, 2, kind.channels) if out % g == 0]))
+    bias = draw(st.booleans())
+    change = draw(st.sampled_from(["same"] * 5 + ["halve", "cut"]))
+    mode = draw(st.sampled_from(["zeros"] * 6 + ["reflect", "circular", "replicate"]))
+    rest = {"groups": groups, "bias": bias}
+    if change == "halve" and not kind.halved:
+        # A padded 3 x 3 and a 1 x 1 halve a size alike, odd or even.
+        n = draw(st.sampled_from([1, 3]))
+        layer: nn.Module = nn.Conv2d(kind.channels, out, n, 2, n // 2, **rest)
+        return Op(f"{n} x {n} / 2", (), _call, layer), Kind(out, kind.halved + 1, kind.cut)
+    if change == "cut" and kind.cut < 2:
+        layer = nn.Conv2d(kind.channels, out, 3, **rest)
+        return Op("3 x 3 unpadded", (), _call, layer), Kind(out, kind.halved, kind.cut + 1)
+    pads = tuple(dilation * (n - 1) // 2 for n in size)
+    if draw(st.sampled_from([False] * 6 + [True])):
+        layer = nn.ConvTranspose2d(
+            kind.channels, out, size, 1, pads, dilation=dilation, groups=groups, bias=bias
+        )
+        return Op(f"transposed {size}", (), _call, layer), Kind(out, kind.halved, kind.cut)
+    layer = nn.Conv2d(
+        kind.channels, out, size, 1, pads, dilation, padding_mode=mode, **rest
+    )  # fmt: skip
+    text = f"{size} dilation {dilation} groups {groups} {mode} bias {bias}"
+    return Op(text, (), _call, layer), Kind(out, kind.halved, kind.cut)
+
+
+@st.composite
+def _others(draw, kind: Kind, bold: bool) -> tuple[Op, Kind]:
+    usual = ["norm", "norm", "factor", "shift", "cut", "drop", *UNARY]
+    choice = draw(st.sampled_from([*SHARING, "drop"] if bold and draw(st.booleans()) else usual))
+    if choice == "norm":
+        return Op("norm", (), _call, nn.BatchNorm2d(kind.channels)), kind
+    if choice in ("drop", "dropout"):
+        return Op("dropout", (), _call, nn.Dropout2d()), kind
+    if choice in ("factor", "shift"):
+        vector = nn.Parameter(torch.linspace(-0.7, 1.1, kind.channels)[:, None, None])
+        run = (lambda g, a: g * a) if choice == "factor" else (lambda g, a: a + g)
+        return Op(choice, (), run, vector), kind
+    if choice == "cut":
+        if kind.cut >= 2:
+            return Op("sigmoid", (), torch.sigmoid), kind
+        cropped = Kind(kind.channels, kind.halved, kind.cut + 1)
+        return Op("crop", (), lambda a: a[:, :, 1:-1, 1:-1]), cropped
+    return Op(choice, (), UNARY[choice]), kind
+
+
+def _may_be_written(ops: list[Op], memory: list[int], place: int) -> bool:
+    """Whether a value is nobody else's: not what came in, and read under no name so far."""
+    names = {i for i, own in enumerate(memory) if own == memory[place]}
+    return memory[place] != 0 and len(names) == 1 and not any(place in op.reads for op in ops)
+
+
+@st.composite
+def programs(draw, depth: int = 1, bold: bool = False) -> Program:
+    """A network of four channels, and perhaps another within it.
+
+    A bold one overwrites in place whatever it likes.
+    """
+    kinds, ops = [Kind(4)], []
+    memory = [0]  # which values may share theirs, with that of the first of them
+    count = draw(st.integers(3, 9))
+    while len(ops) < count:
+        # The latest values, and the input, are read most.
+        place = draw(st.sampled_from([0, len(kinds) - 1, *range(len(kinds))]))
+        kind = kinds[place]
+        choice = draw(st.sampled_from(["conv"] * 4 + ["other"] * 2 + ["sum"] * 6 + ["module"]))
+        if choice == "sum":
+            pairs = [
+                (i, j) for i, a in enumerate(kinds) for j, b in enumerate(kinds) if i < j and a == b
+            ]
+            if not pairs:
+                continue
+            i, j = draw(st.sampled_from(pairs[::-1]))
+            name = draw(st.sampled_from([*LINEAR_BINARY * 3, *BINARY, *["+=", "-="] * 3 * bold]))
+            if name.endswith("=") and not (bold or _may_be_written(ops, memory, j)):
+                continue
+            ops.append(Op(name, (j, i), BINARY[name]))
+            kinds.append(kinds[i])
+            memory.append(memory[j] if name.endswith("=") else len(ops))
+            continue
+        if choice == "module" and depth and kind == Kind(4):
+            inner = draw(programs(depth - 1, bold))
+            same = [k for k in inner.returned if inner.kinds[k] == Kind(4)]
+            if same:
+                inner.returned = same[:1]
+                ops.append(Op("module", (place,), lambda m, a: m(a)[0], inner))
+                kinds.append(Kind(4))
+                memory.append(memory[place])
+                continue
+        if choice == "other":
+            op, after = draw(_others(kind, bold))
+            if op.text.endswith("_") and not (bold or _may_be_written(ops, memory, place)):
+                continue
+        else:
+            op, after = draw(_convolutions(kind))
+        ops.append(Op(op.text, (place,), op.run, op.layer))
+        kinds.append(after)
+        memory.append(memory[place] if op.text in SHARING else len(ops))
+    returned = [len(ops)]
+    if draw(st.booleans()):
+        returned.append(draw(st.integers(1, len(ops))))
+    program = Program(ops, returned)
+    program.kinds = kinds
+    return program
+
+
+@torch.no_grad()
+def check(program: Program, *, certified: bool = True) -> str:
+    """Fuses a network and compares it with itself; tells what happened."""
+    model = awake(program.double(), 0)
+    findings = find_in_module(model, PATTERNS)
+    fused = fused_copy(model, findings.found)
+    for image in images(SIZES):
+        expected, given = model(image.clone()), fused(image.clone())
+        scale = max(1.0, *(float(e.abs().max()) for e in expected))
+        for a, b in zip(given, expected, strict=True):
+            assert a.shape == b.shape
+            assert float((a - b).abs().max()) <= 1e-10 * scale
+    if not findings.found:
+        return "nothing fused"
+    if certified:
+        for block in findings.found:
+            # Of arms that cancel altogether, nothing but rounding is left to compare.
+            weights = [s.value.kernel.abs().max() for s in block.summands if s.value is not None]
+            if max(weights) > 1e-9:
+                assert certify(model, fused, block).fault == ""
+    nested = any("." in block.where or block.where for block in findings.found)
+    return "fused within a module" if nested else "fused"
+
+
+@given(programs())
+def test_a_random_network_stays_what_it_was(program):
+    outcome = check(program)
+    event(outcome)
+
+
+def test_a_random_network_that_overwrites_values_stays_what_it_was():
+    @seed(0)
+    @settings(max_examples=150, database=None, phases=[Phase.generate])
+    @given(programs(bold=True))
+    def run(program):
+        check(program, certified=False)
+
+    run()
+
+
+def test_random_networks_are_fused_about_as_often_as_not():
+    outcomes = Counter()
+
+    @seed(1)
+    @settings(
+        max_examples=100,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(programs())
+    def run(program):
+        outcomes[check(program, certified=False)] += 1
+
+    run()
+    total = sum(outcomes.values())
+    assert outcomes["nothing fused"] >= 0.2 * total, outcomes
+    assert outcomes["fused"] + outcomes["fused within a module"] >= 0.2 * total, outcomes

@@ -1,0 +1,249 @@
+"""Writing files: whole or not at all, in order, with the usual mode, and never through a link."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from acfuse.errors import OutputError
+from acfuse.files import check_outputs, write_all
+
+NAMES = ("one", "two", "three")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def contents(folder):
+    return {folder / name: f"the new {name}".encode() for name in NAMES}
+
+
+def old_files(folder):
+    for name in NAMES:
+        (folder / name).write_bytes(f"the old {name}".encode())
+    return tree(folder)
+
+
+def tree(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def failing(call, code=errno.ENOSPC, real=lambda *_: None):
+    """A function that fails at its n-th call."""
+    calls = []
+
+    def function(*arguments, **settings):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise OSError(code, os.strerror(code))
+        return real(*arguments, **settings)
+
+    return function
+
+
+def test_all_files_are_written(folder, contents):
+    write_all(contents)
+    assert tree(folder) == {path.name: data for path, data in contents.items()}
+
+
+def test_files_that_were_there_are_replaced(folder, contents):
+    old_files(folder)
+    write_all(contents)
+    assert tree(folder) == {path.name: data for path, data in contents.items()}
+
+
+def test_files_may_be_empty_large_and_in_several_folders(folder):
+    (folder / "more").mkdir()
+    contents = {folder / "empty": b"", folder / "more" / "large": os.urandom(2**20)}
+    write_all(contents)
+    assert all(path.read_bytes() == data for path, data in contents.items())
+
+
+def test_nothing_is_an_easy_thing_to_write():
+    write_all({})
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("function", ["fsync", "fdopen"])
+@pytest.mark.parametrize("old", [True, False])
+def test_a_failing_write_leaves_what_was_there(folder, contents, monkeypatch, function, call, old):
+    before = old_files(folder) if old else {}
+    monkeypatch.setattr(os, function, failing(call, real=getattr(os, function)))
+    with pytest.raises(OutputError, match="Nothing was written"):
+        write_all(contents)
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_place_that_cannot_be_made_leaves_what_was_there(folder, contents, monkeypatch, call):
+    import tempfile
+
+    before = old_files(folder)
+    monkeypatch.setattr(tempfile, "mkstemp", failing(call, errno.EACCES, tempfile.mkstemp))
+    with pytest.raises(OutputError, match="cannot be written to"):
+        write_all(contents)
+    assert tree(folder) == before
+
+
+def test_the_first_rename_failing_leaves_what_was_there(folder, contents, monkeypatch):
+    before = old_files(folder)
+    monkeypatch.setattr(os, "replace", failing(1, errno.EACCES, os.replace))
+    monkeypatch.setattr(os, "rename", failing(1, errno.EACCES, os.rename))
+    with pytest.raises(OutputError):
+        write_all(contents)
+    assert tree(folder) == before
+
+
+def test_a_later_rename_failing_leaves_what_was_there(folder, contents):
+    before = old_files(folder)
+    (folder / "two").unlink()
+    (folder / "two").mkdir()
+    with pytest.raises(OutputError):
+        write_all(contents)
+    for name in ("one", "three"):
+        assert (folder / name).read_bytes() == before[name]
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_an_interruption_leaves_what_was_there(folder, contents, monkeypatch, interruption, call):
+    calls = []
+
+    def interrupt(_):
+        calls.append(1)
+        if len(calls) == call:
+            raise interruption
+
+    before = old_files(folder)
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(interruption):
+        write_all(contents)
+    assert tree(folder) == before
+
+
+def test_files_appear_in_the_order_given_and_only_when_all_are_written(
+    folder, contents, monkeypatch
+):
+    appeared, replace = [], os.replace
+
+    def watch(source, target, **settings):
+        names = {p.name for p in folder.iterdir()}
+        assert len([n for n in names if n.endswith(".partial")]) == len(NAMES) - len(appeared)
+        replace(source, target, **settings)
+        appeared.append(Path(target).name)
+
+    monkeypatch.setattr(os, "replace", watch)
+    write_all(contents)
+    assert appeared == list(NAMES)
+
+
+def test_every_byte_is_on_the_disk_before_the_first_rename(folder, contents, monkeypatch):
+    steps, sync, replace = [], os.fsync, os.replace
+
+    def synced(number):
+        steps.append("folder" if stat.S_ISDIR(os.fstat(number).st_mode) else "file")
+        sync(number)
+
+    def renamed(source, target, **settings):
+        steps.append("rename")
+        replace(source, target, **settings)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", renamed)
+    write_all(contents)
+    assert steps == ["file"] * 3 + ["rename"] * 3 + ["folder"]
+
+
+def test_a_folder_that_cannot_be_synced_is_no_failure(folder, contents, monkeypatch):
+    monkeypatch.setattr(os, "fsync", failing(4, errno.EINVAL, os.fsync))
+    write_all(contents)
+    assert set(tree(folder)) == set(NAMES)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_mode_follows_the_umask(folder, contents, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_all(contents)
+        assert os.umask(mask) == mask  # and the umask is as it was
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in contents} == {mode}
+
+
+@pytest.mark.parametrize("target", ["victim", "nothing"])
+def test_a_link_at_the_target_is_replaced_and_not_followed(folder, tmp_path, target):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (folder / "one").symlink_to(tmp_path / target)
+    write_all({folder / "one": b"new"})
+    assert not (folder / "one").is_symlink()
+    assert (folder / "one").read_bytes() == b"new"
+    assert victim.read_text() == "precious"
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_hard_link_at_the_target_is_replaced_and_not_written_through(folder, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    os.link(victim, folder / "one")
+    write_all({folder / "one": b"new"})
+    assert victim.read_text() == "precious"
+
+
+def test_a_full_disk_says_how_much_is_needed(folder, contents, monkeypatch):
+    monkeypatch.setattr(os, "fsync", failing(1))
+    needed = sum(map(len, contents.values()))
+    with pytest.raises(OutputError, match=f"{needed} bytes are needed, [0-9,]+ are free"):
+        write_all(contents)
+
+
+# ------------------------------------------------------------------------------ beforehand
+
+
+def test_nothing_is_wrong_with_new_files_in_a_folder(folder, contents):
+    check_outputs(list(contents), [folder / "input"], force=False)
+
+
+def test_files_that_exist_need_force(folder, contents):
+    old_files(folder)
+    with pytest.raises(OutputError, match="one exists; give --force"):
+        check_outputs(list(contents), [], force=False)
+    check_outputs(list(contents), [], force=True)
+
+
+def test_a_link_to_nothing_is_no_file_yet(folder):
+    (folder / "one").symlink_to(folder / "nothing")
+    check_outputs([folder / "one"], [], force=False)
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_the_input_is_never_an_output(folder, force):
+    (folder / "one").touch()
+    (folder / "link").symlink_to("one")
+    for path in (folder / "one", folder / "link", folder / ".." / "out" / "one"):
+        with pytest.raises(OutputError, match="is the input itself"):
+            check_outputs([path], [folder / "one"], force=force)
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_only_files_are_replaced(folder, force):
+    (folder / "one").mkdir()
+    os.mkfifo(folder / "two")
+    (folder / "three").symlink_to(folder)
+    for name in NAMES:
+        with pytest.raises(OutputError, match="not a regular file"):
+            check_outputs([folder / name], [], force=force)
+
+
+def test_the_folder_must_exist_and_be_one(folder):
+    (folder / "file").touch()
+    for parent in ("nothing", "file"):
+        with pytest.raises(OutputError, match="is not a directory"):
+            check_outputs([folder / parent / "one"], [], force=True)
