@@ -96,7 +96,16 @@ class _Builder:
                 self.constants[node] = None
             else:
                 self._add(node)
-        return Graph(tuple(self.steps), tuple(inputs), frozenset(outputs), single, self.axes)
+        return Graph(
+            tuple(self.steps),
+            tuple(inputs),
+            frozenset(outputs),
+            single,
+            self.axes,
+            frozenset(
+                self.names.get(n, n.name) for n in self.graph.nodes if n.name in self.poisoned
+            ),
+        )
 
     def _is_constant(self, node: fx.Node) -> bool:
         reads = node.all_input_nodes
@@ -150,7 +159,7 @@ class _Builder:
             rule = Opaque(refusal.why, refusal.code)
         if node.name in self.poisoned:
             why = f"{node.name} is overwritten in place"
-            rule = Opaque(why, Reason.IN_PLACE, poisoned=True)
+            rule = Opaque(why, Reason.IN_PLACE)
         if rule is None:
             self.names[node] = self.names[node.all_input_nodes[0]]
             return

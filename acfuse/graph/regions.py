@@ -167,7 +167,7 @@ def _plan(graph: Graph, kept: frozenset[str]) -> tuple[dict[str, _Plan], dict[st
         if isinstance(step.rule, Opaque):
             plans[step.value] = _given(step.value)
             continue
-        poisoned = [v for v in step.reads if _is_poisoned(graph, v)]
+        poisoned = [v for v in step.reads if v in graph.poisoned]
         if poisoned:
             misses[step.value] = Miss(
                 step.value, Reason.IN_PLACE, f"{poisoned[0]} is overwritten in place"
@@ -180,11 +180,6 @@ def _plan(graph: Graph, kept: frozenset[str]) -> tuple[dict[str, _Plan], dict[st
         if miss:
             misses[step.value] = miss
     return plans, misses
-
-
-def _is_poisoned(graph: Graph, value: str) -> bool:
-    step = graph.by_value.get(value)
-    return step is not None and isinstance(step.rule, Opaque) and step.rule.poisoned
 
 
 def _given(value: str) -> _Plan:

@@ -55,7 +55,6 @@ class Opaque:
 
     why: str
     code: Reason = Reason.ACTIVATION
-    poisoned: bool = False  # overwritten in place: not even its output may be read by a region
     holds_convolution: bool = False  # a module that is not linear, but has convolutions inside
 
 
@@ -80,6 +79,7 @@ class Graph:
     outputs: frozenset[str]
     output: str | None = None  # the one value that the forward returns, if it is one
     axes: int | None = None  # spatial axes of its images, where that is known
+    poisoned: frozenset[str] = frozenset()  # written in place: no region may read them
     assumed: int | None = None  # channels of values for which any number will do
     by_value: Mapping[str, Step] = field(init=False, repr=False)
 

@@ -164,7 +164,26 @@ def _refusal(module: nn.Module, error: Exception) -> NotFusable:
 RANDOM_FUNCTIONS = {"rand", "randn", "randint", "rand_like", "randn_like", "randint_like",
                     "randperm", "bernoulli", "bernoulli_", "multinomial", "normal", "normal_",
                     "uniform_", "poisson", "trunc_normal_", "exponential_"}  # fmt: skip
+PASSING_LAYERS = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
 VIEWS = {
+    "contiguous",
+    "to",
+    "type",
+    "float",
+    "double",
+    "half",
+    "bfloat16",
+    "cpu",
+    "cuda",
+    "view_as",
+    "reshape_as",
+    "expand_as",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "alpha_dropout",
+    "getattr",
     "view",
     "reshape",
     "chunk",
@@ -204,9 +223,9 @@ def _write_once(graph: fx.Graph, module: nn.Module) -> frozenset[str]:
         if target is None:
             continue
         base = target
-        while base.op in ("call_function", "call_method") and function_name(base) in VIEWS:
+        while _may_alias(base, module):
             poisoned.add(base.name)
-            (base,) = base.all_input_nodes[:1]
+            base = base.all_input_nodes[0]
         if base is not target or function_name(node) == "setitem":
             poisoned |= {base.name, target.name}
             continue
@@ -216,6 +235,16 @@ def _write_once(graph: fx.Graph, module: nn.Module) -> frozenset[str]:
             if user is not node and order[user] > order[node]:
                 user.replace_input_with(target, node)
     return frozenset(poisoned)
+
+
+def _may_alias(node: fx.Node, module: nn.Module) -> bool:
+    """Whether what a node gives may be, or share memory with, what it takes."""
+    if not node.all_input_nodes:
+        return False
+    if node.op == "call_module":
+        layer = module.get_submodule(str(node.target))
+        return not is_layer(layer) or isinstance(layer, PASSING_LAYERS)
+    return node.op in ("call_function", "call_method") and function_name(node) in VIEWS
 
 
 def _written(node: fx.Node, module: nn.Module) -> fx.Node | None:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -15,6 +16,11 @@ from acfuse.verify import certify
 from sample_models import awake
 
 SHAPES = ((1, 4, 13, 16), (3, 4, 12, 9), (2, 4, 7, 10))
+
+
+def bug(reason: str) -> pytest.MarkDecorator:
+    """Marks a test that shows a mistake which is still there. It fails when the mistake is gone."""
+    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 class Net(nn.Module):

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pytest
 import torch
 from hypothesis import HealthCheck, Phase, event, given, seed, settings
 from hypothesis import strategies as st
@@ -21,7 +20,7 @@ from acfuse.rewrite import fused_copy
 from acfuse.verify import certify
 from sample_models import awake
 
-from .fusing import images
+from .fusing import bug, images
 
 SIZES = ((2, 4, 21, 16), (1, 4, 18, 25))
 
@@ -245,6 +244,7 @@ def test_a_random_network_stays_what_it_was(program):
     event(outcome)
 
 
+@bug("what is written under another name is not seen")
 def test_a_random_network_that_overwrites_values_stays_what_it_was():
     @seed(0)
     @settings(max_examples=150, database=None, phases=[Phase.generate])

@@ -1,0 +1,505 @@
+"""One test for each mistake that was made once, named by its story."""
+
+import copy
+import signal
+from contextlib import contextmanager
+
+import pytest
+import torch
+from graph.fusing import (
+    SHAPES,
+    Net,
+    assert_rounded_once,
+    assert_same,
+    assert_unchanged,
+    bug,
+    conv,
+    find,
+    fused_and_checked,
+    images,
+    norm,
+    refused,
+    relative_error,
+    run_convolutions,
+    state_of,
+)
+from torch import nn
+from torch.nn import functional as F
+
+import acfuse
+from acfuse.errors import Reason
+from acfuse.find import find_in_module
+from acfuse.patterns import PATTERNS
+from acfuse.rewrite import fused_copy
+from acfuse.verify import certify
+from sample_models import awake, samples
+
+
+class Two(nn.Module):
+    """Two arms and their sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3), conv(1)
+
+    def forward(self, x):
+        return self.a(x) + self.b(x)
+
+
+def still_equal(model, shapes=SHAPES):
+    """Whatever is fused: the same, and the image that came in is overwritten alike."""
+    model = awake(copy.deepcopy(model).double(), 0)
+    findings = find(model)
+    assert_same(model, fused_copy(model, findings.found), shapes)
+    return findings
+
+
+@contextmanager
+def seconds(limit):
+    """Ends what would never end."""
+
+    def stop(*_):
+        raise TimeoutError(f"not done after {limit} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# What is overwritten in place.
+
+
+class OverwritesItsInput(Two):
+    def forward(self, x):
+        x += 1.0
+        return super().forward(x)
+
+
+@bug("a placeholder that is overwritten does not stop the region that swallows the writing step")
+def test_a_module_that_overwrites_its_input_still_does():
+    still_equal(OverwritesItsInput())
+
+
+@bug("the writing step is swallowed, so that the next reader sees the old image")
+def test_who_reads_an_image_after_a_module_overwrote_it_sees_what_was_written():
+    still_equal(Net(lambda m, x: m.i(x) + m.c(x), i=OverwritesItsInput(), c=conv(1)))
+
+
+def _overwritten_by_a_child(m, x):
+    x = torch.relu(x)
+    y = m.a(x)
+    m.child(x)
+    return y + m.b(x)
+
+
+@bug("that a child overwrites what it is given is not known outside of it")
+def test_arms_that_see_an_image_before_and_after_a_child_overwrote_it_do_not_merge():
+    child = Net(lambda m, x: x.add_(1.0))
+    still_equal(Net(_overwritten_by_a_child, a=conv(3), b=conv(1), child=child))
+
+
+def _written_under_another_name(passing):
+    def run(m, x):
+        x = torch.relu(x)
+        y = passing(m, x)
+        y += 1.0
+        return m.a(x) + m.b(y)
+
+    return run
+
+
+UNSEEN = ("contiguous", "identity", "dropout", "functional_dropout")
+PASSING = {
+    "contiguous": lambda m, x: x.contiguous(),
+    "identity": lambda m, x: m.same(x),
+    "dropout": lambda m, x: m.drop(x),
+    "functional_dropout": lambda m, x: F.dropout(x, 0.5, m.training),
+    "to": lambda m, x: x.to(x.dtype),
+    "child": lambda m, x: m.child(x),
+    "view": lambda m, x: x.view(x.shape),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=bug("an alias") if n in UNSEEN else []) for n in PASSING],
+)
+def test_what_is_written_under_another_name_of_a_value_is_written(name):
+    parts = {"same": nn.Identity(), "drop": nn.Dropout(), "child": Net(lambda m, x: x)}
+    still_equal(Net(_written_under_another_name(PASSING[name]), a=conv(3), b=conv(1), **parts))
+
+
+def _source_overwritten_before_the_sum(m, x):
+    x = m.n(x)
+    y = m.c(x)
+    x.relu_()
+    return x + y + y
+
+
+@bug("the new convolution stands behind the last source, which overwrites the first one")
+def test_a_new_convolution_reads_its_source_before_it_is_overwritten():
+    still_equal(Net(_source_overwritten_before_the_sum, n=norm(), c=conv(3)))
+
+
+# Forwards that do something else when they are read than when they run.
+
+
+class AsksForItsType(Two):
+    def forward(self, x):
+        y = super().forward(x)
+        if isinstance(y, torch.Tensor):
+            y = torch.relu(y)
+        return y
+
+
+class AsksTorchForItsType(Two):
+    def forward(self, x):
+        y = super().forward(x)
+        return torch.relu(y) if torch.is_tensor(y) else y
+
+
+class Tries(Two):
+    def forward(self, x):
+        try:
+            if x.shape[2] > 0:
+                x = x * 2
+        except Exception:
+            return super().forward(x)
+        return torch.relu(super().forward(x))
+
+
+@bug("what is traced is no Tensor, so that the other way is read")
+@pytest.mark.parametrize("block", [AsksForItsType, AsksTorchForItsType])
+def test_a_forward_that_asks_for_types_is_read_as_it_runs(block):
+    still_equal(block())
+    still_equal(Net(lambda m, x: m.i(x), i=block()))
+
+
+@bug("the forward catches the tracer's error, and goes another way")
+def test_a_forward_that_catches_errors_is_read_as_it_runs():
+    still_equal(Tries())
+
+
+class Gained(Two):
+    def forward(self, x, gain=1.0, mask=None):
+        y = torch.relu(super().forward(x)) * gain
+        return y if mask is None else y * mask
+
+
+@bug("defaults are written into the fused forward, and other values are ignored without a word")
+@pytest.mark.parametrize("how", ["gain", "mask"])
+def test_an_argument_other_than_the_default_is_obeyed_or_refused(how):
+    model = awake(Gained().double(), 0)
+    fused = fused_copy(model, find(model).found)
+    (image,) = images(SHAPES[:1])
+    given = {"gain": 2.0} if how == "gain" else {"mask": torch.zeros_like(image)}
+    expected = model(image, **given)
+    try:
+        result = fused(image, **given)
+    except (TypeError, ValueError, AssertionError, RuntimeError):
+        return
+    assert relative_error(result.detach(), expected.detach()) < 1e-11
+
+
+class Counts(Two):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class CountsInABuffer(Two):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+class Remembers(Two):
+    def forward(self, x):
+        self.last = super().forward(x)
+        return torch.relu(self.last)
+
+
+@bug("reading a forward runs it, on the given model")
+@pytest.mark.parametrize("block", [Counts, CountsInABuffer, Remembers])
+def test_reading_a_forward_leaves_no_mark_on_the_model(block):
+    model = awake(block().double(), 0)
+    before, attributes = state_of(model), dict(vars(model))
+    find_in_module(model, PATTERNS)
+    assert_unchanged(model, before)
+    assert vars(model) == attributes
+
+
+class DoublesItsWeight(nn.Conv2d):
+    """A convolution whose forward is torch's, and whose arithmetic is not."""
+
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, 2 * weight, bias)
+
+
+@bug("a layer counts as torch's own by its forward alone")
+def test_a_convolution_with_arithmetic_of_its_own_is_no_convolution_of_torch():
+    still_equal(
+        Net(lambda m, x: m.a(x) + m.b(x), a=DoublesItsWeight(4, 4, 3, padding=1), b=conv(1))
+    )
+
+
+# What a pattern says about a forward that cannot be read.
+
+
+class Named(nn.Module):
+    """ACNet's official names."""
+
+    def __init__(self):
+        super().__init__()
+        self.square_conv, self.square_bn = conv(3), norm()
+        self.ver_conv, self.ver_bn = conv((3, 1)), norm()
+        self.hor_conv, self.hor_bn = conv((1, 3)), norm()
+
+    def arms(self, x):
+        vertical, horizontal = self.ver_bn(self.ver_conv(x)), self.hor_bn(self.hor_conv(x))
+        return self.square_bn(self.square_conv(x)) + vertical + horizontal
+
+
+class ReluForOneImage(Named):
+    def forward(self, x):
+        return torch.relu(self.arms(x)) if x.shape[0] == 1 else self.arms(x)
+
+
+class ReluForLargeImages(Named):
+    def forward(self, x):
+        return torch.relu(self.arms(x)) if x.shape[-1] > 100 else self.arms(x)
+
+
+class ClampsLargeNumbers(Named):
+    def forward(self, x):
+        return self.arms(x.clamp(-50, 50) if x.max() > 50 else x)
+
+
+@bug("two images of two sizes decide")
+@pytest.mark.parametrize("block", [ReluForOneImage, ReluForLargeImages, ClampsLargeNumbers])
+def test_a_block_that_does_something_else_for_other_images_is_refused(block):
+    refused(block(), Reason.UNTRACEABLE)
+
+
+# Layers of a block that something outside of it reads.
+
+
+def _reads_a_weight(m, x):
+    return torch.relu(m.i(x)) + torch.relu(F.conv2d(x, m.i.b.weight))
+
+
+def _calls_a_layer(m, x):
+    return torch.relu(m.i(x)) * torch.sigmoid(m.i.b(x))
+
+
+def _decides_by_data(m, x):
+    y = torch.relu(m.i(x))
+    return y if y.sum() > 1e9 else torch.sigmoid(m.i.b(x)) * y
+
+
+@bug("the fused module lacks the layer, and the forward around it fails")
+@pytest.mark.parametrize("run", [_reads_a_weight, _calls_a_layer, _decides_by_data])
+def test_a_layer_of_a_block_that_the_forward_around_it_uses_stays(run):
+    still_equal(Net(run, i=Two()))
+
+
+@bug("of a layer that is called within the block, a weight is read outside of it")
+def test_a_weight_that_the_same_forward_reads_again_stays():
+    still_equal(
+        Net(lambda m, x: torch.relu(m.a(x) + m.b(x)) * m.b.weight.mean(), a=conv(3), b=conv(1))
+    )
+
+
+# Things that never ended, fell over, or cost more than before.
+
+
+@bug("a layer that reads a size besides its image is planned for ever")
+def test_a_transposed_convolution_that_is_told_its_size_ends():
+    net = Net(
+        lambda m, x: m.a(x, output_size=x.shape[2:]) + m.b(x),
+        a=nn.ConvTranspose2d(4, 4, 3, padding=1),
+        b=conv(1),
+    )
+    with seconds(1.5):
+        still_equal(net)
+
+
+def test_a_fused_model_can_be_looked_through_again():
+    model = awake(Two(), 0)
+    fused = fused_copy(model, find(model).found)
+    assert find_in_module(fused, PATTERNS).found == ()
+    assert acfuse.fuse(fused).found == ()
+
+
+@bug("a parameter of one number is turned into a float with its gradient, which torch warns of")
+def test_a_parameter_of_one_number_is_a_factor():
+    gain = nn.Parameter(torch.tensor([0.7]))
+    fused_and_checked(Net(lambda m, x: m.g * m.a(x) + m.b(x), a=conv(3), b=conv(1), g=gain))
+
+
+@bug("0 + z counts as a factor and a shift, and becomes a convolution")
+def test_a_sum_that_begins_with_zero_makes_no_convolution_of_its_first_summand():
+    net = Net(lambda m, x: sum([torch.relu(x), m.a(x), m.b(x)]), a=conv(3), b=conv(1))
+    fused_and_checked(net, convolutions=1)
+
+
+def _norm_twice(m, x):
+    y = m.n(x)
+    return y + m.b(m.a(torch.relu(x))) + y
+
+
+@bug("a norm of another source, added twice, becomes a convolution of its own")
+def test_no_block_has_more_convolutions_than_before():
+    net = awake(Net(_norm_twice, a=conv(3), b=conv(3), n=norm()), 0)
+    fused = fused_copy(net, find(net).found)
+    (image,) = images(SHAPES[:1], torch.float32)
+    assert run_convolutions(fused, image) <= run_convolutions(net, image)
+
+
+def _two_ways_back(m, x):
+    y = m.n(x)
+    z = m.o(y)
+    return z + m.c(y) + z
+
+
+@bug("a source that the kernels do not need is asked for")
+def test_the_certificate_of_a_block_has_the_sources_of_its_kernels():
+    model = awake(Net(_two_ways_back, n=norm(), o=norm(), c=conv(3)).double(), 0)
+    findings = find(model)
+    fused = fused_copy(model, findings.found)
+    assert_same(model, fused)
+    for block in findings.found:
+        assert certify(model, fused, block).fault == ""
+
+
+@bug("the smallest image of the fused kernel is too small for the layers that it replaced")
+def test_the_certificate_of_a_block_shows_its_layers_images_that_they_can_take():
+    def run(m, x):
+        return m.a(F.pad(x, (2, 2, 2, 2), mode="reflect")[:, :, 2:-2, 2:-2]) + m.b(x)
+
+    fused_and_checked(Net(run, a=conv(1), b=conv(1)))
+
+
+def test_biases_of_several_sources_are_certified():
+    net = Net(lambda m, x: m.a(torch.relu(x)) + m.b(x) + m.c(x), a=conv(3), b=conv(3), c=conv(1))
+    fused_and_checked(net, convolutions=2)
+
+
+def test_a_computed_weight_of_a_float32_model_is_exact():
+    assert_rounded_once(Net(lambda m, x: m.a(x) + torch.sigmoid(m.g) * m.b(x), a=conv(3),
+                            b=conv(1), g=nn.Parameter(torch.randn(4, 1, 1))))  # fmt: skip
+
+
+# Forwards that should be read.
+
+
+class Asserts(Two):
+    def forward(self, x):
+        assert x.shape[1] == 4, f"four channels, not {x.shape}"
+        return super().forward(x)
+
+
+class RaisesForOtherSizes(Two):
+    def forward(self, x):
+        if x.dim() != 4:
+            raise ValueError("images in batches")
+        return super().forward(x)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+@bug("the tracer knows the asserts of Python 3.10 and older only")
+@pytest.mark.parametrize("block", [Asserts, RaisesForOtherSizes])
+def test_an_assertion_about_sizes_does_not_hide_a_block(block):
+    fused_and_checked(block())
+
+
+@bug("torch's BatchNorm looks at the number of axes")
+def test_a_norm_of_the_user_s_own_is_read():
+    fused_and_checked(Net(lambda m, x: m.n(m.a(x)) + m.b(x), a=conv(3), b=conv(1), n=OwnNorm(4)))
+
+
+@bug("a crop with an ellipsis is no crop")
+def test_a_crop_with_an_ellipsis_is_a_crop():
+    fused_and_checked(Net(lambda m, x: m.a(x) + m.b(x[..., 1:-1, 1:-1]), a=conv(3, 0), b=conv(1)))
+
+
+@bug("asking for the shape of an arm counts as a use")
+def test_asking_for_the_shape_of_an_arm_is_no_use():
+    def run(m, x):
+        y = m.a(x)
+        return (y + m.b(x)).reshape(y.shape)
+
+    fused_and_checked(Net(run, a=conv(3), b=conv(1)))
+
+
+# Why not? There is always an answer, and the right one.
+
+
+def _needed_beside(m, x):
+    y = m.a(x)
+    return torch.relu(y + m.b(x)) * torch.sigmoid(y)
+
+
+WHY = {
+    "shared": (_needed_beside, Reason.SHARED),
+    "norm_before": (lambda m, x: m.a(m.n(x)) + m.b(x), Reason.PADDED_MIDDLE),
+    "unknown_function": (lambda m, x: torch.rsub(m.a(x), m.b(x)), Reason.UNKNOWN_LAYER),
+    "stacked": (lambda m, x: torch.stack([m.a(x), m.b(x)]).sum(0), None),
+}
+
+
+@bug("nothing is said")
+@pytest.mark.parametrize(("run", "code"), WHY.values(), ids=list(WHY))
+def test_arms_that_are_left_have_a_reason(run, code):
+    whys = refused(Net(run, a=conv(3), b=conv(1), n=norm()), *([code] if code else []))
+    assert whys
+
+
+@bug("arms of one image behind a step that is not understood count as arms of different images")
+def test_a_step_that_is_not_understood_is_named():
+    (why,) = refused(Net(lambda m, x: m.a(x) + m.b(x[:, :, ::2].repeat(1, 1, 2, 1)[:, :, :12]),
+                         a=conv(3), b=conv(1)), shapes=((1, 4, 12, 9),))  # fmt: skip
+    assert "different inputs" not in why
+
+
+def test_a_kernel_drawn_in_the_forward_is_said_to_be_random():
+    def run(m, x):
+        return F.conv2d(x, torch.randn(4, 4, 3, 3, dtype=x.dtype), padding=1) + m.b(x)
+
+    refused(Net(run, b=conv(1)), Reason.RANDOM)
+
+
+@bug("a block that is called in several ways has no hooks")
+def test_a_block_that_is_called_in_several_ways_is_not_said_to_have_hooks():
+    class Scaled(Two):
+        def forward(self, x, scale=1.0):
+            return super().forward(x) * scale
+
+    model = awake(Net(lambda m, x: m.i(m.i(x, scale=2.0)), i=Scaled()), 0)
+    assert [r.code for r in find(model).refused] != [Reason.HOOKS]
+
+
+# Proofs.
+
+
+@bug("a difference of sizes is raised as a mistake of the user's")
+def test_a_fused_model_with_other_sizes_fails_the_proof():
+    model = samples()["acnet/groups_stride21"].build()
+    fused = fused_copy(model, find(model).found)
+    fused.fused_conv.padding = (0, 0)
+    proofs = acfuse.verify(model, fused, (1, 8, 13, 16))
+    assert not proofs.passed
