@@ -105,9 +105,10 @@ def find_in_module(
 ) -> Findings:
     """The blocks of a live model in eval mode. The model is read, never changed.
 
-    With `folds`, lone convolutions take up the BatchNorm behind them as well.
+    With `folds`, lone convolutions take up the BatchNorm behind them as well. Reading a forward
+    runs it, and a forward may leave marks on its module: it is done on a copy.
     """
-    return _Finder(model, patterns, folds=folds).run()
+    return _Finder(copy.deepcopy(model), patterns, folds=folds).run()
 
 
 @dataclass
@@ -234,7 +235,22 @@ class _Finder:
             why = "it has hooks" if has_hooks(module) else "it is called in several ways"
             self.refused.append(Refused(where, Reason.HOOKS, why))
             return set()
+        if regions and any(map(self._writes_its_input, _children_of(module, forward))):
+            why = "a module that it calls overwrites what it is given"
+            self.refused.append(Refused(where, Reason.IN_PLACE, why))
+            return set()
         nodes = {node.name: node for node in forward.nodes}
+        # A new convolution stands behind the last of its sources: none may be overwritten by then.
+        writes, order = self.analyses[id(module)].traced.writes, {n: i for i, n in enumerate(nodes)}
+        regions = [
+            r
+            for r in regions
+            if all(
+                order[writes[s]] > max(map(order.__getitem__, r.sources))
+                for s in r.sources
+                if s in writes
+            )
+        ]
         swallowed: set[fx.Node] = set()
         taken: set[str] = set()
         for region in sorted(regions, key=lambda r: list(nodes).index(r.output)):
@@ -249,6 +265,13 @@ class _Finder:
             taken |= {s.name for s in found.summands if s.name}
         self._report(module, regions, misses)
         return swallowed
+
+    def _writes_its_input(self, module: nn.Module) -> bool:
+        analysis = self.analyses.get(id(module))
+        if analysis is None or analysis.traced.graph is None:
+            return False
+        inputs = {n.name for n in analysis.traced.graph.nodes if n.op == "placeholder"}
+        return bool(inputs & analysis.traced.poisoned)
 
     def _found(
         self,
@@ -321,6 +344,11 @@ class _Finder:
                 return
         name = pattern.name if pattern else None
         self.refused.append(Refused(where, refusal.code, refusal.why, name))
+
+
+def _children_of(module: nn.Module, forward: fx.Graph) -> list[nn.Module]:
+    calls = [str(node.target) for node in forward.nodes if node.op == "call_module"]
+    return [module.get_submodule(target) for target in calls]
 
 
 def _draws_random_numbers(rule: object) -> TypeGuard[Opaque]:

@@ -379,6 +379,8 @@ def layer_rule(layer: Any) -> Rule | None:
     if has_hooks(layer):
         raise NotFusable(Reason.HOOKS, f"a {name} has hooks")
     if kind is not None:
+        if type(layer)._conv_forward is not kind._conv_forward:
+            raise NotFusable(Reason.UNKNOWN_LAYER, f"{name} has arithmetic of its own")
         return Through(conv_of(layer))
     if any(isinstance(layer, k) for k in TRANSPOSED):
         return Through(transposed_conv_of(layer))

@@ -6,7 +6,7 @@ not hide another. What is read is brought into a form in which every value is wr
 
 import inspect
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,6 +54,7 @@ class Traced:
     graph: fx.Graph | None = None
     refusal: NotFusable | None = None
     poisoned: frozenset[str] = field(default_factory=frozenset)  # names of values written in place
+    writes: Mapping[str, str] = field(default_factory=dict)  # value -> the step that overwrites it
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -147,7 +148,9 @@ def trace(module: nn.Module, call: Call) -> Traced:
     except Exception as error:  # what a stranger's forward does under tracing is open
         return Traced(module, call, refusal=_refusal(module, error))
     poisoned = _write_once(graph, module)
-    return Traced(module, call, graph, poisoned=poisoned)
+    written = ((_written(node, module), node.name) for node in graph.nodes)
+    writes = {target.name: writer for target, writer in written if target is not None}
+    return Traced(module, call, graph, poisoned=poisoned, writes=writes)
 
 
 def _refusal(module: nn.Module, error: Exception) -> NotFusable:

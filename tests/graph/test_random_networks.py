@@ -247,7 +247,7 @@ def test_a_random_network_stays_what_it_was(program):
 @bug("what is written under another name is not seen")
 def test_a_random_network_that_overwrites_values_stays_what_it_was():
     @seed(0)
-    @settings(max_examples=150, database=None, phases=[Phase.generate])
+    @settings(max_examples=400, database=None, phases=[Phase.generate])
     @given(programs(bold=True))
     def run(program):
         check(program, certified=False)
