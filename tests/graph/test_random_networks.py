@@ -20,7 +20,7 @@ from acfuse.rewrite import fused_copy
 from acfuse.verify import certify
 from sample_models import awake
 
-from .fusing import bug, images
+from .fusing import images
 
 SIZES = ((2, 4, 21, 16), (1, 4, 18, 25))
 
@@ -244,10 +244,9 @@ def test_a_random_network_stays_what_it_was(program):
     event(outcome)
 
 
-@bug("what is written under another name is not seen")
 def test_a_random_network_that_overwrites_values_stays_what_it_was():
     @seed(0)
-    @settings(max_examples=400, database=None, phases=[Phase.generate])
+    @settings(max_examples=100, database=None, phases=[Phase.generate])
     @given(programs(bold=True))
     def run(program):
         check(program, certified=False)
