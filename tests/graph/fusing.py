@@ -20,7 +20,7 @@ SHAPES = ((1, 4, 13, 16), (3, 4, 12, 9), (2, 4, 7, 10))
 
 def bug(reason: str) -> pytest.MarkDecorator:
     """Marks a test that shows a mistake which is still there. It fails when the mistake is gone."""
-    return pytest.mark.xfail(strict=False, reason=reason)
+    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 class Net(nn.Module):
