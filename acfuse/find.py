@@ -18,7 +18,7 @@ from acfuse.graph.from_fx import layer_rule, spatial_axes, steps_of
 from acfuse.graph.into_fx import nodes_between, region_graph
 from acfuse.graph.regions import Miss, Region, as_layer, choose, kernels
 from acfuse.graph.steps import Graph, Inside, Opaque, Scaled, Through, Unit
-from acfuse.graph.trace import Call, Traced, has_hooks, is_layer, trace
+from acfuse.graph.trace import Call, Traced, has_hooks, is_layer, trace, write_once
 from acfuse.patterns import Pattern
 from acfuse.patterns.expr import Layer
 from acfuse.patterns.tensors import (
@@ -61,6 +61,7 @@ class Found:
     output: str = ""
     alone: fx.Graph | None = field(default=None, repr=False)
     forward: fx.Graph | None = field(default=None, repr=False)
+    fixed: Mapping[str, object] = field(default_factory=dict, repr=False)
     tail: tuple[str, ...] = ()
     rebuilt: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
@@ -156,9 +157,14 @@ class _Finder:
         self.analyses[id(module)] = analysis
         if traced.graph is not None:
             children = dict(self._children(module, traced.graph))
+            write_once(traced, self._makes_new)
             analysis.graph = steps_of(traced, children, self.axes)
         analysis.layer = self._as_layer(module, analysis)
         return analysis
+
+    def _makes_new(self, module: nn.Module) -> bool:
+        analysis = self.analyses.get(id(module))
+        return analysis is not None and analysis.traced.returns_new
 
     def _children(
         self, module: nn.Module, graph: fx.Graph
@@ -317,6 +323,7 @@ class _Finder:
             region.output,
             region_graph(nodes[region.output], [nodes[s] for s in region.sources]),
             forward,
+            dict(self.analyses[id(module)].traced.call.values),
         )
 
     def _report(self, module: nn.Module, regions: Sequence[Region], misses: Sequence[Miss]) -> None:

@@ -240,7 +240,7 @@ class _Builder:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise NotFusable(Reason.NOT_PER_CHANNEL, f"{constant} is not a factor per channel")
         if value.numel() == 1:
-            return float(value)
+            return float(value.detach())
         axes = self.axes
         shape = tuple(value.shape)
         per_channel = axes is not None and (

@@ -5,6 +5,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from acfuse.graph.from_fx import metadata_only
@@ -31,13 +32,17 @@ Summand = tuple[str, str, nn.Module] | tuple[str, None, None]
 
 
 def rewrite_module(
-    module: nn.Module, graph: fx.Graph, regions: Mapping[str, Sequence[Summand]]
+    module: nn.Module,
+    graph: fx.Graph,
+    regions: Mapping[str, Sequence[Summand]],
+    fixed: Mapping[str, object],
 ) -> Rewritten:
     """`module` with each region's output made by new layers. Takes the given module apart.
 
     `regions` maps the name of the output node of each region to its summands: (source node, name of
     the new layer, layer), or (source node, None, None) where the source is added as it is. Layers
-    that nobody calls any more are gone; new ones stand where the first of them stood.
+    that nobody calls any more are gone; new ones stand where the first of them stood. `fixed` are
+    the arguments whose values the forward was read with: with others it raises AssertionError.
     """
     twin = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -58,6 +63,7 @@ def rewrite_module(
             if not node.users:
                 twin.erase_node(node)
     layers = {name: layer for s in regions.values() for _, name, layer in s if name and layer}
+    _obey_or_refuse(twin, fixed)
     _exchange(module, before - _used_targets(twin), _used_targets(twin), layers)
     rewritten = Rewritten(module, twin, type(module).__name__)
     for name, value in vars(module).items():
@@ -65,6 +71,24 @@ def rewrite_module(
             vars(rewritten)[name] = value
     rewritten.training = module.training
     return rewritten
+
+
+def _obey_or_refuse(graph: fx.Graph, fixed: Mapping[str, object]) -> None:
+    """Asserts that arguments which are no tensors are what they were when the forward was read."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    if not placeholders:
+        return
+    with graph.inserting_after(placeholders[-1]):
+        for node in placeholders:
+            if node.target not in fixed:
+                continue
+            value = fixed[str(node.target)]
+            same = operator.eq if isinstance(value, (int, float, str)) else operator.is_
+            if same is operator.is_ and value is not None:
+                continue  # no constant that a graph could hold
+            message = f"{node.target} was {value!r} when this module was fused"
+            holds = graph.call_function(same, (node, value))  # type: ignore[arg-type]
+            holds.append(graph.create_node("call_function", torch._assert, (holds, message)))
 
 
 def _insert(graph: fx.Graph, summands: Sequence[tuple[fx.Node, str | None]]) -> fx.Node:

@@ -5,6 +5,7 @@ not hide another. What is read is brought into a form in which every value is wr
 """
 
 import inspect
+import operator
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,7 +54,8 @@ class Traced:
     call: Call
     graph: fx.Graph | None = None
     refusal: NotFusable | None = None
-    poisoned: frozenset[str] = field(default_factory=frozenset)  # names of values written in place
+    poisoned: frozenset[str] = field(default_factory=frozenset)  # values written in place
+    returns_new: bool = False  # whether it returns a tensor that shares no memory with its inputs
     writes: Mapping[str, str] = field(default_factory=dict)  # value -> the step that overwrites it
 
 
@@ -69,6 +71,26 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+class _Image(fx.Proxy):
+    """A value of a traced forward. `y += z` writes into y, as it does in a tensor."""
+
+    def __iadd__(self, other: object) -> fx.Proxy:
+        return self._written_by(operator.iadd, other)
+
+    def __isub__(self, other: object) -> fx.Proxy:
+        return self._written_by(operator.isub, other)
+
+    def __imul__(self, other: object) -> fx.Proxy:
+        return self._written_by(operator.imul, other)
+
+    def __itruediv__(self, other: object) -> fx.Proxy:
+        return self._written_by(operator.itruediv, other)
+
+    def _written_by(self, operation: Callable[..., Any], other: object) -> fx.Proxy:
+        written: fx.Proxy = self.tracer.create_proxy("call_function", operation, (self, other), {})
+        return written
+
+
 class _Reader(fx.Tracer):
     """A tracer that takes one module alone, with the arguments of one call."""
 
@@ -77,6 +99,10 @@ class _Reader(fx.Tracer):
     def __init__(self, module: nn.Module, call: Call) -> None:
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # none: sizes are not values
         self.module, self.call = module, call
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Every value is one that knows what `+=` means."""
+        return _Image(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Everything but a plain Sequential, which only names the layers inside."""
@@ -147,10 +173,7 @@ def trace(module: nn.Module, call: Call) -> Traced:
         return Traced(module, call, refusal=refusal)
     except Exception as error:  # what a stranger's forward does under tracing is open
         return Traced(module, call, refusal=_refusal(module, error))
-    poisoned = _write_once(graph, module)
-    written = ((_written(node, module), node.name) for node in graph.nodes)
-    writes = {target.name: writer for target, writer in written if target is not None}
-    return Traced(module, call, graph, poisoned=poisoned, writes=writes)
+    return Traced(module, call, graph)
 
 
 def _refusal(module: nn.Module, error: Exception) -> NotFusable:
@@ -214,40 +237,62 @@ def function_name(node: fx.Node) -> str:
     return str(node.target)
 
 
-def _write_once(graph: fx.Graph, module: nn.Module) -> frozenset[str]:
+def write_once(traced: Traced, makes_new: Callable[[nn.Module], bool]) -> None:
     """Makes in-place writes explicit: who reads a value after it was overwritten reads the result.
 
-    Returns the names of values for which that can't be said: written through a view, or by index.
+    Where that can't be said, because a value is written through a view, by index, or under another
+    of its names, the values are `poisoned`. `makes_new` says of a module of the user's own whether
+    what it returns is a tensor of its own, sharing no memory with what it takes.
     """
+    graph, module = traced.graph, traced.module
+    if graph is None:
+        return
     order = {node: i for i, node in enumerate(graph.nodes)}
-    poisoned: set[str] = set()
+    behind: dict[fx.Node, set[fx.Node]] = {}  # whose memory each value may be, or share
+    names: dict[fx.Node, set[fx.Node]] = {}  # and the other way round
+    for node in graph.nodes:
+        bases = _aliased(node, module, makes_new)
+        behind[node] = {*bases, *(n for base in bases for n in behind[base])}
+        for base in behind[node]:
+            names.setdefault(base, set()).add(node)
+    poisoned: set[fx.Node] = set()
+    writes: dict[str, str] = {}
     for node in graph.nodes:
         target = _written(node, module)
         if target is None:
             continue
-        base = target
-        while _may_alias(base, module):
-            poisoned.add(base.name)
-            base = base.all_input_nodes[0]
-        if base is not target or function_name(node) == "setitem":
-            poisoned |= {base.name, target.name}
+        writes[target.name] = node.name
+        shared = {target, *behind[target]}
+        shared |= {n for base in tuple(shared) for n in names.get(base, ()) if n is not node}
+        late = {n for n in shared - {target} if any(order[u] > order[node] for u in n.users)}
+        if late or function_name(node) == "setitem":
+            poisoned |= shared
             continue
         if target.op in ("placeholder", "get_attr"):
-            poisoned.add(target.name)  # the caller, or a later call, sees the change
+            poisoned.add(target)  # the caller, or a later call, sees the change
+        elif len(shared) > 1:
+            poisoned |= shared
         for user in list(target.users):
             if user is not node and order[user] > order[node]:
                 user.replace_input_with(target, node)
-    return frozenset(poisoned)
+    traced.poisoned = frozenset(node.name for node in poisoned)
+    traced.writes = writes
+    returned = next(n for n in graph.nodes if n.op == "output").args[0]
+    traced.returns_new = isinstance(returned, fx.Node) and not any(
+        n.op in ("placeholder", "get_attr") for n in (returned, *behind[returned])
+    )
 
 
-def _may_alias(node: fx.Node, module: nn.Module) -> bool:
-    """Whether what a node gives may be, or share memory with, what it takes."""
-    if not node.all_input_nodes:
-        return False
+def _aliased(
+    node: fx.Node, module: nn.Module, makes_new: Callable[[nn.Module], bool]
+) -> list[fx.Node]:
+    """The inputs of a node that its output may be, or share memory with."""
     if node.op == "call_module":
         layer = module.get_submodule(str(node.target))
-        return not is_layer(layer) or isinstance(layer, PASSING_LAYERS)
-    return node.op in ("call_function", "call_method") and function_name(node) in VIEWS
+        passes = isinstance(layer, PASSING_LAYERS) if is_layer(layer) else not makes_new(layer)
+        return node.all_input_nodes if passes else []
+    views = node.op in ("call_function", "call_method") and function_name(node) in VIEWS
+    return node.all_input_nodes[:1] if views else []
 
 
 def _written(node: fx.Node, module: nn.Module) -> fx.Node | None:
