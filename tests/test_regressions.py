@@ -522,3 +522,11 @@ def test_a_fused_model_with_other_sizes_fails_the_proof():
     fused.fused_conv.padding = (0, 0)
     proofs = acfuse.verify(model, fused, (1, 8, 13, 16))
     assert not proofs.passed
+
+
+def test_an_activation_in_place_behind_what_only_passes_hides_no_block():
+    def run(m, x):
+        return m.act(m.drop(m.a(x) + m.b(x)))
+
+    layers = {"a": conv(3), "b": conv(1), "drop": nn.Identity(), "act": nn.ReLU(inplace=True)}
+    assert len(still_equal(Net(run, **layers)).blocks) == 1

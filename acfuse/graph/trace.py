@@ -261,17 +261,15 @@ def write_once(traced: Traced, makes_new: Callable[[nn.Module], bool]) -> None:
         target = _written(node, module)
         if target is None:
             continue
-        writes[target.name] = node.name
         shared = {target, *behind[target]}
         shared |= {n for base in tuple(shared) for n in names.get(base, ()) if n is not node}
+        writes.update((n.name, node.name) for n in shared)
         late = {n for n in shared - {target} if any(order[u] > order[node] for u in n.users)}
         if late or function_name(node) == "setitem":
             poisoned |= shared
             continue
-        if target.op in ("placeholder", "get_attr"):
-            poisoned.add(target)  # the caller, or a later call, sees the change
-        elif len(shared) > 1:
-            poisoned |= shared
+        if any(n.op in ("placeholder", "get_attr") for n in shared):
+            poisoned |= shared  # the caller, or a later call, sees the change
         for user in list(target.users):
             if user is not node and order[user] > order[node]:
                 user.replace_input_with(target, node)
