@@ -18,6 +18,7 @@ from acfuse.checkpoint import (
 )
 from acfuse.convert import (
     Progress,
+    checked_onnx,
     conversion_of_onnx,
     diagnosis,
     find,
@@ -27,11 +28,11 @@ from acfuse.convert import (
     verify,
 )
 from acfuse.errors import InputError, NotEqual, OutputError, UsageError
-from acfuse.export import OnnxFile, compare_onnx, to_onnx
+from acfuse.export import OnnxFile, compare_onnx
 from acfuse.files import check_outputs, write_all
 from acfuse.find import find_in_module
 from acfuse.job import Conversion, Fused, Job
-from acfuse.manifest import Manifest, provenance, record, to_json
+from acfuse.manifest import Manifest, record, to_json
 from acfuse.onnx_graph import fuse_onnx, read_onnx, verify_onnx, with_tensors
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.rewrite import fused_copy
@@ -203,22 +204,7 @@ def export_again(
 def _checked_onnx(fused: Fused, original: nn.Module, job: Job, progress: Progress) -> OnnxFile:
     if fused.model is None or job.inputs is None:
         raise UsageError("an ONNX file needs --model and --input-shape.")
-    progress("exporting to ONNX")
-    onnx_file = to_onnx(
-        fused.model,
-        job.inputs,
-        opset=job.opset,
-        dynamic=job.dynamic,
-        metadata=provenance(job.source),
-    )
-    check = compare_onnx(
-        onnx_file.bytes,
-        original,
-        job.inputs,
-        job.tolerance,
-        dynamic=job.dynamic,
-        progress=progress,
-    )
+    onnx_file, check = checked_onnx(fused.model, original, job.inputs, job, progress)
     if not check.passed:
         raise NotEqual(f"the ONNX file differs from the original: {check.detail}.")
     return onnx_file

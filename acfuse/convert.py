@@ -20,7 +20,7 @@ from acfuse.job import Conversion, Fused, Job, Size
 from acfuse.manifest import describe, provenance, to_json
 from acfuse.onnx_graph import FusedOnnx, as_file, fuse_onnx, read_onnx, size_of_onnx, verify_onnx
 from acfuse.rewrite import fused_copy, fused_tensors
-from acfuse.verify import Proofs, diagnose, verify_models
+from acfuse.verify import Check, Proofs, diagnose, verify_models
 from acfuse.verify.certificate import certify_tensors
 from acfuse.verify.whole import Inputs, floating_dtype, named_shapes
 
@@ -175,23 +175,31 @@ def _export(
         return None, proofs, (note,)
     if job.inputs is None:
         return None, proofs, ("no ONNX file: it needs --input-shape",)
+    onnx_file, check = checked_onnx(fused.model, checkpoint.model, job.inputs, job, progress)
+    return onnx_file, replace(proofs, checks=(*proofs.checks, check)), ()
+
+
+def checked_onnx(
+    model: nn.Module, original: nn.Module, inputs: Inputs, job: Job, progress: Progress
+) -> tuple[OnnxFile, Check]:
+    """A model as an ONNX file, and that file in onnxruntime beside the original model."""
     progress("exporting to ONNX")
     onnx_file = to_onnx(
-        fused.model,
-        job.inputs,
+        model,
+        inputs,
         opset=job.opset,
         dynamic=job.dynamic,
         metadata=provenance(job.source),
     )
     check = compare_onnx(
         onnx_file.bytes,
-        checkpoint.model,
-        job.inputs,
+        original,
+        inputs,
         job.tolerance,
         dynamic=job.dynamic,
         progress=progress,
     )
-    return onnx_file, replace(proofs, checks=(*proofs.checks, check)), ()
+    return onnx_file, check
 
 
 def size_of(side: Checkpoint | Fused, inputs: Inputs | None) -> Size:
