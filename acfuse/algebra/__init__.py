@@ -5,7 +5,15 @@ stores, `lower` writes a layer again. Nothing here knows a module, a file or a n
 """
 
 from acfuse.algebra.geometry import Axis, Geometry
-from acfuse.algebra.layers import Affine, AvgPool, Conv, Pad, batch_norm
+from acfuse.algebra.layers import (
+    Affine,
+    AvgPool,
+    Conv,
+    Pad,
+    batch_norm,
+    combined,
+    per_channel,
+)
 from acfuse.algebra.linear_conv import LinearConv, identity
 from acfuse.algebra.lower import ConvLayer, lower
 
@@ -19,6 +27,8 @@ __all__ = [
     "LinearConv",
     "Pad",
     "batch_norm",
+    "combined",
     "identity",
     "lower",
+    "per_channel",
 ]

@@ -177,6 +177,42 @@ class Affine:
         return value.affine(self.scale, self.shift)
 
 
+def per_channel(value: Tensor, axes: int | None) -> Tensor | float:
+    """A stored factor as one number or one per channel, told by its shape and the image's axes.
+
+    Shapes: [channels, 1, ...] or [1, channels, 1, ...], or a single number. Raises NotFusable for
+    any other: a bare [channels] broadcasts over the width.
+    """
+    shape = tuple(value.shape)
+    if value.numel() == 1 and (axes is None or len(shape) <= axes + 2):
+        return float(value.detach())
+    fits = axes is not None and (
+        shape[-axes:] == (1,) * axes
+        and (len(shape) == axes + 1 or (len(shape) == axes + 2 and shape[0] == 1))
+    )
+    if not fits:
+        raise NotFusable(
+            Reason.NOT_PER_CHANNEL, f"a factor of shape {shape} is not one per channel"
+        )
+    return value.detach().double().reshape(-1)
+
+
+def combined(operation: str, factor: Tensor | float, *, value_first: bool) -> Affine:
+    """`value + factor`, `-`, `*` or `/` (or, with the value second, the other way) as an Affine."""
+    match operation, value_first:
+        case "+", _:
+            return Affine(1.0, factor)
+        case "-", True:
+            return Affine(1.0, -factor)
+        case "-", False:
+            return Affine(-1.0, factor)
+        case "*", _:
+            return Affine(factor)
+        case "/", True:
+            return Affine(1.0 / factor)
+    raise NotFusable(Reason.ACTIVATION, "a division by an activation stands between")
+
+
 def batch_norm(
     weight: Tensor | None,
     bias: Tensor | None,

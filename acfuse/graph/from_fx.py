@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from acfuse.algebra import Affine, AvgPool, Conv, Pad, batch_norm
+from acfuse.algebra import Affine, AvgPool, Conv, Pad, batch_norm, combined, per_channel
 from acfuse.algebra.geometry import Border
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.steps import Graph, Inside, Opaque, Rule, Scaled, Step, Sum, Through
@@ -222,15 +222,7 @@ class _Builder:
             raise NotFusable(Reason.ACTIVATION, "a product of two activations stands between")
         first = args[0] is values[0]
         factor = self._per_channel(args[1] if first else args[0])
-        if op is operator.add:
-            return Scaled(Affine(1.0, factor * alpha))
-        if op is operator.sub:
-            return Scaled(Affine(1.0, -factor * alpha) if first else Affine(-1.0, factor))
-        if op is operator.mul:
-            return Scaled(Affine(factor))
-        if first:
-            return Scaled(Affine(1.0 / factor))
-        raise NotFusable(Reason.ACTIVATION, "a division by an activation stands between")
+        return Scaled(combined(SIGNS[op], factor * alpha, value_first=first))
 
     def _per_channel(self, constant: Any) -> Tensor | float:
         """A constant as one number or one per channel; by its shape, or it is refused."""
@@ -239,19 +231,7 @@ class _Builder:
             return float(value)
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise NotFusable(Reason.NOT_PER_CHANNEL, f"{constant} is not a factor per channel")
-        if value.numel() == 1:
-            return float(value.detach())
-        axes = self.axes
-        shape = tuple(value.shape)
-        per_channel = axes is not None and (
-            shape[-axes:] == (1,) * axes
-            and (len(shape) == axes + 1 or (len(shape) == axes + 2 and shape[0] == 1))
-        )
-        if not per_channel:
-            raise NotFusable(
-                Reason.NOT_PER_CHANNEL, f"a factor of shape {shape} is not one per channel"
-            )
-        return value.detach().double().reshape(-1)
+        return per_channel(value, self.axes)
 
     def functional_conv(self, node: fx.Node) -> Rule:
         """F.conv1d, 2d, 3d with a kernel that depends on the model alone."""
@@ -343,6 +323,8 @@ ARITHMETIC: dict[Any, Callable[..., Any]] = {
     operator.itruediv: operator.truediv, torch.div: operator.truediv, operator.neg: operator.neg,
     torch.neg: operator.neg, torch.negative: operator.neg,
 }  # fmt: skip
+
+SIGNS = {operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/"}
 
 METHODS: dict[str, Callable[..., Any]] = {
     "add": operator.add,

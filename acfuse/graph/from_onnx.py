@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-from acfuse.algebra import Affine, AvgPool, Conv, Pad, batch_norm
+from acfuse.algebra import Affine, AvgPool, Conv, Pad, batch_norm, combined, per_channel
 from acfuse.algebra.geometry import Border
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.steps import Graph, Opaque, Rule, Scaled, Step, Sum, Through
@@ -223,31 +223,11 @@ def _arithmetic(node: onnx.NodeProto, constants: Constants, axes: int | None) ->
     if len(held) != 2 or all(held):
         raise NotFusable(Reason.ACTIVATION, f"{kind} of constants stands between")
     first = not held[0]
-    factor = _per_channel(tensor_of(constants, node.input[1 if first else 0]), axes)
-    if kind in ("Add", "Sum"):
-        return Scaled(Affine(1.0, factor))
-    if kind == "Sub":
-        return Scaled(Affine(1.0, -factor) if first else Affine(-1.0, factor))
-    if kind == "Mul":
-        return Scaled(Affine(factor))
-    if first:
-        return Scaled(Affine(1.0 / factor))
-    raise NotFusable(Reason.ACTIVATION, "a division by an activation stands between")
+    factor = per_channel(tensor_of(constants, node.input[1 if first else 0]), axes)
+    return Scaled(combined(SIGNS[kind], factor, value_first=first))
 
 
-def _per_channel(value: Tensor, axes: int | None) -> Tensor | float:
-    if value.numel() == 1 and (axes is None or value.ndim <= axes + 2):
-        return float(value)
-    shape = tuple(value.shape)
-    fits = axes is not None and (
-        shape[-axes:] == (1,) * axes
-        and (len(shape) == axes + 1 or (len(shape) == axes + 2 and shape[0] == 1))
-    )
-    if not fits:
-        raise NotFusable(
-            Reason.NOT_PER_CHANNEL, f"a factor of shape {shape} is not one per channel"
-        )
-    return value.double().reshape(-1)
+SIGNS = {"Add": "+", "Sum": "+", "Sub": "-", "Mul": "*", "Div": "/"}
 
 
 def _pad(node: onnx.NodeProto, constants: Constants, axes: int | None) -> Rule:
