@@ -530,3 +530,12 @@ def test_an_activation_in_place_behind_what_only_passes_hides_no_block():
 
     layers = {"a": conv(3), "b": conv(1), "drop": nn.Identity(), "act": nn.ReLU(inplace=True)}
     assert len(still_equal(Net(run, **layers)).blocks) == 1
+
+
+@pytest.mark.parametrize("operation", [torch.add, torch.sub])
+def test_the_factor_of_an_addition_belongs_to_its_second_summand(operation):
+    def run(m, x):
+        return operation(m.a(x), m.shift, alpha=2) + operation(m.shift, m.b(x), alpha=3)
+
+    shift = nn.Parameter(torch.randn(1, 4, 1, 1))
+    still_equal(Net(run, a=conv(3), b=conv(1), shift=shift))

@@ -221,6 +221,8 @@ class _Builder:
                 return Sum((1.0, -float(alpha)))
             raise NotFusable(Reason.ACTIVATION, "a product of two activations stands between")
         first = args[0] is values[0]
+        if alpha != 1 and not first:  # c + alpha * x: alpha is no factor of the constant
+            raise NotFusable(Reason.ACTIVATION, f"{node.name} has options that no rule knows")
         factor = self._per_channel(args[1] if first else args[0])
         return Scaled(combined(SIGNS[op], factor * alpha, value_first=first))
 
