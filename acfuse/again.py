@@ -44,16 +44,17 @@ NEEDS_CODE = "an ONNX file needs the model's code: give --model package.module:f
 def verify_again(manifest: Manifest, job: Job, progress: Progress = lambda _: None) -> Conversion:
     """Proves the last conversion again, from its files alone."""
     changed = manifest.changed()
-    missing = [problem for problem in changed if problem.endswith("missing")]
+    missing = [change for change in changed if change.is_missing]
     if missing:
-        raise InputError(f"{'; '.join(missing)}.")
+        raise InputError(f"{'; '.join(map(str, missing))}.")
+    in_words = "; ".join(map(str, changed))
     paths = manifest.paths
     onnx_path = paths.onnx if job.onnx and paths.onnx.exists() else None
-    if changed and paths.checkpoint.name in " ".join(changed) and job.allow_classes:
-        raise NotEqual(f"{'; '.join(changed)}. Convert it again.")
+    if job.allow_classes and any(change.file == paths.checkpoint.name for change in changed):
+        raise NotEqual(f"{in_words}. Convert it again.")
     conversion = verify_files(job, paths.checkpoint, onnx_path, progress, unchanged=not changed)
     if changed and conversion.proofs.passed:
-        raise NotEqual(f"{'; '.join(changed)}, although the numbers agree. Convert it again.")
+        raise NotEqual(f"{in_words}, although the numbers agree. Convert it again.")
     return conversion
 
 
@@ -133,10 +134,8 @@ def _with_tensors(
     """The fused structure with a file's tensors in it. Raises InputError if they do not fit."""
     prefix = checkpoint.wrapper.prefix
     given = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    missing, unknown = (
-        sorted(set(fused.tensors) - set(given)),
-        sorted(set(given) - set(fused.tensors)),
-    )
+    missing = sorted(set(fused.tensors) - set(given))
+    unknown = sorted(set(given) - set(fused.tensors))
     if missing or unknown:
         what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which is none of its keys"
         raise InputError(f"{name} is not a fused form of this checkpoint: it {what}.")
@@ -162,16 +161,10 @@ def export_again(
     path = manifest.paths.onnx
     if job.source.suffix == ".onnx":
         raise UsageError(f"{job.source.name} is an ONNX file; its fused form is {path.name}.")
-    own = any(o["file"] == path.name for o in manifest.data["outputs"])
     if output is not None:
         output = output / path.name if output.is_dir() else output
         check_outputs([output], [job.source, manifest.paths.checkpoint], force=job.force)
-    theirs = (
-        output is None
-        and path.exists()
-        and not (own and path.name not in " ".join(manifest.changed()))
-    )
-    if theirs and not job.force:
+    elif path.exists() and not job.force and not manifest.is_own(path):
         raise OutputError(f"{path} is not the file that acfuse wrote; give --force to replace it.")
     progress("loading")
     checkpoint = load_job(job)

@@ -7,19 +7,18 @@ from pathlib import Path
 
 import torch
 from onnx import ModelProto
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from acfuse.algebra import lower
 from acfuse.checkpoint import BareTensors, Checkpoint, LiveModel, check_finite, load, to_bytes
-from acfuse.errors import InputError, NotFusable, NothingToFuse, UsageError
+from acfuse.errors import NothingToFuse, UsageError
 from acfuse.export import OnnxFile, compare_onnx, to_onnx
 from acfuse.files import check_outputs, write_all
-from acfuse.find import Findings, Found, find_in_module, find_in_tensors
+from acfuse.find import Findings, find_in_module, find_in_tensors
 from acfuse.job import Conversion, Fused, Job, Size
 from acfuse.manifest import describe, provenance, to_json
 from acfuse.onnx_graph import FusedOnnx, as_file, fuse_onnx, read_onnx, size_of_onnx, verify_onnx
-from acfuse.rewrite import fused_copy, fused_tensors
+from acfuse.rewrite import fused_bare, fused_copy, fused_tensors
 from acfuse.verify import Check, Proofs, diagnose, verify_models
 from acfuse.verify.certificate import certify_tensors
 from acfuse.verify.whole import Inputs, floating_dtype, named_shapes
@@ -116,35 +115,7 @@ def rewrite(checkpoint: Checkpoint, findings: Findings) -> Fused:
         model = fused_copy(checkpoint.model, findings.found)
         state = model.state_dict()
         return Fused(model, fused_tensors(checkpoint.tensors, state, findings.found))
-    gone = {key for block in findings.found for key in _replaced_keys(block, checkpoint.tensors)}
-    state = {key: tensor for key, tensor in checkpoint.tensors.items() if key not in gone}
-    for block in findings.found:
-        for name, summand in zip(block.names, block.summands, strict=True):
-            if summand.value is None:
-                continue
-            try:
-                layer = lower(summand.value, block.dtype)
-            except NotFusable as refusal:
-                raise InputError(f"{block.label}: {refusal.why}.") from refusal
-            state[f"{name}.weight"], state[f"{name}.bias"] = layer.weight, layer.bias
-    return Fused(None, fused_tensors(checkpoint.tensors, state, findings.found))
-
-
-def _replaced_keys(block: Found, tensors: Mapping[str, Tensor]) -> list[str]:
-    prefix = f"{block.where}." if block.where else ""
-    layers = {f"{prefix}{name}" for name in block.layers}
-    return [key for key in tensors if key.rpartition(".")[0] in layers]
-
-
-def unrounded(job: Job) -> Callable[[nn.Module], tuple[nn.Module, nn.Module]]:
-    """Makes, of a model, its float64 copy and that copy's fused form, with nothing rounded."""
-
-    def make(model: nn.Module) -> tuple[nn.Module, nn.Module]:
-        double = copy.deepcopy(model).double().eval()
-        findings = find_in_module(double, job.patterns, folds=job.fold_bn)
-        return double, fused_copy(double, findings.found, dtype=torch.float64)
-
-    return make
+    return Fused(None, fused_bare(checkpoint.tensors, findings.found))
 
 
 def verify(
@@ -158,7 +129,7 @@ def verify(
             findings.found,
             job.inputs,
             job.tolerance,
-            unrounded(job),
+            lambda model: find_in_module(model, job.patterns, folds=job.fold_bn).found,
             progress,
         )
     return Proofs(tuple(certify_tensors(fused.tensors, block) for block in findings.found))

@@ -259,7 +259,7 @@ class _Finder:
         ]
         swallowed: set[fx.Node] = set()
         taken: set[str] = set()
-        for region in sorted(regions, key=lambda r: list(nodes).index(r.output)):
+        for region in sorted(regions, key=lambda r: order[r.output]):
             sources = [nodes[s] for s in region.sources]
             inside = nodes_between(nodes[region.output], sources)
             found = self._found(module, graph, region, inside, forward, taken)
@@ -298,7 +298,8 @@ class _Finder:
             values = kernels(graph, region)
         except NotFusable as refusal:
             return Refused(where, refusal.code, refusal.why, pattern.name if pattern else None)
-        used = {str(n.target) for n in forward.nodes if n.op in TARGETING and n not in inside}
+        own = set(inside)
+        used = {str(n.target) for n in forward.nodes if n.op in TARGETING and n not in own}
         base = pattern.fused if pattern else "fused_conv"
         if not region.is_block:  # a fold keeps the name of its convolution
             base = next((n for n, m in layers if hasattr(m, "kernel_size")), base)
@@ -463,10 +464,10 @@ def _confirmed(module: nn.Module, where: str, pattern: Pattern) -> Found | None:
         tuple(names),
         tail=tail,
     )
-    return found if agrees_with_tail(module, found) else None
+    return found if _agrees_with_tail(module, found) else None
 
 
-def agrees_with_tail(module: nn.Module, found: Found) -> bool:
+def _agrees_with_tail(module: nn.Module, found: Found) -> bool:
     """Whether a module computes its fused convolution followed by its tail, on random images."""
     value = found.summands[0].value
     if value is None:

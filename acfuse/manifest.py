@@ -122,6 +122,18 @@ def _moved(spec: str | None, change: Callable[[Path], str]) -> str | None:
 
 
 @dataclass(frozen=True)
+class Changed:
+    """A file that is not what a manifest says."""
+
+    file: str
+    is_missing: bool = False
+
+    def __str__(self) -> str:
+        fate = "missing" if self.is_missing else "not the file that was converted or written"
+        return f"{self.file} is {fate}"
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The record that a conversion left."""
 
@@ -195,14 +207,18 @@ class Manifest:
             allow_empty=True,
         )  # fmt: skip
 
-    def changed(self) -> list[str]:
-        """The files that are no longer what the manifest says, each in words."""
-        problems = []
-        records = [{**self.data["source"], "role": "the original"}, *self.data["outputs"]]
-        for record in records:
-            path = self.path.parent / record["file"]
-            if not path.is_file():
-                problems.append(f"{record['file']} is missing")
-            elif sha256_of(path) != record["sha256"]:
-                problems.append(f"{record['file']} is not the file that was converted or written")
-        return problems
+    def changed(self) -> list[Changed]:
+        """The files that are no longer what the manifest says."""
+        records = [self.data["source"], *self.data["outputs"]]
+        return [c for c in map(self._change, records) if c is not None]
+
+    def is_own(self, path: Path) -> bool:
+        """Whether a file is still the one that the conversion wrote under that name."""
+        records = [r for r in self.data["outputs"] if r["file"] == path.name]
+        return any(self._change(r) is None for r in records)
+
+    def _change(self, record: Mapping[str, Any]) -> Changed | None:
+        path = self.path.parent / record["file"]
+        if not path.is_file():
+            return Changed(record["file"], is_missing=True)
+        return None if sha256_of(path) == record["sha256"] else Changed(record["file"])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from acfuse.algebra import lower
+from acfuse.algebra import ConvLayer, LinearConv, lower
 from acfuse.errors import AcfuseError, InputError, NotFusable
 from acfuse.find import Found
 from acfuse.graph.into_fx import Summand, rewrite_module
@@ -48,12 +48,16 @@ def _layers(block: Found, dtype: torch.dtype | None) -> list[Summand]:
         if summand.value is None or summand.name is None:
             layers.append((summand.source, None, None))
             continue
-        try:
-            layer = lower(summand.value, dtype or block.dtype).module()
-        except NotFusable as refusal:
-            raise InputError(f"{block.label}: {refusal.why}.") from refusal
+        layer = _lowered(block, summand.value, dtype).module()
         layers.append((summand.source, summand.name, layer))
     return layers
+
+
+def _lowered(block: Found, value: LinearConv, dtype: torch.dtype | None = None) -> ConvLayer:
+    try:
+        return lower(value, dtype or block.dtype)
+    except NotFusable as refusal:
+        raise InputError(f"{block.label}: {refusal.why}.") from refusal
 
 
 def _exchange(root: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
@@ -73,6 +77,27 @@ def _exchange(root: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
     return root
 
 
+def fused_bare(tensors: Mapping[str, Tensor], found: Sequence[Found]) -> dict[str, Tensor]:
+    """The tensors of a fused checkpoint whose code is not at hand."""
+    owner = _owners(found)
+    state = {key: t for key, t in tensors.items() if key.rpartition(".")[0] not in owner}
+    for block in found:
+        for name, summand in zip(block.names, block.summands, strict=True):
+            if summand.value is not None:
+                layer = _lowered(block, summand.value)
+                state[f"{name}.weight"], state[f"{name}.bias"] = layer.weight, layer.bias
+    return fused_tensors(tensors, state, found)
+
+
+def _owners(found: Sequence[Found]) -> dict[str, Found]:
+    """The block that replaces each layer, by the layer's full name."""
+    owner: dict[str, Found] = {}
+    for block in found:
+        prefix = f"{block.where}." if block.where else ""
+        owner.update((f"{prefix}{layer}", block) for layer in block.layers)
+    return owner
+
+
 def fused_tensors(
     tensors: Mapping[str, Tensor], fused: Mapping[str, Tensor], found: Sequence[Found]
 ) -> dict[str, Tensor]:
@@ -81,10 +106,7 @@ def fused_tensors(
     `fused` are the tensors of the fused model. What was not fused is the original's own tensor; the
     new ones stand where the first one that they replace stood.
     """
-    owner: dict[str, Found] = {}
-    for block in found:
-        prefix = f"{block.where}." if block.where else ""
-        owner.update((f"{prefix}{layer}", block) for layer in block.layers)
+    owner = _owners(found)
     new = {id(b): [k for n in b.names for k in (f"{n}.weight", f"{n}.bias")] for b in found}
     placed = {key for keys in new.values() for key in keys}
     result: dict[str, Tensor] = {}

@@ -12,6 +12,7 @@ from torch.utils import _pytree
 
 from acfuse.errors import InputError, UsageError
 from acfuse.find import Found
+from acfuse.rewrite import fused_copy
 from acfuse.verify.certificate import Certificate, certify
 
 ALGEBRA_LIMIT = 1e-10  # float64, folded weights before their rounding
@@ -240,13 +241,14 @@ def verify_models(
     found: Sequence[Found],
     inputs: Inputs | None,
     tolerance: Tolerance,
-    unrounded: Callable[[nn.Module], tuple[nn.Module, nn.Module]] | None = None,
+    find: Callable[[nn.Module], Sequence[Found]] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Proofs:
     """Certificates block by block, then the whole model, in float64 and in the dtype that ships.
 
-    `unrounded` makes, of a model, (a copy in float64, its fused form before any rounding). Without
-    `inputs` only the certificates are made, which hold for all inputs.
+    `find` finds the blocks of another model of this kind: where BatchNorm statistics are fresh, the
+    algebra is also checked on a copy with random ones. Without `inputs` only the certificates are
+    made, which hold for all inputs.
     """
     certificates = []
     for block in found:
@@ -265,14 +267,15 @@ def verify_models(
     expected = [run(true, g, torch.float64) for g in given]
     noise = _own_noise(true, given[0], expected[0])
     checks, notes = [], []
-    if unrounded is not None:
+    if find is not None:
         progress("algebra of the whole model, in float64")
-        _, exact = unrounded(original)
+        exact = fused_copy(true, found, dtype=torch.float64)
         checks.append(_algebra(exact, given, expected, noise))
         del exact
         if has_fresh_statistics(original):
             notes.append(FRESH_NOTE)
-            before, after = unrounded(awake(original))
+            before = awake(original)
+            after = fused_copy(before, find(before), dtype=torch.float64)
             truth = [run(before, g, torch.float64) for g in given]
             noise_awake = _own_noise(before, given[0], truth[0])
             name = "algebra, random statistics"
