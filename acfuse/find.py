@@ -18,7 +18,7 @@ from acfuse.graph.from_fx import layer_rule, spatial_axes, steps_of
 from acfuse.graph.into_fx import nodes_between, region_graph
 from acfuse.graph.regions import Miss, Region, as_layer, choose, kernels
 from acfuse.graph.steps import Graph, Inside, Opaque, Scaled, Through, Unit
-from acfuse.graph.trace import Call, Traced, has_hooks, is_layer, trace, write_once
+from acfuse.graph.trace import Call, Traced, has_hooks, is_layer, reading, trace, write_once
 from acfuse.patterns import Pattern
 from acfuse.patterns.expr import Layer
 from acfuse.patterns.tensors import (
@@ -107,9 +107,11 @@ def find_in_module(
     """The blocks of a live model in eval mode. The model is read, never changed.
 
     With `folds`, lone convolutions take up the BatchNorm behind them as well. Reading a forward
-    runs it, and a forward may leave marks on its module: it is done on a copy.
+    runs it, and a forward may leave marks on its module: it is done on a copy, which shares the
+    parameters, because forwards are read without computing on them.
     """
-    return _Finder(copy.deepcopy(model), patterns, folds=folds).run()
+    shared: dict[int, Any] = {id(p): p for p in model.parameters()}
+    return _Finder(copy.deepcopy(model, shared), patterns, folds=folds).run()
 
 
 @dataclass
@@ -133,10 +135,11 @@ class _Finder:
         self.refused: list[Refused] = []
 
     def run(self) -> Findings:
-        self._analyse(self.model, None)
-        for module in self.model.modules():
-            if id(module) not in self.analyses and _has_forward(module):
-                self._analyse(module, None)
+        with reading():
+            self._analyse(self.model, None)
+            for module in self.model.modules():
+                if id(module) not in self.analyses and _has_forward(module):
+                    self._analyse(module, None)
         done: set[int] = set()
         for module in self.model.modules():
             if id(module) in self.analyses and id(module) not in self.called:
@@ -340,12 +343,12 @@ class _Finder:
 
     def _unread(self, module: nn.Module, analysis: _Analysis) -> None:
         """A forward that cannot be read: a pattern may know it, if the numbers agree."""
-        refusal = analysis.traced.refusal
+        unread, refusal = analysis.traced, analysis.traced.refusal
         if refusal is None:
             return
         where = self.paths[id(module)]
         pattern = _label(module, self.patterns, None)
-        if pattern is not None and refusal.code == Reason.UNTRACEABLE:
+        if pattern is not None and refusal.code == Reason.UNTRACEABLE and not unread.decides:
             found = _confirmed(module, where, pattern)
             if found is not None:
                 self.found.append(found)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from graph.asserting import Asserts
 from graph.fusing import (
     SHAPES,
     Net,
@@ -195,14 +196,12 @@ class Tries(Two):
         return torch.relu(super().forward(x))
 
 
-@bug("what is traced is no Tensor, so that the other way is read")
 @pytest.mark.parametrize("block", [AsksForItsType, AsksTorchForItsType])
 def test_a_forward_that_asks_for_types_is_read_as_it_runs(block):
     still_equal(block())
     still_equal(Net(lambda m, x: m.i(x), i=block()))
 
 
-@bug("the forward catches the tracer's error, and goes another way")
 def test_a_forward_that_catches_errors_is_read_as_it_runs():
     still_equal(Tries())
 
@@ -305,7 +304,6 @@ class ClampsLargeNumbers(Named):
         return self.arms(x.clamp(-50, 50) if x.max() > 50 else x)
 
 
-@bug("two images of two sizes decide")
 @pytest.mark.parametrize("block", [ReluForOneImage, ReluForLargeImages, ClampsLargeNumbers])
 def test_a_block_that_does_something_else_for_other_images_is_refused(block):
     refused(block(), Reason.UNTRACEABLE)
@@ -422,12 +420,6 @@ def test_a_computed_weight_of_a_float32_model_is_exact():
 # Forwards that should be read.
 
 
-class Asserts(Two):
-    def forward(self, x):
-        assert x.shape[1] == 4, f"four channels, not {x.shape}"
-        return super().forward(x)
-
-
 class RaisesForOtherSizes(Two):
     def forward(self, x):
         if x.dim() != 4:
@@ -440,13 +432,77 @@ class OwnNorm(nn.BatchNorm2d):
         return super().forward(x) + 1
 
 
-@bug("the tracer knows the asserts of Python 3.10 and older only")
 @pytest.mark.parametrize("block", [Asserts, RaisesForOtherSizes])
 def test_an_assertion_about_sizes_does_not_hide_a_block(block):
     fused_and_checked(block())
 
 
-@bug("torch's BatchNorm looks at the number of axes")
+@pytest.mark.parametrize("block", [Asserts, RaisesForOtherSizes])
+def test_what_a_forward_refused_is_still_refused_after_fusing(block):
+    model = awake(block(), 0)
+    fused = fused_copy(model, find(model).found)
+    wrong = torch.randn(1, 4, 2, 2) if block is Asserts else torch.randn(4, 8, 9)
+    for net in (model, fused):
+        with pytest.raises((AssertionError, ValueError)):
+            net(wrong)
+
+
+class CallsAFunctionOfItsOwn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * torch.sigmoid(x)
+
+
+def _asks_for_many_types(m, x):
+    is_so = isinstance(x.shape, tuple) and isinstance(x.shape[1], int)
+    is_so = is_so and isinstance(m.a.weight, nn.Parameter) and isinstance(x.dtype, torch.dtype)
+    is_not = isinstance(x, nn.Parameter) or hasattr(x, "kernel_size")
+    return m.a(x) + m.b(x) if is_so and not is_not else torch.relu(x)
+
+
+def test_what_a_forward_asks_for_types_is_answered():
+    fused_and_checked(Net(_asks_for_many_types, a=conv(3), b=conv(1)))
+
+
+def test_a_compiled_function_that_asks_for_tensors_gets_none():
+    """It would read the memory of a tensor that is none."""
+    refused(Net(lambda m, x: CallsAFunctionOfItsOwn.apply(m.a(x) + m.b(x)), a=conv(3), b=conv(1)))
+
+
+def _looks_up_its_dtype(m, x):
+    arms = m.a(x) + m.b(x)
+    return {torch.float64: torch.relu}.get(x.dtype, torch.sigmoid)(arms)
+
+
+def _swallows_a_number(m, x):
+    try:
+        list(range(x.shape[2]))
+    except Exception:
+        return m.a(x) + m.b(x)
+    return torch.relu(m.a(x) + m.b(x))
+
+
+@pytest.mark.parametrize("run", [_looks_up_its_dtype, _swallows_a_number])
+def test_a_number_that_is_not_known_makes_a_forward_unreadable(run):
+    refused(Net(run, a=conv(3), b=conv(1)), Reason.UNTRACEABLE)
+
+
+def test_a_tensor_that_a_forward_makes_itself_stays():
+    still_equal(
+        Net(lambda m, x: torch.relu(m.a(x) + m.b(x)) * torch.tensor(0.5), a=conv(3), b=conv(1))
+    )
+
+
+def _the_same_both_ways(m, x):
+    if x.shape[0] == 1:
+        m.last = "single"
+    return m.a(x) + m.b(x)
+
+
+def test_a_question_that_changes_nothing_hides_no_block():
+    fused_and_checked(Net(_the_same_both_ways, a=conv(3), b=conv(1)))
+
+
 def test_a_norm_of_the_user_s_own_is_read():
     fused_and_checked(Net(lambda m, x: m.n(m.a(x)) + m.b(x), a=conv(3), b=conv(1), n=OwnNorm(4)))
 

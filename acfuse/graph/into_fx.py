@@ -65,12 +65,20 @@ def rewrite_module(
     layers = {name: layer for s in regions.values() for _, name, layer in s if name and layer}
     _obey_or_refuse(twin, fixed)
     _exchange(module, before - _used_targets(twin), _used_targets(twin), layers)
+    add_constants(module, twin)
     rewritten = Rewritten(module, twin, type(module).__name__)
     for name, value in vars(module).items():
         if name in ("_modules", "_parameters", "_buffers") or name not in vars(rewritten):
             vars(rewritten)[name] = value
     rewritten.training = module.training
     return rewritten
+
+
+def add_constants(module: nn.Module, graph: fx.Graph) -> None:
+    """Gives a module the tensors that its forward made of nothing, as plain attributes."""
+    for node in graph.nodes:
+        if "constant" in node.meta:
+            vars(module)[str(node.target)] = node.meta["constant"]
 
 
 def _obey_or_refuse(graph: fx.Graph, fixed: Mapping[str, object]) -> None:

@@ -4,17 +4,21 @@ Sub-modules of the user's own stay calls: each is read for itself, so that contr
 not hide another. What is read is brought into a form in which every value is written once.
 """
 
+import builtins
+import dis
 import inspect
 import operator
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from acfuse.errors import NotFusable, Reason
 
@@ -48,7 +52,11 @@ class Call:
 
 @dataclass
 class Traced:
-    """The forward of one module as a graph, or the reason why it could not be read."""
+    """The forward of one module as a graph, or the reason why it could not be read.
+
+    `used` are the modules and tensors that it uses on any of its ways, `decides` says that these
+    differ by what its input is.
+    """
 
     module: nn.Module
     call: Call
@@ -57,6 +65,8 @@ class Traced:
     poisoned: frozenset[str] = field(default_factory=frozenset)  # values written in place
     returns_new: bool = False  # whether it returns a tensor that shares no memory with its inputs
     writes: Mapping[str, str] = field(default_factory=dict)  # value -> the step that overwrites it
+    used: frozenset[str] = frozenset()
+    decides: bool = False
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -72,7 +82,11 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 class _Image(fx.Proxy):
-    """A value of a traced forward. `y += z` writes into y, as it does in a tensor."""
+    """A value of a traced forward, which answers like the tensor that it stands for, or not at all.
+
+    `y += z` writes into y. Whatever asks for a number makes the forward unreadable, even if the
+    forward catches the error: it might take another way with real tensors.
+    """
 
     def __iadd__(self, other: object) -> fx.Proxy:
         return self._written_by(operator.iadd, other)
@@ -90,32 +104,193 @@ class _Image(fx.Proxy):
         written: fx.Proxy = self.tracer.create_proxy("call_function", operation, (self, other), {})
         return written
 
+    def __getattr__(self, name: str) -> "_Attribute":
+        kind = _type_of(self.node)
+        if name.startswith("__") or (kind is not None and not hasattr(kind, name)):
+            raise AttributeError(f"a {kind} has no attribute {name}")
+        return _Attribute(self, name)
+
+    def __index__(self) -> int:
+        raise self._unreadable("a size or a number of its input decides")
+
+    def __int__(self) -> int:
+        return self.__index__()
+
+    def __float__(self) -> float:
+        return float(self.__index__())
+
+    def __len__(self) -> int:
+        return self.__index__()
+
+    def __hash__(self) -> int:
+        raise self._unreadable("it looks a value up")
+
+    def _unreadable(self, why: str) -> Exception:
+        reader: Any = self.tracer
+        return reader.cannot(why)  # type: ignore[no-any-return]
+
+
+class _Attribute(_Image, fx.proxy.Attribute):
+    """What `x.name` gives: the beginning of a method call, or a value."""
+
+    def __hash__(self) -> int:
+        return _Image.__hash__(self)
+
+
+_isinstance = isinstance
+
+
+def _asked_for_type(value: Any, kinds: Any) -> bool:
+    """`isinstance`, while a forward is read: what is a tensor for certain is a Tensor.
+
+    What may be something else has no answer. Compiled code does not ask here, and must not: it
+    would take the value for the tensor that it says it is.
+    """
+    if type(value) not in RECORDED or _isinstance(value, kinds):
+        return _isinstance(value, kinds)
+    kind = _type_of(value.node)
+    if kind is not None:
+        return issubclass(kind, kinds)
+    asker = sys._getframe(1).f_globals.get("__name__", "")
+    if asker.partition(".")[0] in OURS:
+        return False
+    raise value.tracer.cannot("it asks for the type of a value")
+
+
+RECORDED = (_Image, _Attribute)
+OURS = ("torch", "acfuse")
+
+
+def _type_of(node: fx.Node) -> type | None:
+    """What a value is with real tensors, where that is certain."""
+    if node.op == "placeholder":
+        return Tensor
+    if node.op == "get_attr":
+        return nn.Parameter
+    if node.op == "call_module":
+        return Tensor if "tensor" in node.meta else None
+    reads = [_type_of(n) for n in node.all_input_nodes]
+    if node.op == "call_method":
+        name = "shape" if node.target == "size" and len(node.args) == 1 else str(node.target)
+        return ATTRIBUTES.get(name) if reads[0] in TENSORS else None
+    if node.target is getattr:
+        return ATTRIBUTES.get(str(node.args[1])) if reads[0] in TENSORS else None
+    if node.target is operator.getitem and reads[0] is torch.Size:
+        return int if isinstance(node.args[1], int) else torch.Size
+    if node.target in COMPARISONS and reads and set(reads) <= {int, torch.Size, torch.dtype}:
+        return bool
+    return Tensor if node.target in TENSOR_OPERATIONS and set(reads) & TENSORS else None
+
+
+TENSORS = {Tensor, nn.Parameter}
+ATTRIBUTES: dict[str, type] = {
+    "shape": torch.Size, "size": int, "ndim": int, "dim": int, "numel": int, "dtype": torch.dtype,
+    "device": torch.device, "is_cuda": bool,
+}  # fmt: skip
+COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge}
+TENSOR_OPERATIONS = {
+    operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul,
+    operator.truediv, operator.itruediv, operator.neg, torch.add, torch.sub, torch.mul, torch.div,
+    torch.relu, torch.sigmoid, torch.tanh, torch.cat, nn.functional.relu, nn.functional.gelu,
+    nn.functional.silu,
+}  # fmt: skip
+SEVERAL_RESULTS = (nn.RNNBase, nn.MultiheadAttention, nn.AdaptiveLogSoftmaxWithLoss)
+
 
 class _Reader(fx.Tracer):
-    """A tracer that takes one module alone, with the arguments of one call."""
+    """A tracer that takes one module alone, with the arguments of one call, along one way.
 
-    trace_asserts = True
+    `answers` are given to what the forward asks of its values (`if x.shape[0] == 1`); after them it
+    is told True. `asked` are the values that it asked about.
+    """
 
-    def __init__(self, module: nn.Module, call: Call) -> None:
+    def __init__(self, module: nn.Module, call: Call, answers: tuple[bool, ...]) -> None:
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # none: sizes are not values
-        self.module, self.call = module, call
+        self.module = self.root = module
+        self.call, self.answers = call, answers
+        self.asked: list[fx.Node] = []
+        self.unreadable = ""
+        self.graph = fx.Graph(tracer_cls=type(self))
+        self.submodule_paths = {m: name for name, m in module.named_modules()}
+        self.tensor_attrs = {  # tensors that are plain attributes
+            value: f"{path}.{name}" if path else name
+            for m, path in self.submodule_paths.items()
+            for name, value in vars(m).items()
+            if isinstance(value, Tensor)
+        }
+        self.stored: dict[int, fx.Proxy] = {}
+
+    def read(self) -> None:
+        """Runs the forward on values that record what is done to them."""
+        positional, keywords = self._arguments()
+        result = self.module.forward(*positional, **keywords)
+        self.create_node("output", "output", (self.create_arg(result),), {})
+
+    @cached_property
+    def parameter_names(self) -> dict[int, str]:
+        """The name of each parameter, seen from the module that is read."""
+        return {id(p): name for name, p in self.module.named_parameters()}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Every value is one that knows what `+=` means."""
+        """Every value is one that knows what it may tell."""
         return _Image(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """A value is its node, before anything asks for its type.
+
+        A tensor that the forward makes itself is remembered with the node: no module has it.
+        """
+        if type(a) in RECORDED:
+            return a.node
+        argument: Any = super().create_arg(a)
+        if isinstance(a, Tensor) and str(argument.target).startswith("_tensor_constant"):
+            argument.meta["constant"] = a
+        return argument
+
+    def parameter(self, value: nn.Parameter) -> Any:
+        """The value that stands for a parameter of the module."""
+        name = self.parameter_names.get(id(value))
+        if name is None:
+            return value
+        if id(value) not in self.stored:
+            self.stored[id(value)] = self.create_proxy("get_attr", name, (), {})
+        return self.stored[id(value)]
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        """A module that is called is one step, and torch's own nearly all give one tensor."""
+        result = super().call_module(m, forward, args, kwargs)
+        several = isinstance(m, SEVERAL_RESULTS) or getattr(m, "return_indices", False)
+        if type(result) is _Image and is_layer(m) and not several:
+            result.node.meta["tensor"] = True
+        return result
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Everything but a plain Sequential, which only names the layers inside."""
         return inspect.getattr_static(m, "forward") is not nn.Sequential.forward or has_hooks(m)
 
-    def create_args_for_root(
-        self,
-        root_fn: Callable[..., Any],
-        is_module: bool,
-        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
-    ) -> tuple[Callable[..., Any], list[Any]]:
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Answers as it was told to."""
+        if len(self.asked) >= QUESTIONS:
+            raise self.cannot("it asks its input too much")
+        self.asked.append(obj.node)
+        place = len(self.asked) - 1
+        return self.answers[place] if place < len(self.answers) else True
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Nothing is known of how many there are."""
+        raise self.cannot("a number of values decides")
+
+    def cannot(self, why: str) -> Exception:
+        """The error to raise at what cannot be read; it counts even if the forward catches it."""
+        self.unreadable = self.unreadable or why
+        return fx.proxy.TraceError(why)
+
+    def _arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """A placeholder for each parameter; only those that get tensors are traced."""
         values = dict(self.call.values)
+        positional: list[Any] = []
         keywords: dict[str, Any] = {}
         for parameter in inspect.signature(self.module.forward).parameters.values():
             name = parameter.name
@@ -124,19 +299,42 @@ class _Reader(fx.Tracer):
                     raise NotFusable(Reason.UNTRACEABLE, f"it takes any number of {name}")
                 continue
             default = () if parameter.default is parameter.empty else (parameter.default,)
-            proxy = self.create_proxy("placeholder", name, default, {})
-            keywords[name] = values.get(name, proxy)
-        positional = [
-            p.name
-            for p in inspect.signature(self.module.forward).parameters.values()
-            if p.kind is p.POSITIONAL_ONLY
-        ]
-        first = [keywords.pop(name) for name in positional]
+            value = values.get(name, self.create_proxy("placeholder", name, default, {}))
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                positional.append(value)
+            else:
+                keywords[name] = value
+        return positional, keywords
 
-        def run(_: nn.Module) -> Any:
-            return self.module.forward(*first, **keywords)
 
-        return run, [self.module]
+_current: _Reader | None = None
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Within it forwards can be traced: calls of modules and uses of parameters are recorded.
+
+    One exchange of nn.Module's methods serves any number of forwards, because it is slow: Python
+    forgets what it knows of all sub-classes.
+    """
+    call, look_up = nn.Module.__call__, nn.Module.__getattr__
+
+    def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if _current is None:
+            return call(module, *args, **kwargs)
+        return _current.call_module(module, partial(call, module), args, kwargs)
+
+    def recorded_look_up(module: nn.Module, name: str) -> Any:
+        value: Any = look_up(module, name)
+        if _current is None or not isinstance(value, nn.Parameter):
+            return value
+        return _current.parameter(value)
+
+    nn.Module.__call__, nn.Module.__getattr__ = recorded_call, recorded_look_up  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = call, look_up  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -160,23 +358,115 @@ def watched_randomness() -> Iterator[Callable[[], bool]]:
         np.random.set_state(before[2])
 
 
+QUESTIONS = 16  # that a forward may ask of its values on one way
+WAYS = 32  # through a forward
+
+
+@dataclass
+class _Way:
+    """One way through a forward: the graph, or the error with which it ended."""
+
+    reader: _Reader
+    answers: tuple[bool, ...]
+    error: Exception | None
+    drawn: bool
+
+    @property
+    def is_guard(self) -> bool:
+        """Whether the forward itself refuses its input here: `assert` or `raise`."""
+        if self.error is None or self.reader.unreadable:
+            return False
+        last = self.error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        if last is None:
+            return False
+        code = last.tb_frame.f_code
+        raises = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+        torchs = last.tb_frame.f_globals.get("__name__", "").partition(".")[0] in OURS
+        return raises and (not torchs or code.co_name == "_check_input_dim")
+
+
 def trace(module: nn.Module, call: Call) -> Traced:
-    """Reads one forward. Nothing is raised for a forward that cannot be read: it is the result."""
-    reader = _Reader(module, call)
-    try:
-        with watched_randomness() as drawn, torch.no_grad():
-            graph = reader.trace(module)
-            if drawn():
-                refusal = NotFusable(Reason.RANDOM, "its forward draws random numbers")
-                return Traced(module, call, refusal=refusal)
-    except NotFusable as refusal:
-        return Traced(module, call, refusal=refusal)
-    except Exception as error:  # what a stranger's forward does under tracing is open
-        return Traced(module, call, refusal=_refusal(module, error))
-    return Traced(module, call, graph)
+    """Reads one forward, within `reading`. One that cannot be read is a result, not an error.
+
+    Where it asks something of its values, both answers are tried. An answer that makes it raise an
+    error is asserted not to be given; of the others all have to do the same.
+    """
+    ways: list[_Way] = []
+    pending: list[tuple[bool, ...]] = [()]
+    while pending and len(ways) < WAYS:
+        way = _take(module, call, pending.pop())
+        ways.append(way)
+        known = len(way.reader.answers)
+        pending += [(*way.answers[:i], False) for i in range(known, len(way.answers))]
+    used = frozenset(
+        str(n.target)
+        for way in ways
+        for n in way.reader.graph.nodes
+        if n.op in ("call_module", "get_attr")
+    )
+    refusal, graph = _agreed(module, ways) if not pending else (DECIDES, None)
+    decides = refusal is DECIDES
+    return Traced(module, call, graph, refusal, used=used, decides=decides)
 
 
-def _refusal(module: nn.Module, error: Exception) -> NotFusable:
+def _take(module: nn.Module, call: Call, answers: tuple[bool, ...]) -> _Way:
+    global _current
+    reader = _Reader(module, call, answers)
+    outer, _current = _current, reader
+    error: Exception | None = None
+    with watched_randomness() as drawn, torch.no_grad():
+        try:
+            builtins.isinstance = _asked_for_type
+            reader.read()
+        except Exception as raised:  # what a stranger's forward does under tracing is open
+            error = raised
+        finally:
+            builtins.isinstance, _current = _isinstance, outer
+        told = len(reader.asked) - len(answers)
+        return _Way(reader, (*answers[: len(reader.asked)], *[True] * told), error, drawn())
+
+
+DECIDES = NotFusable(Reason.UNTRACEABLE, "its forward decides by its input")
+
+
+def _agreed(module: nn.Module, ways: list[_Way]) -> tuple[NotFusable | None, fx.Graph | None]:
+    """The graph that all ways through a forward agree on, or why there is none."""
+    if any(way.drawn for way in ways):
+        return NotFusable(Reason.RANDOM, "its forward draws random numbers"), None
+    whole = [way for way in ways if not way.is_guard] or ways
+    for way in whole:
+        if isinstance(way.error, NotFusable):
+            return way.error, None
+        if way.error is not None or way.reader.unreadable:
+            return _refusal(module, way.reader.unreadable or way.error), None
+    first = whole[0]
+    if any(_outline(way.reader.graph) != _outline(first.reader.graph) for way in whole):
+        return DECIDES, None
+    for i, question in enumerate(first.reader.asked):
+        other = (*first.answers[:i], not first.answers[i])
+        if not any(way.answers[: i + 1] == other for way in whole):
+            error = next(way.error for way in ways if way.answers[: i + 1] == other)
+            _assert(question, first.answers[i], f"{type(error).__name__}: {error}")
+    return None, first.reader.graph
+
+
+def _outline(graph: fx.Graph) -> list[object]:
+    """What a graph does, to be compared."""
+    return [(n.op, n.target, n.name, str(n.args), str(n.kwargs)) for n in graph.nodes]
+
+
+def _assert(question: fx.Node, answer: bool, message: str) -> None:
+    """Behind a value that was asked about: what it has to be for the rest to be right."""
+    graph = question.graph
+    with graph.inserting_after(question):
+        holds = question if answer else graph.call_function(operator.not_, (question,))
+    with graph.inserting_after(holds):
+        graph.call_function(torch._assert, (holds, message))
+
+
+def _refusal(module: nn.Module, error: Exception | str | None) -> NotFusable:
     """Why a forward could not be read. One that names a random function may not be fused around."""
     code = getattr(module.forward, "__code__", None)
     random_names = sorted(RANDOM_FUNCTIONS & set(code.co_names if code else ()))

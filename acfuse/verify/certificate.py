@@ -19,6 +19,7 @@ from acfuse.algebra import Axis, Geometry, LinearConv, lower
 from acfuse.algebra.linear_conv import on_axes
 from acfuse.find import Found
 from acfuse.graph.from_fx import conv_of
+from acfuse.graph.into_fx import add_constants
 
 ULP_LIMIT = 0.51
 BLOCK_LIMIT = 1e-11  # float64, relative to the largest output
@@ -53,6 +54,7 @@ def replaced_layers(original: nn.Module, found: Found) -> Run:
     """The part of the original forward that a block replaces, in float64, as a function."""
     module = copy.deepcopy(original.get_submodule(found.where)).eval()
     if found.alone is not None:
+        add_constants(module, found.alone)
         module = fx.GraphModule(module, copy.deepcopy(found.alone))
     for name in found.tail:
         module.set_submodule(name, nn.Identity())

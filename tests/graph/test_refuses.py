@@ -199,8 +199,7 @@ class HiddenRelu(Named):
     """The names of a pattern, sizes looked at, and an activation that no layer shows."""
 
     def forward(self, x):
-        if x.shape[-1] < 3:
-            raise ValueError("too small")
+        list(range(x.shape[-1]))  # cannot be read
         return torch.relu(self.arms(x))
 
 
@@ -212,8 +211,7 @@ class HiddenArm(Named):
         self.extra = conv(1)
 
     def forward(self, x):
-        if x.shape[-1] < 3:
-            raise ValueError("too small")
+        list(range(x.shape[-1]))
         return self.arms(x) + self.extra(x)
 
 
