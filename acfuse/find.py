@@ -5,8 +5,8 @@ name for the fused convolution. Among bare tensors a pattern's word is all there
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
 import torch
@@ -62,6 +62,7 @@ class Found:
     alone: fx.Graph | None = field(default=None, repr=False)
     forward: fx.Graph | None = field(default=None, repr=False)
     fixed: Mapping[str, object] = field(default_factory=dict, repr=False)
+    keep: frozenset[str] = frozenset()  # layers and tensors that are used elsewhere as well
     tail: tuple[str, ...] = ()
     rebuilt: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
@@ -131,6 +132,8 @@ class _Finder:
         self.axes = spatial_axes(model)
         self.called: set[int] = set()
         self.twice: set[int] = set()  # called in ways that differ by more than their tensors
+        self.users: dict[int, set[int]] = {}  # layer -> the modules whose forwards use it
+        self.needed: set[int] = set()  # layers and tensors that are used outside of any region
         self.found: list[Found] = []
         self.refused: list[Refused] = []
 
@@ -140,14 +143,32 @@ class _Finder:
             for module in self.model.modules():
                 if id(module) not in self.analyses and _has_forward(module):
                     self._analyse(module, None)
+        for analysis in self.analyses.values():
+            traced = analysis.traced
+            for part in _parts_at(traced.module, traced.used):
+                self.users.setdefault(part, set()).add(id(traced.module))
         done: set[int] = set()
         for module in self.model.modules():
             if id(module) in self.analyses and id(module) not in self.called:
                 self._visit(module, done)
+        self.found = [*self._with_kept_layers()]
         order = {path: i for i, path in enumerate(self.paths.values())}
         self.found.sort(key=lambda f: order[f.where])
         self.refused.sort(key=lambda r: order.get(r.where, 0))
         return Findings(tuple(self.found), tuple(self.refused))
+
+    def _with_kept_layers(self) -> Iterator[Found]:
+        """Adds to each block which of its layers some forward still uses when all is fused."""
+        for found in self.found:
+            module = self.model.get_submodule(found.where)
+            parts: dict[str, object] = {name: module.get_submodule(name) for name in found.layers}
+            parts |= {**module._parameters, **module._buffers}
+            keep = frozenset(name for name, part in parts.items() if id(part) in self.needed)
+            if keep and found.forward is None:
+                why = f"{sorted(keep)[0]} is also used by the forward of another module"
+                self.refused.append(Refused(found.where, Reason.SHARED, why, found.pattern))
+                continue
+            yield replace(found, keep=keep)
 
     def _analyse(self, module: nn.Module, call: Call | None) -> _Analysis:
         known = self.analyses.get(id(module))
@@ -220,6 +241,7 @@ class _Finder:
         analysis = self.analyses[id(module)]
         graph = analysis.traced.graph
         if graph is None or analysis.graph is None:
+            self.needed |= _parts_at(module, analysis.traced.used)
             self._unread(module, analysis)
             for child in module.children():
                 for inner in child.modules():
@@ -227,6 +249,8 @@ class _Finder:
                         self._visit(inner, done)
             return
         swallowed = self._choose(module, analysis.graph, graph)
+        remaining = {str(n.target) for n in graph.nodes if n.op in TARGETING and n not in swallowed}
+        self.needed |= _parts_at(module, remaining)
         for node in graph.nodes:
             if node.op == "call_module" and node not in swallowed:
                 child = module.get_submodule(str(node.target))
@@ -303,6 +327,8 @@ class _Finder:
             return Refused(where, refusal.code, refusal.why, pattern.name if pattern else None)
         own = set(inside)
         used = {str(n.target) for n in forward.nodes if n.op in TARGETING and n not in own}
+        within = {id(module), *self._within(module, inside)}
+        used |= {name for name, layer in layers if self.users.get(id(layer), set()) - within}
         base = pattern.fused if pattern else "fused_conv"
         if not region.is_block:  # a fold keeps the name of its convolution
             base = next((n for n, m in layers if hasattr(m, "kernel_size")), base)
@@ -325,10 +351,15 @@ class _Finder:
             tuple(name for name, _ in layers),
             region.is_block,
             region.output,
-            region_graph(nodes[region.output], [nodes[s] for s in region.sources]),
+            region_graph(nodes[region.output], [nodes[s] for s in values]),
             forward,
             dict(self.analyses[id(module)].traced.call.values),
         )
+
+    def _within(self, module: nn.Module, nodes: Sequence[fx.Node]) -> set[int]:
+        """The modules that these nodes call, with all that is inside of them."""
+        called = [module.get_submodule(str(n.target)) for n in nodes if n.op == "call_module"]
+        return {id(inner) for m in called for inner in m.modules()}
 
     def _report(self, module: nn.Module, regions: Sequence[Region], misses: Sequence[Miss]) -> None:
         """What was not fused in a module's own forward."""
@@ -360,6 +391,21 @@ class _Finder:
 def _children_of(module: nn.Module, forward: fx.Graph) -> list[nn.Module]:
     calls = [str(node.target) for node in forward.nodes if node.op == "call_module"]
     return [module.get_submodule(target) for target in calls]
+
+
+def _parts_at(module: nn.Module, targets: Iterable[str]) -> set[int]:
+    """The layers that a forward calls by these names, the tensors that it reads, and their owners.
+
+    By identity, because they may have other names elsewhere.
+    """
+    parts: set[int] = set()
+    for target in targets:
+        found: Any = module
+        for name in target.split("."):
+            found = getattr(found, name, None)
+        owner = module.get_submodule(target.rpartition(".")[0])
+        parts |= {id(found), id(owner) if isinstance(found, Tensor) else id(found)}
+    return parts - {id(module)}
 
 
 def _draws_random_numbers(rule: object) -> TypeGuard[Opaque]:

@@ -36,7 +36,8 @@ def _replacement(module: nn.Module, found: Sequence[Found], dtype: torch.dtype |
     layers = {block.output: _layers(block, dtype) for block in found}
     forward = found[0].forward
     if forward is not None:
-        return rewrite_module(module, forward, layers, found[0].fixed)
+        keep = {name for block in found for name in block.keep}
+        return rewrite_module(module, forward, layers, found[0].fixed, keep)
     parts = OrderedDict((n, layer) for _, n, layer in layers[found[0].output] if n and layer)
     parts.update((n, module.get_submodule(n)) for n in found[0].tail)
     return nn.Sequential(parts).eval()

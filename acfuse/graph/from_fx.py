@@ -180,6 +180,9 @@ class _Builder:
             layer = self.module.get_submodule(str(node.target))
             if node.name in self.children:
                 return self.children[node.name]
+            if len(node.all_input_nodes) > 1:
+                why = f"{type(layer).__name__} is given more than its image"
+                raise NotFusable(Reason.UNKNOWN_LAYER, why)
             return layer_rule(layer)
         if node.op == "call_method":
             return self._method(node)

@@ -2,7 +2,7 @@
 
 import copy
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ def rewrite_module(
     graph: fx.Graph,
     regions: Mapping[str, Sequence[Summand]],
     fixed: Mapping[str, object],
+    keep: Collection[str] = (),
 ) -> Rewritten:
     """`module` with each region's output made by new layers. Takes the given module apart.
 
@@ -43,6 +44,7 @@ def rewrite_module(
     the new layer, layer), or (source node, None, None) where the source is added as it is. Layers
     that nobody calls any more are gone; new ones stand where the first of them stood. `fixed` are
     the arguments whose values the forward was read with: with others it raises AssertionError.
+    Layers and tensors to `keep` stay, because others use them.
     """
     twin = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -64,7 +66,8 @@ def rewrite_module(
                 twin.erase_node(node)
     layers = {name: layer for s in regions.values() for _, name, layer in s if name and layer}
     _obey_or_refuse(twin, fixed)
-    _exchange(module, before - _used_targets(twin), _used_targets(twin), layers)
+    used = {*_used_targets(twin), *keep}
+    _exchange(module, before - used, used, layers)
     add_constants(module, twin)
     rewritten = Rewritten(module, twin, type(module).__name__)
     for name, value in vars(module).items():
@@ -135,7 +138,9 @@ def _exchange(
     module: nn.Module, unused: set[str], used: set[str], layers: Mapping[str, nn.Module]
 ) -> None:
     """Takes the unused layers out of a module, under all their names, and puts the new ones in."""
-    keep = {id(module.get_submodule(t)) for t in used if _is_module(module, t)} - {id(module)}
+    owners = {t.rpartition(".")[0] for t in used if not _is_module(module, t)} - {""}
+    keep = {id(module.get_submodule(t)) for t in (*used, *owners) if _is_module(module, t)}
+    keep -= {id(module)}
     gone = set()
     for target in unused:
         if _is_module(module, target):

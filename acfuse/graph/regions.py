@@ -98,7 +98,7 @@ def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Mis
         plans, misses = _plan(graph, kept)
         regions, computed = _read_off(graph, plans, kept)
         twice = _computed_twice(regions, computed)
-        if not twice:
+        if twice <= kept:
             break
         kept |= twice
     chosen = [region for region in regions if region.is_block or folds]

@@ -449,7 +449,10 @@ def _agreed(module: nn.Module, ways: list[_Way]) -> tuple[NotFusable | None, fx.
         if not any(way.answers[: i + 1] == other for way in whole):
             error = next(way.error for way in ways if way.answers[: i + 1] == other)
             _assert(question, first.answers[i], f"{type(error).__name__}: {error}")
-    return None, first.reader.graph
+    graph = first.reader.graph
+    for node in [n for n in graph.nodes if n.op == "get_attr" and not n.users]:
+        graph.erase_node(node)  # looked at, not used
+    return None, graph
 
 
 def _outline(graph: fx.Graph) -> list[object]:

@@ -24,6 +24,7 @@ from acfuse.graph.into_fx import add_constants
 ULP_LIMIT = 0.51
 BLOCK_LIMIT = 1e-11  # float64, relative to the largest output
 NOISE = 64 * 2.0**-53  # of float64 sums, relative to the largest weight of an output channel
+ROOM = 64  # the most that images are enlarged by for layers that need it
 CHUNK = 2**24  # numbers in one batch of impulses
 
 Run = Callable[..., Tensor]
@@ -98,11 +99,13 @@ def compare(run: Run, stored: Sequence[LinearConv | None], found: Found) -> Cert
     """The certificate of stored convolutions against a function of the same sources."""
     where = found.label
     count = sum(s.kernel.numel() + s.bias.numel() for s in stored if s is not None)
-    probes = list(_probes(stored, seed=0))
+    geometries = [s.geometry if s is not None else None for s in stored]
+    room = _room(run, geometries)
+    probes = list(_probes(stored, seed=0, room=room))
     first = run(*probes[0])
     if not torch.equal(first, run(*probes[0])):
         return Certificate(where, math.inf, math.inf, count, fault="two runs of it differ")
-    exact = read_out(run, [s.geometry if s is not None else None for s in stored])
+    exact = read_out(run, geometries, room)
     error = 0.0
     for images in probes:
         given, expected = run(*images), apply(exact, images)
@@ -130,14 +133,33 @@ def apply(values: Sequence[LinearConv | None], images: Sequence[Tensor]) -> Tens
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
 
-def read_out(run: Run, geometries: Sequence[Geometry | None]) -> list[LinearConv | None]:
+def _room(run: Run, geometries: Sequence[Geometry | None]) -> int:
+    """How much larger than the fused kernel asks for an output has to be for the layers to run.
+
+    A reflection inside of a block, which the fused convolution does without, needs pixels to show.
+    """
+    room = 0
+    while room < ROOM:
+        try:
+            run(*_blank(geometries, _impulse_output(geometries, room), 1))
+        except RuntimeError:
+            room = 2 * room + 1
+        else:
+            break
+    return room
+
+
+def read_out(
+    run: Run, geometries: Sequence[Geometry | None], room: int = 0
+) -> list[LinearConv | None]:
     """The convolutions that an affine, shift-invariant map is, read by impulses.
 
     One image for each input channel of a group, with one pixel set in every group at once, for
     every phase of the stride. The bias is the answer to zeros, and goes to the first of them.
+    The images give `room` more places than it takes to see an impulse.
     """
     solid = [i for i, g in enumerate(geometries) if g is not None]
-    output = _impulse_output(geometries)
+    output = _impulse_output(geometries, room)
     bias: Tensor | None = None
     values: list[LinearConv | None] = [None] * len(geometries)
     for i in solid:
@@ -153,7 +175,7 @@ def read_out(run: Run, geometries: Sequence[Geometry | None]) -> list[LinearConv
     return values
 
 
-def _impulse_output(geometries: Sequence[Geometry | None]) -> list[int]:
+def _impulse_output(geometries: Sequence[Geometry | None], room: int) -> list[int]:
     """The size of an output in which an impulse can be seen through every tap, in every phase."""
     known = [g for g in geometries if g is not None]
     outputs = []
@@ -164,7 +186,7 @@ def _impulse_output(geometries: Sequence[Geometry | None]) -> list[int]:
             size = last + 1 + max(a.taps - 1 - a.after, _margin(a, g.border))
             steps = -(-(size + a.before + a.after - a.taps) // a.stride)
             needed = max(needed, steps + 1, (last + a.before) // a.stride + 1)
-        outputs.append(needed)
+        outputs.append(needed + room)
     return outputs
 
 
@@ -234,7 +256,7 @@ def _read_kernel(
     return kernel
 
 
-def _probes(stored: Sequence[LinearConv | None], seed: int) -> Sequence[list[Tensor]]:
+def _probes(stored: Sequence[LinearConv | None], seed: int, room: int) -> Sequence[list[Tensor]]:
     """Images of every kind: small and larger, odd and even, H != W, shifted mean, large scale."""
     generator = torch.Generator().manual_seed(seed)
     known = [s.geometry for s in stored if s is not None]
@@ -250,7 +272,7 @@ def _probes(stored: Sequence[LinearConv | None], seed: int) -> Sequence[list[Ten
         ((1, 2, 2), 3, 0.0, 1e3),
         ((2, 5, 1), 1, -1.0, 1e-3),
     ):
-        output = [n + e for n, e in zip(least, extra, strict=False)]
+        output = [n + e + room for n, e in zip(least, extra, strict=False)]
         images = []
         for s in stored:
             channels = out if s is None else s.geometry.in_channels

@@ -5,6 +5,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.utils import _pytree
 from acfuse.errors import InputError, UsageError
 from acfuse.find import Found
 from acfuse.rewrite import fused_copy
+from acfuse.text import one_line
 from acfuse.verify.certificate import Certificate, certify
 
 ALGEBRA_LIMIT = 1e-10  # float64, folded weights before their rounding
@@ -108,17 +110,34 @@ class Difference:
     excess: float = -math.inf  # of |a - b| over atol + rtol * |b|
     needed: float = 0.0  # the smallest atol that would pass beside this rtol
     place: str = ""
+    failure: str = ""  # why outputs cannot even be compared
     tolerance: Tolerance = field(default_factory=Tolerance)
+
+    def fail(self, why: str) -> None:
+        """Notes that there is nothing to compare: no tolerance allows that."""
+        self.failure = self.failure or why
+        self.error = self.absolute = self.excess = self.needed = math.inf
+
+    def compare(self, true: Sequence[Tensor], answer: Callable[[], Sequence[Tensor]]) -> None:
+        """Takes in what the other model answers, if it does."""
+        try:
+            given = answer()
+        except Exception as error:  # whatever it is: the original did not fail
+            self.fail(f"the fused model fails ({one_line(error, 200)})")
+            return
+        self.add(true, given)
 
     def add(self, true: Sequence[Tensor], given: Sequence[Tensor]) -> None:
         """Takes one more pair of outputs in."""
         if len(true) != len(given):
-            raise InputError(f"the models give {len(true)} and {len(given)} outputs.")
+            self.fail(f"the models give {len(true)} and {len(given)} outputs")
+            return
         atol, rtol = self.tolerance.pair
         for index, (b, a) in enumerate(zip(true, given, strict=True)):
             if a.shape != b.shape:
                 shapes = f"{tuple(a.shape)}, the original {tuple(b.shape)}"
-                raise InputError(f"output {index} has the shape {shapes}.")
+                self.fail(f"output {index} has the shape {shapes}")
+                continue
             b, a = b.double(), a.double()
             distance = (a - b).abs()
             distance = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, distance)
@@ -313,10 +332,11 @@ def _algebra(
 ) -> Check:
     difference = Difference()
     for g, true in zip(given, expected, strict=True):
-        difference.add(true, run(exact, g, torch.float64))
+        difference.compare(true, partial(run, exact, g, torch.float64))
     limit = max(ALGEBRA_LIMIT, NOISE_FACTOR * noise)
     passed = difference.error <= limit
     detail = f"float64 outputs differ by {difference.error:.1e} of the largest (limit {limit:.0e})"
+    detail = difference.failure or detail
     return Check(name, passed, difference.error, limit, difference.absolute, detail=detail)
 
 
@@ -329,9 +349,10 @@ def _stored(
     difference = Difference()
     stored = copy.deepcopy(fused).double().eval()
     for g, true in zip(given, expected, strict=True):
-        difference.add(true, run(stored, g, torch.float64))
+        difference.compare(true, partial(run, stored, g, torch.float64))
     limit = max(STORED_LIMIT * torch.finfo(dtype).eps, ALGEBRA_LIMIT)
     detail = f"the stored weights, run in float64, differ by {difference.error:.1e} of the largest"
+    detail = difference.failure or detail
     passed = difference.error <= limit
     return Check("weights", passed, difference.error, limit, difference.absolute, detail=detail)
 
@@ -353,13 +374,14 @@ def _rounding(
     difference, own = Difference(tolerance=tolerance), Difference(tolerance=tolerance)
     extremes = Difference()
     for i, (g, true) in enumerate(zip(given, expected, strict=True)):
-        before, after = run(original, g, dtype), run(fused, g, dtype)
+        before, after = run(original, g, dtype), cache(partial(run, fused, g, dtype))
         if i < usual:
-            difference.add(before, after)
+            difference.compare(before, after)
             own.add(true, before)
-        extremes.add(before, after)
+        extremes.compare(before, after)
     if not tolerance.is_given:
         difference.error = extremes.error
+        difference.failure = extremes.failure
     return judge("rounding", difference, tolerance, dtype, own)
 
 
@@ -372,6 +394,8 @@ def judge(
 ) -> Check:
     """The verdict on outputs as they ship: by the user's tolerance, or by the largest output."""
     rounding = own.error if own is not None else None
+    if difference.failure:
+        return Check(name, False, math.inf, 0.0, math.inf, rounding, difference.failure)
     if tolerance.is_given:
         atol, rtol = tolerance.pair
         passed = difference.excess <= 0
