@@ -206,7 +206,7 @@ class _Finder:
                 call = None
             analysis = self._analyse(child, call)
             if call is None or analysis.traced.call != call:
-                yield node.name, Opaque(f"{node.target} is called in several ways")
+                yield node.name, Opaque(f"{node.target} is called in several ways", Reason.CALLS)
             else:
                 yield node.name, analysis.layer
 
@@ -264,29 +264,29 @@ class _Finder:
         if random and (regions or misses):
             self.refused.append(Refused(where, Reason.RANDOM, random[0].why))
             return set()
-        if regions and (has_hooks(module) or id(module) in self.twice):
-            why = "it has hooks" if has_hooks(module) else "it is called in several ways"
-            self.refused.append(Refused(where, Reason.HOOKS, why))
+        if regions and has_hooks(module):
+            self.refused.append(Refused(where, Reason.HOOKS, "it has hooks"))
+            return set()
+        if regions and id(module) in self.twice:
+            self.refused.append(Refused(where, Reason.CALLS, "it is called in several ways"))
             return set()
         if regions and any(map(self._writes_its_input, _children_of(module, forward))):
             why = "a module that it calls overwrites what it is given"
             self.refused.append(Refused(where, Reason.IN_PLACE, why))
             return set()
         nodes = {node.name: node for node in forward.nodes}
-        # A new convolution stands behind the last of its sources: none may be overwritten by then.
-        writes, order = self.analyses[id(module)].traced.writes, {n: i for i, n in enumerate(nodes)}
-        regions = [
-            r
-            for r in regions
-            if all(
-                order[writes[s]] > max(map(order.__getitem__, r.sources))
-                for s in r.sources
-                if s in writes
-            )
-        ]
+        order = {name: i for i, name in enumerate(nodes)}
+        writes = self.analyses[id(module)].traced.writes
         swallowed: set[fx.Node] = set()
         taken: set[str] = set()
         for region in sorted(regions, key=lambda r: order[r.output]):
+            # A new convolution stands behind the last of its sources: none may be lost by then.
+            last = max(order[s] for s in region.sources)
+            lost = [s for s in region.sources if s in writes and order[writes[s]] <= last]
+            if lost:
+                why = f"{lost[0]} is overwritten in place"
+                self.refused.append(Refused(where, Reason.IN_PLACE, why))
+                continue
             sources = [nodes[s] for s in region.sources]
             inside = nodes_between(nodes[region.output], sources)
             found = self._found(module, graph, region, inside, forward, taken)

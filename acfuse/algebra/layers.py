@@ -155,6 +155,12 @@ class Affine:
         return bool(torch.as_tensor(self.shift).any())
 
     @property
+    def changes_nothing(self) -> bool:
+        """Whether it is the number 1, and adds nothing (a tensor might still broadcast)."""
+        numbers = not isinstance(self.scale, Tensor) and not isinstance(self.shift, Tensor)
+        return numbers and (self.scale, self.shift) == (1, 0)
+
+    @property
     def channels(self) -> int | None:
         """How many channels it is made for, where that can be told."""
         sizes = {v.numel() for v in (self.scale, self.shift) if isinstance(v, Tensor)}

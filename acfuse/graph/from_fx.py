@@ -202,12 +202,12 @@ class _Builder:
             return self._arithmetic(node, ARITHMETIC[target])
         if target in FUNCTIONS:
             return FUNCTIONS[target](self, node)
-        if target in (torch.cat, torch.concat, torch.concatenate):
-            raise NotFusable(Reason.CONCATENATED, "the arms are concatenated, not added")
+        if target in JOINS:
+            raise NotFusable(Reason.CONCATENATED, f"the arms are {JOINS[target]}, not added")
         name = function_name(node)
         raise _stands_between(name)
 
-    def _arithmetic(self, node: fx.Node, op: Callable[..., Any]) -> Rule:
+    def _arithmetic(self, node: fx.Node, op: Callable[..., Any]) -> Rule | None:
         args = list(node.args)
         alpha = node.kwargs.get("alpha", 1)
         if set(node.kwargs) - {"alpha", "inplace"} or not isinstance(alpha, (int, float)):
@@ -218,16 +218,21 @@ class _Builder:
         if len(args) != 2 or not values:
             raise NotFusable(Reason.ACTIVATION, f"{node.name} stands between")
         if len(values) == 2:
+            if node.target is torch.rsub:
+                return Sum((-float(alpha), 1.0))
             if op is operator.add:
                 return Sum((1.0, float(alpha)))
             if op is operator.sub:
                 return Sum((1.0, -float(alpha)))
             raise NotFusable(Reason.ACTIVATION, "a product of two activations stands between")
         first = args[0] is values[0]
-        if alpha != 1 and not first:  # c + alpha * x: alpha is no factor of the constant
+        if node.target is torch.rsub or (
+            alpha != 1 and not first
+        ):  # c + alpha * x: alpha is no factor of the constant
             raise NotFusable(Reason.ACTIVATION, f"{node.name} has options that no rule knows")
         factor = self._per_channel(args[1] if first else args[0])
-        return Scaled(combined(SIGNS[op], factor * alpha, value_first=first))
+        by = combined(SIGNS[op], factor * alpha, value_first=first)
+        return None if by.changes_nothing else Scaled(by)
 
     def _per_channel(self, constant: Any) -> Tensor | float:
         """A constant as one number or one per channel; by its shape, or it is refused."""
@@ -282,7 +287,12 @@ class _Builder:
         """A crop of the spatial axes by constant amounts from both ends: x[:, :, 1:-1, :]."""
         index = node.args[1]
         index = index if isinstance(index, tuple) else (index,)
-        if self.axes is None or len(index) > self.axes + 2 or Ellipsis in index:
+        axes = -1 if self.axes is None else self.axes
+        if sum(part is Ellipsis for part in index) == 1:
+            place = index.index(Ellipsis)
+            missing = (slice(None),) * (axes + 3 - len(index))
+            index = (*index[:place], *missing, *index[place + 1 :])
+        if axes < 0 or len(index) > axes + 2:
             raise NotFusable(Reason.ACTIVATION, "an index stands between")
         cuts = []
         for place, part in enumerate(index):
@@ -290,7 +300,7 @@ class _Builder:
             if cut is None or (place < 2 and cut != (0, 0)):
                 raise NotFusable(Reason.ACTIVATION, "an index stands between")
             cuts.append(cut)
-        cuts += [(0, 0)] * (self.axes + 2 - len(cuts))
+        cuts += [(0, 0)] * (axes + 2 - len(cuts))
         return Through(Pad(0, tuple(cuts[2:])))
 
     def functional_pool(self, node: fx.Node) -> Rule:
@@ -323,10 +333,16 @@ class _Builder:
 ARITHMETIC: dict[Any, Callable[..., Any]] = {
     operator.add: operator.add, operator.iadd: operator.add, torch.add: operator.add,
     operator.sub: operator.sub, operator.isub: operator.sub, torch.sub: operator.sub,
-    torch.subtract: operator.sub, operator.mul: operator.mul, operator.imul: operator.mul,
+    torch.subtract: operator.sub,
+    torch.rsub: operator.sub, operator.mul: operator.mul, operator.imul: operator.mul,
     torch.mul: operator.mul, torch.multiply: operator.mul, operator.truediv: operator.truediv,
     operator.itruediv: operator.truediv, torch.div: operator.truediv, operator.neg: operator.neg,
     torch.neg: operator.neg, torch.negative: operator.neg,
+}  # fmt: skip
+
+JOINS = {
+    torch.cat: "concatenated", torch.concat: "concatenated", torch.concatenate: "concatenated",
+    torch.stack: "stacked", torch.hstack: "stacked", torch.vstack: "stacked",
 }  # fmt: skip
 
 SIGNS = {operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/"}

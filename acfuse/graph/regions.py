@@ -241,7 +241,11 @@ def _way(graph: Graph, rule: Rule, taken: tuple[_Way, ...]) -> _Way:
 def _form_price(form: Form) -> tuple[int, int]:
     """(multiply-adds per pixel, operations) of the convolutions of a form and their additions."""
     solid = [term for term in form.values() if not isinstance(term, Unit)]
-    return sum(geometry_of(t).multiply_adds for t in solid), len(solid) + len(form) - 1
+    operations = CONVOLUTION * len(solid) + len(form) - 1
+    return sum(geometry_of(t).multiply_adds for t in solid), operations
+
+
+CONVOLUTION = 4  # so many operations: no factor or sum is worth a further convolution
 
 
 def _pixels(rule: Rule) -> int:
@@ -264,13 +268,13 @@ def _standing(step: Step, units: list[_Way]) -> _Way:
     }
     match step.rule:
         case Through(layer):
-            own = (layer.multiply_adds, 1)
+            own = (layer.multiply_adds, 1 if isinstance(layer, Pad) else CONVOLUTION)
         case Scaled(by):
             own = (by.multiply_adds, 1)
         case Sum(signs):
             own = (0, len(signs) - 1)
         case Inside(_, cost):
-            own = (cost, 1)
+            own = (cost, CONVOLUTION)
         case Opaque():
             own = (0, 0)
     return _Way({step.value: UNIT}, made, stands=True, own=own)
@@ -303,7 +307,7 @@ def _region(graph: Graph, output: str, way: _Way) -> Region:
     solid = sum(not isinstance(term, Unit) for term in way.form.values())
     before = sum(map(_is_convolution, steps))
     added = sum(len(s.rule.signs) - 1 for s in steps if isinstance(s.rule, Sum))
-    saves = before > solid or (before > 0 and added > len(way.form) - 1)
+    saves = before > solid or (0 < before == solid and added > len(way.form) - 1)
     return Region(
         output,
         tuple(way.form),
@@ -360,7 +364,7 @@ def _explain(
 ) -> Iterator[Miss]:
     """Why each remaining sum, chain or concatenation of convolutions was left as it is."""
     fused = frozenset().union(*(region.steps for region in chosen))
-    arms = _arms(graph)
+    arms, beyond = _arms(graph), _arms(graph, beyond_roots=True)
     for step in graph.steps:
         if step.value in fused:
             continue
@@ -374,7 +378,8 @@ def _explain(
         elif isinstance(step.rule, Sum):
             readers = graph.readers.get(step.value, [])
             if not any(isinstance(r.rule, Sum) and r.value not in fused for r in readers):
-                yield from _explain_sum(graph, plans, arms, step)
+                why = [*_explain_sum(graph, plans, misses, arms, step)]
+                yield from why or _explain_shared(graph, beyond, step)
         elif isinstance(step.rule, Through | Inside) and any(arm.convolves for arm in reads):
             yield from _explain_cost(plans[step.value], step)
 
@@ -396,7 +401,8 @@ class _Arm:
         return self.convolves or self.behind is not None
 
 
-def _arms(graph: Graph) -> dict[str, _Arm]:
+def _arms(graph: Graph, *, beyond_roots: bool = False) -> dict[str, _Arm]:
+    """The arm behind each value; up to what something else needs as well, or beyond that."""
     roots = _roots(graph, frozenset())
     arms = {value: _Arm(frozenset({value})) for value in graph.inputs}
     for step in graph.steps:
@@ -413,8 +419,9 @@ def _arms(graph: Graph) -> dict[str, _Arm]:
             continue
         sources: set[str] = set()
         for value, arm in zip(step.reads, reads, strict=True):
-            sources |= {value} if roots.get(value, value) == value else arm.sources
-        inner = [arms[v] for v in step.reads if roots.get(v, v) != v]
+            ends = not beyond_roots and roots.get(value, value) == value
+            sources |= {value} if ends else arm.sources
+        inner = [arms[v] for v in step.reads if beyond_roots or roots.get(v, v) != v]
         arms[step.value] = _Arm(
             frozenset(sources),
             _is_convolution(step) or any(arm.convolves for arm in inner),
@@ -429,7 +436,11 @@ def _same_source(arms: list[_Arm]) -> bool:
 
 
 def _explain_sum(
-    graph: Graph, plans: Mapping[str, _Plan], arms: Mapping[str, _Arm], step: Step
+    graph: Graph,
+    plans: Mapping[str, _Plan],
+    misses: Mapping[str, Miss],
+    arms: Mapping[str, _Arm],
+    step: Step,
 ) -> Iterator[Miss]:
     """A sum of branches that stays: too dear, behind an obstacle, or of different inputs."""
     branches = [arm for arm in _summands(graph, arms, step) if arm.is_branch]
@@ -437,14 +448,43 @@ def _explain_sum(
         return
     cost = [*_explain_cost(plans[step.value], step)]
     obstacle = next((arm.behind for arm in branches if arm.behind), None)
-    sources = sorted(frozenset().union(*(arm.sources for arm in branches)))
+    sources = frozenset().union(*(arm.sources for arm in branches))
+    within = (s.value for s in graph.swallowed(step.value, sources))
+    missed = next((misses[value] for value in within if value in misses), None)
     if cost:
         yield from cost
     elif obstacle is not None:
         yield Miss(step.value, obstacle.code, obstacle.why)
     elif len(sources) > 1:
-        why = f"the arms read different inputs ({' and '.join(sources)})"
-        yield Miss(step.value, Reason.INPUTS, why)
+        between = _between(graph, sources)
+        why = f"the arms read different inputs ({' and '.join(sorted(sources))})"
+        yield Miss(step.value, *(between or (Reason.INPUTS, why)))
+    elif missed is not None:
+        yield Miss(step.value, missed.code, missed.why)
+
+
+def _between(graph: Graph, sources: frozenset[str]) -> tuple[Reason, str] | None:
+    """What stands between two sources, if one is made from the other."""
+    for source in sorted(sources):
+        step = graph.by_value.get(source)
+        while step is not None and isinstance(step.rule, Opaque):
+            if not sources.isdisjoint(step.reads):
+                return step.rule.code, step.rule.why
+            step = graph.by_value.get(step.reads[0]) if step.reads else None
+    return None
+
+
+def _explain_shared(graph: Graph, beyond: Mapping[str, _Arm], step: Step) -> Iterator[Miss]:
+    """A sum that would be one of branches, were it not that something else needs one of them."""
+    branches = [arm for arm in _summands(graph, beyond, step) if arm.convolves]
+    if not _same_source(branches):
+        return
+    for value in step.reads:
+        others = [r for r in graph.readers.get(value, []) if r is not step]
+        if beyond[value].convolves and (others or value in graph.outputs):
+            user = others[0].value if others else "what the forward returns"
+            yield Miss(step.value, Reason.SHARED, f"{value} is also used by {user}")
+            return
 
 
 def _summands(graph: Graph, arms: Mapping[str, _Arm], step: Step) -> Iterator[_Arm]:

@@ -366,7 +366,7 @@ LAYERS = {
     "one_channel": (two(b=conv(1, 0, (4, 1))), Reason.CHANNELS),
     "dense_over_depthwise": (two(a=conv(3, groups=4), b=conv(1)), Reason.COST),
     "dilated_over_dense": (two(a=conv(3, 2, dilation=2), b=conv(3)), Reason.COST),
-    "cast": (two(lambda m, x: m.a(x) + m.b(x.half().to(x.dtype))), Reason.INPUTS),
+    "cast": (two(lambda m, x: m.a(x) + m.b(x.half().to(x.dtype))), Reason.ACTIVATION),
 }
 
 
