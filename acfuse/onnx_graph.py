@@ -1,6 +1,6 @@
 """ONNX files in: found by the same algebra, rewritten, proved against the nodes they replace."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,29 +11,45 @@ import onnx.version_converter
 import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 from torch import Tensor
+from torch.nn import functional as F
 
 from acfuse.algebra import LinearConv
-from acfuse.errors import AcfuseError, InputError, Reason, UsageError
-from acfuse.export import OnnxFile, check_proto, run_session, session_of
+from acfuse.errors import AcfuseError, InputError, NotFusable, Reason, UsageError
+from acfuse.export import OnnxFile, run_session, session_of
 from acfuse.find import Findings, Found, Refused, Summand
-from acfuse.graph.from_onnx import Constants, constants_of, steps_of, subgraphs
-from acfuse.graph.into_onnx import Placed, put_back
+from acfuse.graph.from_onnx import (
+    FLOATS,
+    Axes,
+    OnnxSteps,
+    Surroundings,
+    inverse,
+    is_training_dropout,
+    steps_of,
+)
+from acfuse.graph.into_onnx import Layers, Placed, lowered, put_back, read_anywhere, sweep
+from acfuse.graph.onnx_values import (
+    NOT_STORED_SINCE,
+    Constants,
+    all_graphs,
+    constants_of,
+    known_values,
+    opset_of,
+    replaceable,
+    subgraphs,
+)
 from acfuse.graph.regions import Region, choose, kernels
-from acfuse.graph.steps import Graph, Unit
+from acfuse.graph.steps import Unit
 from acfuse.job import Size
+from acfuse.text import one_line
 from acfuse.verify import Check, Inputs, Proofs, Tolerance
 from acfuse.verify.certificate import compare
 from acfuse.verify.whole import Difference, images, judge
 
-DTYPES = {
-    onnx.TensorProto.FLOAT: torch.float32,
-    onnx.TensorProto.DOUBLE: torch.float64,
-    onnx.TensorProto.FLOAT16: torch.float16,
-}
-
-
 REFERENCE_OPSET = 15
+OLDEST_OPSET = 7  # onnxruntime runs nothing older: there would be no proof
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
           "Bernoulli", "Multinomial")  # fmt: skip
 
@@ -70,59 +86,147 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
 
 def fuse_onnx(model: onnx.ModelProto, *, fold_bn: bool = False) -> FusedOnnx:
-    """Fuses every region of an ONNX model that is one convolution. The given one is untouched."""
+    """Fuses every region of an ONNX model that is one convolution. The given one is untouched.
+
+    Raises InputError for a model that is no valid ONNX.
+    """
+    fault = _fault_of(model)
+    if fault:
+        raise InputError(f"the model is not valid ONNX: {fault}.")
     fused = onnx.ModelProto()
     fused.CopyFrom(model)
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    graphs = _graphs(fused)
+    obstacle = _obstacle(model, graphs)
+    if obstacle is not None:
+        return FusedOnnx(fused, Findings((), (obstacle,)), ())
+    before = read_anywhere(fused)
     found: list[Found] = []
     refused: list[Refused] = []
     layers: list[tuple[Placed | None, ...]] = []
-    for graph, outer in _graphs(fused.graph, {}):
-        steps = steps_of(graph, outer)
-        regions, misses = choose(steps, folds=fold_bn)
-        random = [n for n in graph.node if n.op_type in RANDOM]
-        if random:
-            why = f"{random[0].op_type} draws random numbers: nothing could be compared"
-            refused.append(Refused(random[0].output[0], Reason.RANDOM, why))
-            continue
-        refused += [Refused(m.value, m.code, m.why) for m in misses]
-        dtype = _dtype_of(graph)
-        chosen = [(region, kernels(steps, region)) for region in reversed(regions)]
-        blocks = [
-            _found(graph, outer, steps, region, values, dtype, opset) for region, values in chosen
-        ]
-        stored = iter(put_back(graph, chosen, opset, dtype))
+    for graph, around in graphs:
+        blocks, stored, left = _fuse_graph(fused, graph, around, fold_bn=fold_bn)
         found += blocks
-        for block in blocks:
-            layers.append(tuple(next(stored) if s.value else None for s in block.summands))
-    check_proto(fused)
+        layers += stored
+        refused += left
+    if found:
+        sweep(fused, before)
+        fault = _fault_of(fused, full=not _fault_of(model, full=True))
+        if fault:
+            raise AcfuseError(f"the fused model is not valid ONNX: {fault}.")
     return FusedOnnx(fused, Findings(tuple(found), tuple(refused)), tuple(layers))
 
 
-def _graphs(
-    graph: onnx.GraphProto, outer: Constants
-) -> Iterator[tuple[onnx.GraphProto, Constants]]:
-    """A graph and those inside its nodes, each with the constants that it sees from outside."""
-    own = constants_of(graph, outer)
-    for node in graph.node:
-        for inner in subgraphs(node):
-            yield from _graphs(inner, own)
-    yield graph, outer
+def _fault_of(model: onnx.ModelProto, *, full: bool = False) -> str:
+    """What onnx's checker (with `full`, its inference of types too) says against a model.
+
+    That an input or output may be of any shape is nothing against it: onnxruntime runs it.
+    """
+    ends = (*model.graph.input, *model.graph.output)
+    if not full and any(_is_shapeless(v) for v in ends):
+        whole = onnx.ModelProto()
+        whole.CopyFrom(model)
+        for value in (*whole.graph.input, *whole.graph.output):
+            if _is_shapeless(value):
+                value.type.tensor_type.shape.SetInParent()
+        model = whole
+    try:
+        onnx.checker.check_model(model, full_check=full)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as error:
+        return one_line(error, 200)
+    return ""
 
 
-def _dtype_of(graph: onnx.GraphProto) -> torch.dtype:
-    kinds = [DTYPES[t.data_type] for t in graph.initializer if t.data_type in DTYPES]
-    return kinds[0] if kinds else torch.float32
+def _is_shapeless(value: onnx.ValueInfoProto) -> bool:
+    tensor = value.type.tensor_type
+    return value.type.HasField("tensor_type") and not tensor.HasField("shape")
+
+
+def _obstacle(
+    model: onnx.ModelProto, graphs: Sequence[tuple[onnx.GraphProto, Surroundings]]
+) -> Refused | None:
+    """Why nothing of a model can be fused, whatever is in it."""
+    where = model.graph.name
+    opset = opset_of(model)
+    if opset < OLDEST_OPSET:
+        why = f"opset {opset} is older than what onnxruntime runs ({OLDEST_OPSET})"
+        return Refused(where, Reason.UNKNOWN_LAYER, why)
+    if model.training_info:
+        return Refused(where, Reason.UNKNOWN_LAYER, "the file describes a training as well")
+    for graph, around in graphs:
+        for node in graph.node:
+            if node.op_type in RANDOM:
+                why = f"{node.op_type} draws random numbers: nothing could be compared"
+                return Refused(node.output[0], Reason.RANDOM, why)
+            if is_training_dropout(node, around.constants):
+                why = "a Dropout is in training mode: nothing could be compared"
+                return Refused(node.output[0], Reason.RANDOM, why)
+    return None
+
+
+def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]]:
+    """Every graph of a model, those inside nodes first, with what can be known of its values."""
+    known, opset = known_values(model), opset_of(model)
+    functions = frozenset((f.domain, f.name) for f in model.functions)
+
+    def within(graph: onnx.GraphProto, outer: Constants) -> Iterator[Any]:
+        defaults = replaceable(graph, model.ir_version)
+        quantised = {a.tensor_name for a in graph.quantization_annotation}
+        given = {n: f"{n} is an input, which a caller may give" for n in defaults}
+        given |= {n: f"{n} is quantised" for n in quantised}
+        made = {v.name: f"{v.name} is an input" for v in graph.input}
+        made |= {o: f"{o} is computed by {n.op_type}" for n in graph.node for o in n.output}
+        own = constants_of(graph, outer, opset, frozenset(given))
+        for node in graph.node:
+            for inner in subgraphs(node):
+                yield from within(inner, own)
+        yield graph, Surroundings(own, known, opset, {**made, **given}, functions)
+
+    return list(within(model.graph, {}))
+
+
+def _fuse_graph(
+    model: onnx.ModelProto, graph: onnx.GraphProto, around: Surroundings, *, fold_bn: bool
+) -> tuple[list[Found], list[tuple[Placed | None, ...]], list[Refused]]:
+    """Fuses one graph of a model in place: what was found, where it went, and what was refused."""
+    if graph is not model.graph and model.ir_version < NOT_STORED_SINCE:
+        return [], [], []  # graphs inside nodes stored no tensors then
+    steps = steps_of(graph, around)
+    regions, misses = choose(steps.graph, folds=fold_bn)
+    refused = [Refused(m.value, m.code, m.why) for m in misses]
+    chosen: list[tuple[Region, Layers]] = []
+    found: list[Found] = []
+    for region in reversed(regions):
+        try:
+            dtype = _dtype_of(region, around)
+            values = kernels(steps.graph, region)
+            layers = lowered(values, dtype)
+        except NotFusable as refusal:
+            refused.append(Refused(region.output, refusal.code, refusal.why))
+            continue
+        chosen.append((region, layers))
+        reference = _reference(graph, around, steps, region.output, tuple(values))
+        found.append(_found(region, values, dtype, reference))
+    placed = iter(put_back(graph, steps, chosen, model, around.opset) if chosen else ())
+    stored = [
+        tuple(next(placed) if summand.value else None for summand in block.summands)
+        for block in found
+    ]
+    return found, stored, refused
+
+
+def _dtype_of(region: Region, around: Surroundings) -> torch.dtype:
+    """The dtype of what a region makes; that of all its weights, or the file would be invalid."""
+    known = around.known.get(region.output)
+    if known is None or known.kind not in FLOATS:
+        raise NotFusable(Reason.UNKNOWN_LAYER, f"nothing tells the type of {region.output}")
+    return FLOATS[known.kind]
 
 
 def _found(
-    graph: onnx.GraphProto,
-    outer: Constants,
-    steps: Graph,
     region: Region,
     values: Mapping[str, LinearConv | Unit],
     dtype: torch.dtype,
-    opset: int,
+    reference: Callable[..., Tensor],
 ) -> Found:
     summands = tuple(
         Summand(s, None, None) if isinstance(v, Unit) else Summand(s, "conv", v)
@@ -138,54 +242,86 @@ def _found(
         tuple(sorted(region.steps)),
         region.is_block,
         region.output,
-        rebuilt=_reference(graph, outer, region, opset),
+        rebuilt=reference,
     )
 
 
 def _reference(
-    graph: onnx.GraphProto, outer: Constants, region: Region, opset: int
+    graph: onnx.GraphProto,
+    around: Surroundings,
+    steps: OnnxSteps,
+    output: str,
+    sources: tuple[str, ...],
 ) -> Callable[..., Tensor]:
     """The nodes of a region, run one by one by onnx's reference implementation in float64."""
-    constants = constants_of(graph, outer)
-    nodes = _nodes_between(graph, region, constants)
-    reads = {name for node in nodes for name in node.input if name in constants}
-    tensors = []
-    for name in sorted(reads):
-        value = numpy_helper.to_array(constants[name])
-        if value.dtype in (np.float32, np.float16):
-            value = value.astype(np.float64)
-        tensors.append(numpy_helper.from_array(value, name))
+    views = {name: s for s in sources for name in steps.views[s]}
+    nodes = _nodes_between(graph, output, {*views, *around.constants})
+    reads = {name for node in nodes for name in node.input}
+    given = sorted(reads.intersection(views))
     double = onnx.TensorProto.DOUBLE
     alone = onnx.helper.make_graph(
         nodes,
         "region",
-        [onnx.helper.make_tensor_value_info(s, double, None) for s in region.sources],
-        [onnx.helper.make_tensor_value_info(region.output, double, None)],
-        tensors,
+        [onnx.helper.make_tensor_value_info(name, double, None) for name in given],
+        [onnx.helper.make_tensor_value_info(output, double, None)],
+        [_in_float64(around.constants[n], n) for n in sorted(reads.intersection(around.constants))],
     )
-    model = onnx.helper.make_model(alone, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    if opset < REFERENCE_OPSET:  # the reference takes older BatchNormalizations to be in training
+    opsets = [onnx.helper.make_opsetid("", around.opset)]
+    model = onnx.helper.make_model(alone, opset_imports=opsets)
+    if around.opset < REFERENCE_OPSET:  # it takes older BatchNormalizations to be in training
         model = onnx.version_converter.convert_version(model, REFERENCE_OPSET)
-    evaluator = ReferenceEvaluator(model)
+    evaluator = ReferenceEvaluator(model, new_ops=[ConvTranspose])
+    order = steps.views[output][output]
 
-    def run(*given: Tensor) -> Tensor:
-        feeds = {name: t.numpy() for name, t in zip(region.sources, given, strict=True)}
+    def run(*images: Tensor) -> Tensor:
+        values = dict(zip(sources, images, strict=True))
+        feeds = {n: _turned(values[views[n]], steps.views[views[n]][n]).numpy() for n in given}
         results: Any = evaluator.run(None, feeds)
-        return torch.from_numpy(np.array(results[0], dtype=np.float64))
+        answer = torch.from_numpy(np.array(results[0], dtype=np.float64))
+        return _turned(answer, inverse(order))
 
     return run
 
 
-def _nodes_between(
-    graph: onnx.GraphProto, region: Region, constants: Constants
-) -> list[onnx.NodeProto]:
-    """Copies of the nodes that make a region's output from its sources, in order."""
+class ConvTranspose(OpRun):
+    """One of stride 1, by torch: that of onnx's reference implementation fails for groups."""
+
+    op_domain = ""
+
+    def _run(self, image: Any, weight: Any, bias: Any = None, **settings: Any) -> tuple[Any]:
+        axes = weight.ndim - 2
+        pads = settings.get("pads") or [0] * 2 * axes
+        whole = TRANSPOSED[axes](
+            torch.tensor(image),
+            torch.tensor(weight),
+            None if bias is None else torch.tensor(bias),
+            groups=settings.get("group") or 1,
+            dilation=tuple(settings.get("dilations") or [1] * axes),
+        )
+        for axis, (before, after) in enumerate(zip(pads[:axes], pads[axes:], strict=True), 2):
+            whole = whole.narrow(axis, before, whole.shape[axis] - before - after)
+        return (whole.numpy(),)
+
+
+def _turned(image: Tensor, axes: Axes) -> Tensor:
+    return image.permute(*axes).contiguous() if axes else image
+
+
+def _in_float64(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    value = numpy_helper.to_array(tensor)
+    if value.dtype in (np.float32, np.float16):
+        value = value.astype(np.float64)
+    return numpy_helper.from_array(value, name)
+
+
+def _nodes_between(graph: onnx.GraphProto, output: str, known: Set[str]) -> list[onnx.NodeProto]:
+    """Copies of the nodes that make a value from known ones, in order."""
     maker = {output: node for node in graph.node for output in node.output}
     needed: set[str] = set()
-    stack = [region.output]
+    stack = [output]
     while stack:
         name = stack.pop()
-        if name in needed or name in region.sources or name in constants or name not in maker:
+        if name in needed or name in known or name not in maker:
             continue
         needed.add(name)
         stack.extend(maker[name].input)
@@ -235,12 +371,19 @@ def _compare_files(
             given = images(_shapes(original, inputs), seed + sample)
             true = [torch.from_numpy(np.array(a)) for a in run_session(before, given)]
             difference.add(true, [torch.from_numpy(np.array(a)) for a in run_session(after, given)])
-    return judge("onnx", difference, tolerance, _dtype_of(original.graph))
+    return judge("onnx", difference, tolerance, _coarsest(original))
+
+
+def _coarsest(model: onnx.ModelProto) -> torch.dtype:
+    """The coarsest dtype that a model computes in, as far as its tensors and ends tell."""
+    kinds = {t.data_type for graph in all_graphs(model.graph) for t in graph.initializer}
+    kinds |= {v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)}
+    return torch.float16 if onnx.TensorProto.FLOAT16 in kinds else torch.float32
 
 
 def _shapes(model: onnx.ModelProto, inputs: Inputs | None) -> dict[str, tuple[int, ...]]:
     """The shape of each input: as given, else as the file has it, with 1 for a free batch."""
-    stored = {t.name for t in model.graph.initializer}
+    stored = {t.name for t in model.graph.initializer}  # what has a default is not given
     free = [shape for name, shape in (inputs.shapes if inputs else ()) if name is None]
     named = {name: shape for name, shape in (inputs.shapes if inputs else ()) if name}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -270,7 +413,7 @@ def with_tensors(fused: FusedOnnx, file: onnx.ModelProto, name: str) -> FusedOnn
         raise InputError(f"{name} is not the fused form of this model: its nodes are others.")
     tensors = {
         tensor.name: torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
-        for graph, _ in _graphs(file.graph, {})
+        for graph in all_graphs(file.graph)
         for tensor in graph.initializer
     }
     layers = [tuple(p and _restored(p, tensors) for p in block) for block in fused.layers]
@@ -284,13 +427,13 @@ def _restored(placed: Placed, tensors: Mapping[str, Tensor]) -> Placed:
 
 def count_nodes(model: onnx.ModelProto, kind: str) -> int:
     """How many nodes of a type a model has, those inside other nodes included."""
-    return sum(n.op_type == kind for g, _ in _graphs(model.graph, {}) for n in g.node)
+    return sum(n.op_type == kind for g in all_graphs(model.graph) for n in g.node)
 
 
 def size_of_onnx(model: onnx.ModelProto) -> Size:
     """How large an ONNX model is."""
-    tensors = [t for graph, _ in _graphs(model.graph, {}) for t in graph.initializer]
-    numbers = sum(int(np.prod(t.dims)) for t in tensors if t.data_type in DTYPES)
+    tensors = [t for graph in all_graphs(model.graph) for t in graph.initializer]
+    numbers = sum(int(np.prod(t.dims)) for t in tensors if t.data_type in FLOATS)
     return Size(count_nodes(model, "Conv"), numbers)
 
 
@@ -299,5 +442,4 @@ def as_file(model: onnx.ModelProto) -> OnnxFile:
     stored = {t.name for t in model.graph.initializer}
     inputs = tuple(v.name for v in model.graph.input if v.name not in stored)
     outputs = tuple(v.name for v in model.graph.output)
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    return OnnxFile(model, opset, "as it was", inputs, outputs)
+    return OnnxFile(model, opset_of(model), "as it was", inputs, outputs)

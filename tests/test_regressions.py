@@ -600,3 +600,26 @@ def test_the_factor_of_an_addition_belongs_to_its_second_summand(operation):
 
     shift = nn.Parameter(torch.randn(1, 4, 1, 1))
     still_equal(Net(run, a=conv(3), b=conv(1), shift=shift))
+
+
+def _one_channel_for_all(m, x):
+    return m.mix(m.a(x) + torch.sigmoid(m.one(x)))
+
+
+def _one_channel_for_all_is_scaled(m, x):
+    return m.n(m.a(x) + m.b(x) + torch.sigmoid(m.one(x)))
+
+
+def _one_channel_times_many(m, x):
+    return m.mix(m.a(x) + m.g * torch.sigmoid(m.one(x)))
+
+
+@pytest.mark.parametrize(
+    "run", [_one_channel_for_all, _one_channel_for_all_is_scaled, _one_channel_times_many]
+)
+def test_a_channel_that_is_added_to_all_is_no_image_of_many(run):
+    parts = {"a": conv(3), "b": conv(1), "mix": conv(1), "n": norm(), "one": nn.Conv2d(4, 1, 1)}
+    model = awake(Net(run, g=nn.Parameter(torch.randn(4, 1, 1)), **parts).double(), 0)
+    for folds in (False, True):
+        findings = find_in_module(model, PATTERNS, folds=folds)
+        assert_same(model, fused_copy(model, findings.found))

@@ -214,7 +214,7 @@ class _Builder:
             raise NotFusable(Reason.ACTIVATION, f"{node.name} has options that no rule knows")
         values = [a for a in args if isinstance(a, fx.Node) and a in self.names]
         if op is operator.neg:
-            return Scaled(Affine(-1.0))
+            return Scaled(Affine(-1.0), like_image=True)
         if len(args) != 2 or not values:
             raise NotFusable(Reason.ACTIVATION, f"{node.name} stands between")
         if len(values) == 2:
@@ -232,7 +232,7 @@ class _Builder:
             raise NotFusable(Reason.ACTIVATION, f"{node.name} has options that no rule knows")
         factor = self._per_channel(args[1] if first else args[0])
         by = combined(SIGNS[op], factor * alpha, value_first=first)
-        return None if by.changes_nothing else Scaled(by)
+        return None if by.changes_nothing else Scaled(by, like_image=by.channels is None)
 
     def _per_channel(self, constant: Any) -> Tensor | float:
         """A constant as one number or one per channel; by its shape, or it is refused."""
@@ -262,7 +262,8 @@ class _Builder:
             self._constant(given.get(n)) for n in ("running_mean", "running_var", "weight", "bias")
         )
         training = bool(given.get("training", False))
-        return Scaled(batch_norm(weight, bias, mean, variance, given.get("eps", 1e-5), training))
+        by = batch_norm(weight, bias, mean, variance, given.get("eps", 1e-5), training)
+        return Scaled(by, like_image=True)
 
     def functional_pad(self, node: fx.Node) -> Rule:
         """F.pad with zeros or another border, on the spatial axes."""
@@ -396,7 +397,8 @@ def layer_rule(layer: Any) -> Rule | None:
                 layer.running_var,
                 layer.eps,
                 layer.training,
-            )
+            ),
+            like_image=True,
         )
     if isinstance(layer, PASSING):
         if layer.training and not isinstance(layer, nn.Identity):

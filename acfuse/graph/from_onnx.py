@@ -1,183 +1,311 @@
 """From an ONNX graph to steps: the same algebra on files whose code nobody has.
 
 Everything that decides is in the file: strides, pads, dilations, groups and eps are attributes.
+Values are read as convolutions read them, channels second. A file may hold them in another order
+of axes and transpose them back and forth (images with their channels last): a Transpose is no step,
+it is another name for the same value.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from acfuse.algebra import Affine, AvgPool, Conv, Pad, batch_norm, combined, per_channel
 from acfuse.algebra.geometry import Border
 from acfuse.errors import NotFusable, Reason
+from acfuse.graph.onnx_values import CONVOLUTIONS, Constants, Known, reads_within
 from acfuse.graph.steps import Graph, Opaque, Rule, Scaled, Step, Sum, Through
 
-Constants = Mapping[str, onnx.TensorProto]
+Axes = tuple[int, ...]  # axis i of a name is axis axes[i] of the value; () where they are the same
+
 PAD_MODES: dict[str, Border] = {
     "constant": "zeros",
     "reflect": "reflect",
     "edge": "replicate",
     "wrap": "circular",
 }
-LARGEST_FOLD = 2**22  # numbers in the constants that one node is evaluated on
+FLOATS: dict[int, torch.dtype] = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.DOUBLE: torch.float64,
+    onnx.TensorProto.FLOAT16: torch.float16,
+}
+CHANNELS_SECOND = (*CONVOLUTIONS, "AveragePool", "BatchNormalization")
 END = 2**31 - 1  # what exporters write for "to the end"
+STATED_TRAINING = 14  # the opset since which a BatchNormalization says that it is in training
 
 
-def steps_of(graph: onnx.GraphProto, outer: Constants) -> Graph:
-    """The steps of an ONNX graph. `outer` are the constants of the graphs around it."""
-    constants = constants_of(graph, outer)
-    axes = _spatial_axes(graph, constants)
-    names: dict[str, str] = {}  # passing nodes share a value
-    steps: list[Step] = []
-    needed = {o.name for o in graph.output} | set(_read_in_subgraphs(graph))
-    for node in graph.node:
-        if all(output in constants for output in node.output):
-            continue
-        reads = [names.get(n, n) for n in node.input if n and n not in constants]
-        rule: Rule | None
-        try:
-            rule = _rule(node, constants, axes)
-        except NotFusable as refusal:
-            rule = Opaque(refusal.why, refusal.code)
-        if any(node.output[1:]) and not isinstance(rule, Opaque):
-            used = {n for other in graph.node for n in other.input} | needed
-            if used & set(node.output[1:]):
-                rule = Opaque(f"a further output of {node.op_type} is used", Reason.SHARED)
-        if rule is None and node.output[0] not in needed:
-            names[node.output[0]] = reads[0]
-            continue
-        if rule is None:
-            rule = Scaled(Affine())
-        for i, output in enumerate(node.output):
-            if output:
-                own = rule if i == 0 else Opaque(f"{node.op_type} stands between")
-                steps.append(Step(output, tuple(reads), own))
-    inputs = {value for step in steps for value in step.reads} - {s.value for s in steps}
-    outputs = frozenset(names.get(n, n) for n in needed)
-    return Graph(tuple(steps), tuple(sorted(inputs)), outputs, None, axes)
+@dataclass(frozen=True)
+class Surroundings:
+    """What can be known of the values that a graph's nodes read.
 
-
-def constants_of(graph: onnx.GraphProto, outer: Constants | None = None) -> Constants:
-    """The tensors that a graph holds or sees: initializers, and what follows from them.
-
-    Small computations on constants (shapes of pads, a cast or transposed weight) are carried out.
+    `constants` are the tensors that stay as they are; `given` maps names that look like it, and are
+    not to be read, to the reason. `functions` are operators that the file itself defines.
     """
-    found = {**(outer or {}), **{tensor.name: tensor for tensor in graph.initializer}}
-    overridden = {value.name for value in graph.input} & set(found)
-    for node in graph.node:
-        folds = node.op_type == "Constant" or (
-            bool(node.input)
-            and all(name in found or not name for name in node.input)
-            and not node.op_type.startswith(("Random", "Bernoulli", "Multinomial"))
-            and node.domain in ("", "ai.onnx")
-            and not any(True for _ in subgraphs(node))
-            and sum(_numbers(found[name]) for name in node.input if name) <= LARGEST_FOLD
+
+    constants: Constants
+    known: Mapping[str, Known]
+    opset: int
+    given: Mapping[str, str]
+    functions: frozenset[tuple[str, str]] = frozenset()
+
+
+@dataclass(frozen=True)
+class OnnxSteps:
+    """The steps of an ONNX graph, and under which names (in which order of axes) it has a value."""
+
+    graph: Graph
+    views: Mapping[str, Mapping[str, Axes]]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One node, and how it finds what it reads."""
+
+    node: onnx.NodeProto
+    around: Surroundings
+    reads: tuple[str, ...]  # names of what it reads that is no constant
+    axes: Axes  # the order of axes that these are in
+    spatial: int | None  # axes of the images of this graph, if its convolutions agree on that
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of the node as plain values."""
+        return {a.name: onnx.helper.get_attribute_value(a) for a in self.node.attribute}
+
+    def has(self, index: int) -> bool:
+        """Whether an optional input is there."""
+        return len(self.node.input) > index and bool(self.node.input[index])
+
+    def tensor(self, index: int) -> Tensor:
+        """A constant input in its own dtype; NotFusable if the graph computes it."""
+        name = self.node.input[index]
+        proto = self.around.constants.get(name)
+        if proto is None:
+            why = self.around.given.get(name, f"{name} is no constant of the file")
+            raise NotFusable(Reason.UNKNOWN_LAYER, why)
+        if proto.data_location == onnx.TensorProto.EXTERNAL:
+            raise NotFusable(Reason.UNKNOWN_LAYER, f"{name} is stored in another file")
+        if proto.data_type == onnx.TensorProto.BFLOAT16:
+            raise NotFusable(Reason.UNKNOWN_LAYER, f"{name} is stored as bfloat16")
+        return torch.from_numpy(np.array(numpy_helper.to_array(proto)))
+
+    def numbers(self, index: int) -> Tensor:
+        """A constant input of a floating dtype."""
+        tensor = self.tensor(index)
+        if tensor.dtype not in FLOATS.values():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise NotFusable(Reason.UNKNOWN_LAYER, f"{self.node.input[index]} is {kind}")
+        return tensor
+
+    def sizes(self, name: str) -> tuple[int | None, ...]:
+        """The sizes of an image that is read, channels second; NotFusable if it is none."""
+        known = self.around.known.get(name)
+        if known is None or known.sizes is None:
+            raise NotFusable(Reason.ACTIVATION, f"nothing tells the shape of {name}")
+        axes = len(known.sizes) - 2
+        if known.kind not in FLOATS or axes < 1 or self.spatial not in (axes, None):
+            raise NotFusable(Reason.ACTIVATION, f"{name} is no image of float numbers")
+        return in_order(known.sizes, inverse(self.axes))
+
+
+def steps_of(graph: onnx.GraphProto, around: Surroundings) -> OnnxSteps:
+    """The steps of an ONNX graph."""
+    return _Builder(graph, around).build()
+
+
+class _Builder:
+    def __init__(self, graph: onnx.GraphProto, around: Surroundings) -> None:
+        self.graph, self.around = graph, around
+        self.orders = _orders(graph)
+        self.spatial = _spatial_axes(graph, around.constants)
+        self.values: dict[str, tuple[str, Axes]] = {}  # name -> the value that it is, in what order
+        self.steps: list[Step] = []
+        self.needed = {o.name for o in graph.output}
+        self.needed |= {name for node in graph.node for name in reads_within(node)}
+        self.read = self.needed | {name for node in graph.node for name in node.input}
+
+    def build(self) -> OnnxSteps:
+        for node in self.graph.node:
+            if not all(o in self.around.constants for o in node.output if o):
+                self._add(node)
+        read = {v for step in self.steps for v in step.reads}
+        outputs = frozenset(self._value(n)[0] for n in self.needed)
+        views: dict[str, dict[str, Axes]] = {}
+        for name, (value, axes) in self.values.items():
+            views.setdefault(value, {})[name] = axes
+        steps = Graph(
+            tuple(self.steps),
+            tuple(sorted(read - {s.value for s in self.steps})),
+            outputs,
+            axes=self.spatial,
         )
-        if folds and not overridden.intersection(node.input):
-            found.update(_evaluated(node, found))
-    return found
+        return OnnxSteps(steps, views)
 
+    def _value(self, name: str) -> tuple[str, Axes]:
+        """What a name stands for; a new one is a value, in the order in which it is transposed."""
+        return self.values.setdefault(name, (name, self.orders.get(name, ())))
 
-def _numbers(tensor: onnx.TensorProto) -> int:
-    return int(np.prod(tensor.dims, dtype=np.int64)) if tensor.dims else 1
-
-
-def _evaluated(node: onnx.NodeProto, found: Constants) -> dict[str, onnx.TensorProto]:
-    """The outputs of a node whose inputs are constants; none if it cannot be carried out here."""
-    values = {n: numpy_helper.to_array(found[n]) for n in node.input if n}
-    kinds = {n: onnx.helper.np_dtype_to_tensor_dtype(v.dtype) for n, v in values.items()}
-    graph = onnx.helper.make_graph(
-        [node],
-        node.op_type,
-        [onnx.helper.make_tensor_value_info(n, kind, None) for n, kind in kinds.items()],
-        [onnx.helper.make_empty_tensor_value_info(n) for n in node.output if n],
-    )
-    results: Any = None
-    for opset in (17, 11):  # as it is now, or with what were attributes then
+    def _add(self, node: onnx.NodeProto) -> None:
+        reads = tuple(n for n in node.input if n and n not in self.around.constants)
+        values = [self._value(n) for n in reads]
+        if self._is_transposed(node, reads):
+            value, axes = values[0]
+            perm = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
+            self.values[node.output[0]] = value, then(axes, perm)
+            return
+        rule: Rule | None
+        order: Axes = ()
         try:
-            results = ReferenceEvaluator(graph, opsets={"": opset}).run(None, values)
-            break
-        except Exception:  # it stays a node of the graph
+            order = _common_order([axes for _, axes in values])
+            rule = self._rule(_Place(node, self.around, reads, order, self.spatial))
+        except NotFusable as refusal:
+            rule, order = Opaque(refusal.why, refusal.code), ()
+        if rule is None and node.output[0] not in self.needed:
+            self.values[node.output[0]] = values[0]
+            return
+        for i, output in enumerate(node.output):
+            own = rule or Scaled(Affine(), like_image=True)
+            if i > 0:
+                own = Opaque(f"{node.op_type} stands between")
+            if not output:
+                continue
+            if isinstance(own, Opaque):
+                self._value(output)
+            else:
+                self.values[output] = output, order
+            self.steps.append(Step(output, tuple(v for v, _ in values), own))
+
+    def _is_transposed(self, node: onnx.NodeProto, reads: tuple[str, ...]) -> bool:
+        """Whether a node is a Transpose that says how, of something that is a value."""
+        own = (node.domain, node.op_type) not in self.around.functions
+        stated = any(a.name == "perm" for a in node.attribute)
+        return (
+            node.op_type == "Transpose"
+            and node.domain in ("", "ai.onnx")
+            and own
+            and stated
+            and len(reads) == 1
+        )
+
+    def _rule(self, place: _Place) -> Rule | None:
+        """The rule of a node; None where it only passes its value on. Raises NotFusable."""
+        node = place.node
+        if node.domain not in ("", "ai.onnx"):
+            raise NotFusable(Reason.UNKNOWN_LAYER, f"{node.domain}.{node.op_type} stands between")
+        if (node.domain, node.op_type) in self.around.functions:
+            raise NotFusable(Reason.UNKNOWN_LAYER, f"the file defines its own {node.op_type}")
+        if node.op_type == "Concat":
+            raise NotFusable(Reason.CONCATENATED, "the arms are concatenated, not added")
+        if node.op_type.startswith("Random"):
+            raise NotFusable(Reason.RANDOM, f"{node.op_type} draws random numbers")
+        if node.op_type not in RULES:
+            raise NotFusable(Reason.ACTIVATION, f"{node.op_type} stands between")
+        if node.op_type in CHANNELS_SECOND and place.axes:
+            raise NotFusable(Reason.UNKNOWN_LAYER, f"{node.op_type} takes other axes for channels")
+        rule = RULES[node.op_type](place)
+        if self.read.intersection(filter(None, node.output[1:])):
+            raise NotFusable(Reason.SHARED, f"a further output of {node.op_type} is used")
+        # What else it reads must be constant, and what it works on must not be.
+        if len(place.reads) != (len(rule.signs) if isinstance(rule, Sum) else 1):
+            raise NotFusable(Reason.ACTIVATION, f"{node.op_type} works on constants")
+        return rule
+
+
+def _common_order(orders: Sequence[Axes]) -> Axes:
+    if len(set(orders)) > 1:
+        raise NotFusable(Reason.UNKNOWN_LAYER, "it reads images in different orders of axes")
+    return orders[0] if orders else ()
+
+
+def _orders(graph: onnx.GraphProto) -> dict[str, Axes]:
+    """The order of axes of what is transposed for a convolution, and of what that is made from."""
+    channels_second = {n.input[0] for n in graph.node if n.op_type in CHANNELS_SECOND}
+    orders: dict[str, Axes] = {}
+    for node in reversed(graph.node):
+        if not node.output:
             continue
-    if results is None:
-        return {}
-    return {
-        name: numpy_helper.from_array(np.asarray(value), name)
-        for name, value in zip(filter(None, node.output), results, strict=True)
-        if np.asarray(value).size <= LARGEST_FOLD
-    }
+        perm = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
+        if node.op_type == "Transpose" and perm and node.output[0] in channels_second:
+            orders.setdefault(node.input[0], inverse(perm))
+        elif node.op_type in ELEMENTWISE and node.output[0] in orders:
+            for name in node.input:
+                orders.setdefault(name, orders[node.output[0]])
+    return orders
 
 
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs inside a node: branches of If, bodies of Loop and Scan."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
+def inverse(axes: Axes) -> Axes:
+    """The order that undoes an order."""
+    return tuple(axes.index(i) for i in range(len(axes)))
 
 
-def _read_in_subgraphs(graph: onnx.GraphProto) -> Iterator[str]:
-    for node in graph.node:
-        for inner in subgraphs(node):
-            for other in inner.node:
-                yield from other.input
-            yield from (o.name for o in inner.output)
-            yield from _read_in_subgraphs(inner)
+def then(axes: Axes, perm: Axes) -> Axes:
+    """The order of what is transposed; () for the value's own."""
+    both = tuple(axes[i] for i in perm) if axes else perm
+    return () if both == tuple(sorted(both)) else both
+
+
+def in_order(sizes: tuple[int | None, ...], axes: Axes) -> tuple[int | None, ...]:
+    """Sizes (or pads) of a value in another order of its axes."""
+    if not axes:
+        return sizes
+    if len(axes) != len(sizes):
+        raise NotFusable(Reason.SIZES, f"{len(sizes)} axes where there are {len(axes)}")
+    return tuple(sizes[i] for i in axes)
 
 
 def _spatial_axes(graph: onnx.GraphProto, constants: Constants) -> int | None:
     axes = {
         len(constants[node.input[1]].dims) - 2
         for node in graph.node
-        if node.op_type in ("Conv", "ConvTranspose") and node.input[1] in constants
+        if node.op_type in CONVOLUTIONS and node.input[1] in constants
     }
     return axes.pop() if len(axes) == 1 else None
 
 
-def tensor_of(constants: Constants, name: str) -> Tensor:
-    """A constant as a tensor in its own dtype; NotFusable if the graph computes it."""
-    if name not in constants:
-        raise NotFusable(Reason.ACTIVATION, f"{name} depends on the input")
-    proto = constants[name]
-    if proto.data_location == onnx.TensorProto.EXTERNAL:
-        raise NotFusable(Reason.UNKNOWN_LAYER, f"{name} is stored in another file")
-    return torch.from_numpy(np.array(numpy_helper.to_array(proto)))
-
-
-def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """The attributes of a node as plain values."""
-    return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-
-
-def _rule(node: onnx.NodeProto, constants: Constants, axes: int | None) -> Rule | None:
-    """The rule of a node; None where it only passes its value on. Raises NotFusable."""
-    if node.domain not in ("", "ai.onnx"):
-        raise NotFusable(Reason.UNKNOWN_LAYER, f"{node.domain}.{node.op_type} stands between")
-    if node.op_type in RULES:
-        return RULES[node.op_type](node, constants, axes)
-    if node.op_type == "Concat":
-        raise NotFusable(Reason.CONCATENATED, "the arms are concatenated, not added")
-    if node.op_type.startswith("Random"):
-        raise NotFusable(Reason.RANDOM, f"{node.op_type} draws random numbers")
-    raise NotFusable(Reason.ACTIVATION, f"{node.op_type} stands between")
-
-
-def _conv(node: onnx.NodeProto, constants: Constants, axes: int | None) -> Rule:
-    given = attributes_of(node)
-    weight = tensor_of(constants, node.input[1])
-    bias = tensor_of(constants, node.input[2]) if len(node.input) > 2 and node.input[2] else None
+def _conv(place: _Place) -> Rule:
+    given = place.attributes
+    weight = place.numbers(1)
+    bias = place.numbers(2) if place.has(2) else None
     size = tuple(weight.shape[2:])
     ones = [1] * len(size)
     stride = tuple(given.get("strides", ones))
     dilation = tuple(given.get("dilations", ones))
     pads = _pads(given, size, stride, dilation)
     return Through(Conv(weight, bias, stride, pads, dilation, given.get("group", 1)))
+
+
+def _transposed_conv(place: _Place) -> Rule:
+    """A transposed convolution of stride 1: its kernel flipped, in and out swapped.
+
+    With another stride it makes several pixels of one, and is none.
+    """
+    given = place.attributes
+    weight = place.numbers(1)
+    bias = place.numbers(2) if place.has(2) else None
+    into, out, *size = weight.shape
+    groups = given.get("group", 1)
+    ones = (1,) * len(size)
+    if tuple(given.get("strides", ones)) != ones:
+        raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution with a stride")
+    if "output_shape" in given or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution of a stated output size")
+    if any(given.get("output_padding", ())):
+        raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution with output padding")
+    dilation = tuple(given.get("dilations", ones))
+    cut = _pads(given, tuple(size), ones, dilation)
+    pads = tuple(
+        (d * (k - 1) - before, d * (k - 1) - after)
+        for k, d, (before, after) in zip(size, dilation, cut, strict=True)
+    )
+    grouped = weight.reshape(groups, into // groups, out, *size).transpose(1, 2)
+    kernel = grouped.reshape(groups * out, into // groups, *size).flip(*range(2, weight.ndim))
+    return Through(Conv(kernel, bias, ones, pads, dilation, groups))
 
 
 def _pads(
@@ -202,81 +330,129 @@ def _pads(
     return tuple(zip(flat[:count], flat[count:], strict=True))
 
 
-def _batch_norm(node: onnx.NodeProto, constants: Constants, axes: int | None) -> Rule:
-    given = attributes_of(node)
-    scale, shift, mean, variance = (tensor_of(constants, n) for n in node.input[1:5])
-    training = bool(given.get("training_mode", 0)) or given.get("spatial", 1) == 0
-    return Scaled(batch_norm(scale, shift, mean, variance, given.get("epsilon", 1e-5), training))
+def _batch_norm(place: _Place) -> Rule:
+    given = place.attributes
+    scale, shift, mean, variance = (place.numbers(i) for i in range(1, 5))
+    # Before training was stated, a BatchNormalization that gives statistics was training.
+    stated = place.around.opset >= STATED_TRAINING
+    training = bool(given.get("training_mode", 0)) if stated else any(place.node.output[1:])
+    if given.get("spatial", 1) == 0:
+        raise NotFusable(Reason.NOT_PER_CHANNEL, "a BatchNorm has a factor for each pixel")
+    by = batch_norm(scale, shift, mean, variance, given.get("epsilon", 1e-5), training)
+    return Scaled(by, like_image=True)
 
 
-def _arithmetic(node: onnx.NodeProto, constants: Constants, axes: int | None) -> Rule:
-    kind = node.op_type
-    held = [name in constants for name in node.input]
+def _arithmetic(place: _Place) -> Rule:
+    node, kind = place.node, place.node.op_type
+    held = [name in place.around.constants for name in node.input]
     if kind == "Neg":
-        return Scaled(Affine(-1.0))
+        return Scaled(Affine(-1.0), like_image=True)
     if not any(held):
-        if kind in ("Add", "Sum"):
-            return Sum((1.0,) * len(held))
-        if kind == "Sub":
-            return Sum((1.0, -1.0))
-        raise NotFusable(Reason.ACTIVATION, "a product of two activations stands between")
+        if kind not in ("Add", "Sum", "Sub"):
+            raise NotFusable(Reason.ACTIVATION, "a product of two activations stands between")
+        _check_summands(place)
+        return Sum((1.0, -1.0) if kind == "Sub" else (1.0,) * len(held))
     if len(held) != 2 or all(held):
         raise NotFusable(Reason.ACTIVATION, f"{kind} of constants stands between")
     first = not held[0]
-    factor = per_channel(tensor_of(constants, node.input[1 if first else 0]), axes)
-    return Scaled(combined(SIGNS[kind], factor, value_first=first))
+    factor = _factor(place, 1 if first else 0)
+    if kind == "Div" and not bool(torch.as_tensor(factor).all()):
+        raise NotFusable(Reason.OVERFLOW, "a division by zero stands between")
+    return Scaled(combined(SIGNS[kind], factor, value_first=first), like_image=True)
 
 
 SIGNS = {"Add": "+", "Sum": "+", "Sub": "-", "Mul": "*", "Div": "/"}
 
 
-def _pad(node: onnx.NodeProto, constants: Constants, axes: int | None) -> Rule:
-    given = attributes_of(node)
+def _check_summands(place: _Place) -> None:
+    """Values are added channel by channel: a single one is not spread over those of another."""
+    sizes = [place.sizes(name) for name in place.reads]
+    channels = {s[1] for s in sizes}
+    if len({len(s) for s in sizes}) > 1 or len(channels) != 1:
+        raise NotFusable(Reason.CHANNELS, "it adds images of different channels")
+    if None in channels:
+        raise NotFusable(Reason.UNKNOWN_LAYER, "nothing tells how many channels it adds")
+
+
+def _factor(place: _Place, index: int) -> Tensor | float:
+    """A constant as one number or one per channel of the value that it meets."""
+    constant = place.numbers(index)
+    sizes = place.sizes(place.reads[0])
+    if constant.ndim > len(sizes):
+        raise NotFusable(Reason.NOT_PER_CHANNEL, "a factor has more axes than the image")
+    if place.axes:  # as the value is read, channels second
+        aligned = constant.reshape(*[1] * (len(sizes) - constant.ndim), *constant.shape)
+        constant = aligned.permute(*inverse(place.axes))
+    factor = per_channel(constant, len(sizes) - 2)
+    if isinstance(factor, Tensor) and sizes[1] != factor.numel():
+        raise NotFusable(
+            Reason.CHANNELS, f"a factor for {factor.numel()} channels meets {sizes[1] or 'others'}"
+        )
+    return factor
+
+
+def _pad(place: _Place) -> Rule:
+    given = place.attributes
     mode = given.get("mode", b"constant").decode()
-    if "pads" in given or "paddings" in given:  # opset 2 to 10, and 1
-        amounts, fill = list(given.get("pads") or given["paddings"]), given.get("value", 0.0)
+    count = len(place.sizes(place.reads[0])) if place.reads else 0
+    if place.around.opset < 11:
+        amounts, fill = list(given["pads"]), float(given.get("value", 0.0))
     else:
-        if len(node.input) > 3 and node.input[3]:
-            raise NotFusable(Reason.UNKNOWN_LAYER, "a Pad of chosen axes")
-        amounts = tensor_of(constants, node.input[1]).tolist()
-        has_fill = len(node.input) > 2 and node.input[2]
-        fill = float(tensor_of(constants, node.input[2])) if has_fill else 0.0
-    count = len(amounts) // 2
+        amounts = [int(n) for n in place.tensor(1).reshape(-1)]
+        fill = float(place.tensor(2).reshape(())) if place.has(2) else 0.0
+    if place.has(3):
+        amounts = _on_all_axes(amounts, place.tensor(3), count)
+    if mode not in PAD_MODES or count < 3 or len(amounts) != 2 * count:
+        raise NotFusable(Reason.UNKNOWN_LAYER, f"a Pad of mode {mode}")
     if mode == "constant" and fill:
         raise NotFusable(Reason.BORDERS, f"it pads with {fill:g}, not with zeros")
-    pairs = list(zip(amounts[:count], amounts[count:], strict=True))
+    if mode != "constant" and min(amounts) < 0:
+        raise NotFusable(Reason.BORDERS, f"it crops and pads with {mode}")
+    pairs = _ordered(list(zip(amounts[:count], amounts[count:], strict=True)), place.axes)
     if any(map(any, pairs[:2])):
         raise NotFusable(Reason.CHANNELS, "it pads the batch or the channels")
-    if mode not in PAD_MODES or axes is None or count != axes + 2:
-        raise NotFusable(Reason.UNKNOWN_LAYER, f"a Pad of mode {mode}")
-    return Through(Pad(0, tuple((int(a), int(b)) for a, b in pairs[2:]), PAD_MODES[mode]))
+    return Through(Pad(0, tuple(pairs[2:]), PAD_MODES[mode]))
 
 
-def _slice(node: onnx.NodeProto, constants: Constants, axes: int | None) -> Rule:
+def _on_all_axes(amounts: list[int], axes: Tensor, count: int) -> list[int]:
+    """The amounts of a Pad of chosen axes, written out for every axis."""
+    whole = [0] * 2 * count
+    chosen = [int(n) % count for n in axes.reshape(-1)]
+    for i, axis in enumerate(chosen):
+        whole[axis], whole[count + axis] = amounts[i], amounts[len(chosen) + i]
+    return whole
+
+
+def _ordered(pairs: list[tuple[int, int]], axes: Axes) -> list[tuple[int, int]]:
+    """Pairs per axis in the value's own order."""
+    return [pairs[i] for i in inverse(axes)] if axes else pairs
+
+
+def _slice(place: _Place) -> Rule:
     """A crop of spatial axes by constant amounts from both ends."""
-    given = attributes_of(node)
-    if "starts" in given:  # opset 1 to 9
+    given = place.attributes
+    if place.around.opset < 10:
         starts, ends = list(given["starts"]), list(given["ends"])
-        which, steps = list(given.get("axes", range(len(starts)))), [1] * len(starts)
+        which, steps = list(given.get("axes", [])), []
     else:
-        lists = [tensor_of(constants, n).tolist() if n else [] for n in node.input[1:]]
-        starts, ends = lists[0], lists[1]
-        which = (lists[2] if len(lists) > 2 else []) or list(range(len(starts)))
-        steps = (lists[3] if len(lists) > 3 else []) or [1] * len(starts)
-    if axes is None:
-        raise NotFusable(Reason.ACTIVATION, "Slice stands between")
-    cuts = [(0, 0)] * (axes + 2)
+        lists = [place.tensor(i).tolist() if place.has(i) else [] for i in range(1, 5)]
+        starts, ends, which, steps = lists
+    which, steps = which or list(range(len(starts))), steps or [1] * len(starts)
+    count = len(place.sizes(place.reads[0])) if place.reads else 0
+    cuts = [(0, 0)] * count
     for start, end, axis, step in zip(starts, ends, which, steps, strict=True):
-        place = axis if axis >= 0 else axis + axes + 2
-        until = 0 if end >= END else end
-        if step != 1 or start < 0 or until > 0 or (end < END and end >= 0) or place < 2:
+        to_end = end >= END
+        if step != 1 or start < 0 or not (to_end or end < 0) or not -count <= axis < count:
             raise NotFusable(Reason.ACTIVATION, "Slice stands between")
-        cuts[place] = (-start, until)
+        cuts[axis] = (-start, 0 if to_end else end)
+    cuts = _ordered(cuts, place.axes)
+    if count < 3 or any(map(any, cuts[:2])):
+        raise NotFusable(Reason.ACTIVATION, "Slice stands between")
     return Through(Pad(0, tuple(cuts[2:])))
 
 
-def _average_pool(node: onnx.NodeProto, constants: Constants, axes: int | None) -> Rule:
-    given = attributes_of(node)
+def _average_pool(place: _Place) -> Rule:
+    given = place.attributes
     size = tuple(given["kernel_shape"])
     ones = (1,) * len(size)
     stride = tuple(given.get("strides", ones))
@@ -294,15 +470,23 @@ def _average_pool(node: onnx.NodeProto, constants: Constants, axes: int | None) 
     return Through(pool)
 
 
-def _passing(node: onnx.NodeProto, constants: Constants, axes: int | None) -> Rule | None:
-    trains = node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]
-    if trains and bool(tensor_of(constants, node.input[2]).any()):
+def is_training_dropout(node: onnx.NodeProto, constants: Constants) -> bool:
+    """Whether a Dropout is in training mode, or may be."""
+    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
+        return False
+    mode = constants.get(node.input[2])
+    return mode is None or bool(numpy_helper.to_array(mode).any())
+
+
+def _passing(place: _Place) -> Rule | None:
+    if is_training_dropout(place.node, place.around.constants):
         raise NotFusable(Reason.RANDOM, "a Dropout is in training mode")
     return None
 
 
-RULES: dict[str, Callable[[onnx.NodeProto, Constants, int | None], Rule | None]] = {
+RULES: dict[str, Callable[[_Place], Rule | None]] = {
     "Conv": _conv,
+    "ConvTranspose": _transposed_conv,
     "BatchNormalization": _batch_norm,
     "Add": _arithmetic,
     "Sub": _arithmetic,
@@ -316,3 +500,4 @@ RULES: dict[str, Callable[[onnx.NodeProto, Constants, int | None], Rule | None]]
     "Identity": _passing,
     "Dropout": _passing,
 }
+ELEMENTWISE = frozenset(RULES) - set(CHANNELS_SECOND)  # the same in every order of axes

@@ -84,7 +84,8 @@ class _Way:
 @dataclass(frozen=True)
 class _Plan:
     full: _Way  # expanded as far back as the algebra allows
-    best: _Way  # the cheapest
+    part: _Way  # expanded as far back as is cheapest
+    best: _Way  # the cheapest: part, or the step as it stands
     unit: _Way  # the value computed for itself, and then read
 
 
@@ -97,10 +98,12 @@ def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Mis
     while True:
         plans, misses = _plan(graph, kept)
         regions, computed = _read_off(graph, plans, kept)
-        twice = _computed_twice(regions, computed)
-        if twice <= kept:
+        twice = _computed_twice(regions, computed) - kept
+        if not twice:
             break
-        kept |= twice
+        # What leads to a value that is kept for all its readers may still be swallowed with it.
+        readers = graph.readers
+        kept |= {v for v in twice if not any(r.value in twice for r in readers.get(v, []))}
     chosen = [region for region in regions if region.is_block or folds]
     return chosen, [*_explain(graph, plans, chosen, misses)]
 
@@ -184,7 +187,7 @@ def _plan(graph: Graph, kept: frozenset[str]) -> tuple[dict[str, _Plan], dict[st
 
 def _given(value: str) -> _Plan:
     way = _Way({value: UNIT}, {}, stands=True)
-    return _Plan(way, way, way)
+    return _Plan(way, way, way, way)
 
 
 def _options(plan: _Plan, *, expandable: bool) -> list[_Way]:
@@ -193,8 +196,8 @@ def _options(plan: _Plan, *, expandable: bool) -> list[_Way]:
     if not expandable:
         return [_Way({source: UNIT}, {})]
     options = [plan.full]
-    if not plan.best.stands and set(plan.best.form) != set(plan.full.form):
-        options.append(plan.best)
+    if set(plan.part.form) not in (set(plan.full.form), {source}):
+        options.append(plan.part)
     if set(plan.full.form) != {source}:
         options.append(plan.unit)
     return options
@@ -217,7 +220,8 @@ def _plan_step(graph: Graph, step: Step, options: list[list[_Way]]) -> tuple[_Pl
     )
     unit = _Way({step.value: UNIT}, {**best.made, step.value: own}, stands=True)
     full = ways[0] if ways else unit
-    return _Plan(full, best, unit), miss
+    part = min(ways, key=lambda way: way.price) if ways else unit
+    return _Plan(full, part, best, unit), miss
 
 
 def _combinations(options: list[list[_Way]]) -> Iterable[tuple[_Way, ...]]:
@@ -364,7 +368,8 @@ def _explain(
 ) -> Iterator[Miss]:
     """Why each remaining sum, chain or concatenation of convolutions was left as it is."""
     fused = frozenset().union(*(region.steps for region in chosen))
-    arms, beyond = _arms(graph), _arms(graph, beyond_roots=True)
+    made = frozenset(region.output for region in chosen)
+    arms, beyond = _arms(graph, made), _arms(graph, made, beyond_roots=True)
     for step in graph.steps:
         if step.value in fused:
             continue
@@ -401,12 +406,20 @@ class _Arm:
         return self.convolves or self.behind is not None
 
 
-def _arms(graph: Graph, *, beyond_roots: bool = False) -> dict[str, _Arm]:
-    """The arm behind each value; up to what something else needs as well, or beyond that."""
+def _arms(
+    graph: Graph, made: frozenset[str] = frozenset(), *, beyond_roots: bool = False
+) -> dict[str, _Arm]:
+    """The arm behind each value; up to what something else needs as well, or beyond that.
+
+    What is `made` by a region is no arm any more, but a beginning.
+    """
     roots = _roots(graph, frozenset())
     arms = {value: _Arm(frozenset({value})) for value in graph.inputs}
     for step in graph.steps:
         reads = [arms[v] for v in step.reads]
+        if step.value in made:
+            arms[step.value] = _Arm(frozenset({step.value}))
+            continue
         if isinstance(step.rule, Opaque):
             obstacle = (
                 step.rule.holds_convolution
@@ -449,7 +462,7 @@ def _explain_sum(
     cost = [*_explain_cost(plans[step.value], step)]
     obstacle = next((arm.behind for arm in branches if arm.behind), None)
     sources = frozenset().union(*(arm.sources for arm in branches))
-    within = (s.value for s in graph.swallowed(step.value, sources))
+    within = (s.value for s in graph.swallowed(step.value, sources | {*graph.inputs}))
     missed = next((misses[value] for value in within if value in misses), None)
     if cost:
         yield from cost
@@ -491,7 +504,7 @@ def _summands(graph: Graph, arms: Mapping[str, _Arm], step: Step) -> Iterator[_A
     """The arms of a sum of sums."""
     for value in step.reads:
         inner = graph.by_value.get(value)
-        if inner is not None and isinstance(inner.rule, Sum):
+        if inner is not None and isinstance(inner.rule, Sum) and arms[value].sources != {value}:
             yield from _summands(graph, arms, inner)
         else:
             yield arms[value]

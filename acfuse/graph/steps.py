@@ -23,9 +23,13 @@ class Through:
 
 @dataclass(frozen=True)
 class Scaled:
-    """A factor and a shift per channel: BatchNorm, LayerScale, minus."""
+    """A factor and a shift per channel: BatchNorm, LayerScale, minus.
+
+    `like_image` says that what it reads has as many channels as it has factors, for certain.
+    """
 
     by: Affine
+    like_image: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,13 +142,23 @@ def _spread_width(step: Step, known: dict[str, tuple[int, int]], axes: int | Non
             out, per_group, *size = layer.weight.shape
             known.setdefault(step.reads[0], (per_group * layer.groups, len(size)))
             known.setdefault(step.value, (out, len(size)))
-        case Through() | Scaled() | Sum():
+        case Through() | Scaled(like_image=True):
             if isinstance(step.rule, Scaled) and step.rule.by.channels and axes:
                 known.setdefault(step.value, (step.rule.by.channels, axes))
-            for value in (*step.reads, step.value):
-                if value in known:
-                    for other in (*step.reads, step.value):
-                        known.setdefault(other, known[value])
+            for one, other in ((step.reads[0], step.value), (step.value, step.reads[0])):
+                if one in known:
+                    known.setdefault(other, known[one])
+        case Scaled(by):
+            # One channel times a factor of several gives several.
+            if by.channels and axes:
+                known.setdefault(step.value, (by.channels, axes))
+            elif step.reads[0] in known and (not by.channels or known[step.reads[0]][0] > 1):
+                known.setdefault(step.value, known[step.reads[0]])
+        case Sum():
+            # Other summands may have one channel, and be added to each of these.
+            wide = [known[v] for v in step.reads if v in known and known[v][0] > 1]
+            if wide:
+                known.setdefault(step.value, wide[0])
         case Inside(graph):
             pairs = [*zip(step.reads, graph.inputs, strict=False)]
             if graph.output is not None:
@@ -227,6 +241,8 @@ def _through(graph: Graph, form: Form, record: Layer, *, numbers: bool) -> Form:
         raise NotFusable(Reason.INPUTS, f"it reads a sum of different inputs ({', '.join(form)})")
     result: dict[str, Term] = {}
     for source, term in form.items():
+        if isinstance(term, Unit) and len(form) > 1:
+            term = _solid(graph, source, term, numbers=numbers)  # of a known width, or refused
         result[source] = layer if isinstance(term, Unit) else term.then(layer)  # type: ignore[arg-type]
         layer = layer.without_shift()  # the bias belongs to one of the terms only
     return result

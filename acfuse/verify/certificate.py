@@ -292,11 +292,12 @@ def _worst_ulp(
     than its unit: what is below that noise counts as none.
     """
     worst, wrong, place = 0.0, 0, ""
+    known = [v for v in exact if v is not None]
+    sizes = [v.kernel.abs().flatten(1).amax(1) for v in known] + [v.bias.abs() for v in known]
+    scale = torch.stack(sizes).amax(0)
     for true, have, summand in zip(exact, stored, found.summands, strict=True):
         if true is None or have is None:
             continue
-        scale = true.kernel.abs().flatten(1).amax(1)
-        scale = torch.maximum(scale, true.bias.abs())
         for name, a, b in (("weight", true.kernel, have.kernel), ("bias", true.bias, have.bias)):
             floor = NOISE * scale.reshape(-1, *[1] * (a.ndim - 1))
             beyond = ((a - b).abs() - floor).clamp_min(0)

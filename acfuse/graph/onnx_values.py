@@ -1,0 +1,182 @@
+"""What an ONNX file tells of its values: the constants, and the types and sizes of the others."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+Constants = Mapping[str, onnx.TensorProto]
+
+LARGEST_FOLD = 2**24  # numbers in the constants that one node is evaluated on
+NOT_STORED_SINCE = 4  # from this IR version on, an initializer that is an input is but a default
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+# Operators that mean the same in every opset from 7 on (or differ in where their settings stand).
+# Not among them, on purpose: DequantizeLinear, so that quantised weights stay what they are.
+EVALUATED = frozenset({
+    "Abs", "Add", "Cast", "CastLike", "Ceil",
+    "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Exp",
+    "Expand", "Flatten", "Floor", "Gather", "Identity", "MatMul", "Mul", "Neg", "Pow", "Range",
+    "Reciprocal", "ReduceMean", "ReduceSum", "Reshape", "Shape", "Size", "Slice", "Sqrt",
+    "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Unsqueeze", "Where",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a value: its element type, and its sizes (None: any)."""
+
+    kind: int
+    sizes: tuple[int | None, ...] | None = None
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs inside a node: branches of If, bodies of Loop and Scan."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, those inside its nodes first."""
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from all_graphs(inner)
+    yield graph
+
+
+def reads_within(node: onnx.NodeProto) -> Iterator[str]:
+    """The values that the graphs inside a node read or give out, at any depth."""
+    for inner in subgraphs(node):
+        for other in inner.node:
+            yield from other.input
+            yield from reads_within(other)
+        yield from (o.name for o in inner.output)
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a model uses."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+
+def constants_of(
+    graph: onnx.GraphProto, outer: Constants, opset: int, replaced: frozenset[str] = frozenset()
+) -> Constants:
+    """The tensors that a graph holds or sees: initializers, and what follows from them.
+
+    Small computations on constants (amounts of pads, a cast or transposed weight) are carried out.
+    `replaced` names the initializers that are none: a caller may give others.
+    """
+    own = {v.name for v in graph.input} | {o for node in graph.node for o in node.output}
+    found = {name: tensor for name, tensor in outer.items() if name not in own}
+    found |= {t.name: t for t in graph.initializer if t.name not in replaced}
+    for node in graph.node:
+        if node.op_type in EVALUATED and node.domain in ("", "ai.onnx"):
+            found.update(_evaluated(node, found, opset))
+    return found
+
+
+def _evaluated(
+    node: onnx.NodeProto, found: Constants, opset: int
+) -> Mapping[str, onnx.TensorProto]:
+    """The outputs of a node whose inputs are constants; none if it cannot be carried out here."""
+    names = [n for n in node.input if n]
+    external = onnx.TensorProto.EXTERNAL
+    if (not names and node.op_type != "Constant") or any(
+        n not in found or found[n].data_location == external for n in names
+    ):
+        return {}
+    if sum(_numbers(found[n]) for n in names) > LARGEST_FOLD:
+        return {}
+    try:
+        values = {n: numpy_helper.to_array(found[n]) for n in names}
+        graph = onnx.helper.make_graph(
+            [node],
+            node.op_type,
+            [onnx.helper.make_tensor_value_info(n, found[n].data_type, None) for n in values],
+            [onnx.helper.make_empty_tensor_value_info(n) for n in node.output if n],
+        )
+        results: Any = ReferenceEvaluator(graph, opsets={"": opset}).run(None, values)
+        arrays = [np.asarray(value) for value in results]
+        if any(a.size > LARGEST_FOLD for a in arrays):
+            return {}
+        outputs = filter(None, node.output)
+        return {n: numpy_helper.from_array(a, n) for n, a in zip(outputs, arrays, strict=True)}
+    except Exception:  # it stays a node of the graph
+        return {}
+
+
+def _numbers(tensor: onnx.TensorProto) -> int:
+    return int(np.prod(tensor.dims, dtype=np.int64)) if tensor.dims else 1
+
+
+def replaceable(graph: onnx.GraphProto, ir_version: int) -> frozenset[str]:
+    """The initializers that are defaults of inputs: a caller may give other values.
+
+    Before IR version 4 every initializer had to be listed as an input, and was a constant.
+    """
+    if ir_version < NOT_STORED_SINCE:
+        return frozenset()
+    return frozenset({t.name for t in graph.initializer} & {v.name for v in graph.input})
+
+
+def known_values(model: onnx.ModelProto) -> dict[str, Known]:
+    """The type and sizes of every value, as far as ONNX's own inference tells.
+
+    Inference ends at a node whose result it cannot tell (a Reshape to a computed shape). The weight
+    of a convolution says how many channels it reads and makes: from there it goes on.
+    """
+    seeded = onnx.ModelProto()
+    seeded.CopyFrom(model)
+    for graph in all_graphs(seeded.graph):
+        _seed(graph)
+    try:
+        seeded = onnx.shape_inference.infer_shapes(seeded, data_prop=True)
+    except Exception:  # what the file says itself is left
+        seeded = model
+    found: dict[str, Known] = {}
+    for graph in all_graphs(seeded.graph):
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            known = _known(value)
+            if known is not None and (known.sizes is not None or value.name not in found):
+                found[value.name] = known
+        for tensor in graph.initializer:
+            found[tensor.name] = Known(tensor.data_type, tuple(tensor.dims))
+    return found
+
+
+def _seed(graph: onnx.GraphProto) -> None:
+    """Writes down the channels of what convolutions read and make, where the file does not."""
+    stored = {t.name: t for t in graph.initializer}
+    stated = {v.name: v for v in (*graph.input, *graph.output, *graph.value_info)}
+    for node in graph.node:
+        if node.op_type not in CONVOLUTIONS or node.input[1] not in stored:
+            continue
+        weight = stored[node.input[1]]
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        first, second = weight.dims[0], weight.dims[1] * groups
+        reads, makes = (second, first) if node.op_type == "Conv" else (first, second)
+        for name, channels in ((node.input[0], reads), (node.output[0], makes)):
+            if name not in stated:
+                stated[name] = graph.value_info.add(name=name)
+            tensor = stated[name].type.tensor_type
+            if not tensor.HasField("shape"):
+                tensor.elem_type = weight.data_type
+                for size in (None, channels, *[None] * (len(weight.dims) - 2)):
+                    dim = tensor.shape.dim.add()
+                    if size is not None:
+                        dim.dim_value = size
+
+
+def _known(value: onnx.ValueInfoProto) -> Known | None:
+    if not value.type.HasField("tensor_type"):
+        return None
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):
+        return Known(tensor.elem_type)
+    sizes = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    return Known(tensor.elem_type, sizes)
