@@ -176,15 +176,49 @@ class _Finder:
             if call is not None and known.traced.call != call:
                 self.twice.add(id(module))
             return known
-        traced = trace(module, call or Call.default(module))
-        analysis = _Analysis(traced, None, Opaque(""))
+        analysis = _Analysis(trace(module, call or Call.default(module)), None, Opaque(""))
         self.analyses[id(module)] = analysis
+        self._read_steps(module, analysis)
+        inline = self._with_norms_first(module, analysis) if self.folds else set()
+        if inline:
+            inlined = _Analysis(trace(module, analysis.traced.call, inline), None, Opaque(""))
+            self._read_steps(module, inlined)
+            if inlined.graph is not None:
+                analysis.traced, analysis.graph = inlined.traced, inlined.graph
+        analysis.layer = self._as_layer(module, analysis)
+        return analysis
+
+    def _read_steps(self, module: nn.Module, analysis: _Analysis) -> None:
+        traced = analysis.traced
         if traced.graph is not None:
             children = dict(self._children(module, traced.graph))
             write_once(traced, self._makes_new)
             analysis.graph = steps_of(traced, children, self.axes)
-        analysis.layer = self._as_layer(module, analysis)
-        return analysis
+
+    def _with_norms_first(self, module: nn.Module, analysis: _Analysis) -> set[int]:
+        """Modules that a forward calls on a convolution, and that begin with a BatchNorm.
+
+        Such a norm with its activation is read as part of the forward around it, because it is the
+        convolution there that takes the BatchNorm up.
+        """
+        graph, forward = analysis.graph, analysis.traced.graph
+        if graph is None or forward is None:
+            return set()
+        found = set()
+        for node in forward.nodes:
+            step = graph.by_value.get(node.name)
+            if node.op != "call_module" or step is None or len(step.reads) != 1:
+                continue
+            child = module.get_submodule(str(node.target))
+            inner = self.analyses.get(id(child))
+            before = graph.by_value.get(step.reads[0])
+            if inner is None or inner.graph is None or not isinstance(step.rule, Opaque):
+                continue
+            alone = len(graph.readers.get(step.reads[0], ())) == 1
+            convolves = before is not None and isinstance(before.rule, Through | Inside)
+            if alone and convolves and id(child) not in self.twice and _norms_first(inner.graph):
+                found.add(id(child))
+        return found
 
     def _makes_new(self, module: nn.Module) -> bool:
         analysis = self.analyses.get(id(module))
@@ -386,6 +420,12 @@ class _Finder:
                 return
         name = pattern.name if pattern else None
         self.refused.append(Refused(where, refusal.code, refusal.why, name))
+
+
+def _norms_first(graph: Graph) -> bool:
+    """Whether the one thing that a forward does with its input is to scale it per channel."""
+    readers = [reader for value in graph.inputs for reader in graph.readers.get(value, ())]
+    return len(graph.inputs) == len(readers) == 1 and isinstance(readers[0].rule, Scaled)
 
 
 def _children_of(module: nn.Module, forward: fx.Graph) -> list[nn.Module]:

@@ -149,9 +149,14 @@ def _exchange(
             owner, _, name = target.rpartition(".")
             if owner and not any(t == owner or t.startswith(owner + ".") for t in used):
                 gone.add(id(module.get_submodule(owner)))
-            elif not owner:
-                module._parameters.pop(name, None)
-                module._buffers.pop(name, None)
+            elif owner not in used:
+                holder = module.get_submodule(owner)
+                holder._parameters.pop(name, None)
+                holder._buffers.pop(name, None)
+                # A norm that was read as part of this forward only holds its activation now.
+                left = {*holder._parameters, *holder._buffers}
+                if owner and not used & {f"{owner}.{name}" for name in left}:
+                    _emptied(module, owner)
     # A layer that takes the place of another stands at its path, in whatever container that is.
     placed = set()
     for name, layer in layers.items():
@@ -168,6 +173,15 @@ def _exchange(
     place = sum(n in module._modules for n in names[:first])
     module._modules.clear()
     module._modules.update([*children[:place], *new, *children[place:]])
+
+
+def _emptied(module: nn.Module, path: str) -> None:
+    """Puts a plain container with the same sub-modules at a path."""
+    owner, _, name = path.rpartition(".")
+    container = nn.Module()
+    container._modules.update(module.get_submodule(path)._modules)
+    container.training = module.training
+    module.get_submodule(owner)._modules[name] = container
 
 
 def _prune(module: nn.Module, gone: set[int], keep: set[int]) -> None:

@@ -10,7 +10,7 @@ import inspect
 import operator
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -204,10 +204,12 @@ class _Reader(fx.Tracer):
     is told True. `asked` are the values that it asked about.
     """
 
-    def __init__(self, module: nn.Module, call: Call, answers: tuple[bool, ...]) -> None:
+    def __init__(
+        self, module: nn.Module, call: Call, answers: tuple[bool, ...], inline: Collection[int]
+    ) -> None:
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # none: sizes are not values
         self.module = self.root = module
-        self.call, self.answers = call, answers
+        self.call, self.answers, self.inline = call, answers, inline
         self.asked: list[fx.Node] = []
         self.unreadable = ""
         self.graph = fx.Graph(tracer_cls=type(self))
@@ -267,8 +269,9 @@ class _Reader(fx.Tracer):
         return result
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Everything but a plain Sequential, which only names the layers inside."""
-        return inspect.getattr_static(m, "forward") is not nn.Sequential.forward or has_hooks(m)
+        """Everything but what is asked for, and a plain Sequential, which only names layers."""
+        names = inspect.getattr_static(m, "forward") is nn.Sequential.forward
+        return not (names or id(m) in self.inline) or has_hooks(m)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Answers as it was told to."""
@@ -387,8 +390,11 @@ class _Way:
         return raises and (not torchs or code.co_name == "_check_input_dim")
 
 
-def trace(module: nn.Module, call: Call) -> Traced:
+def trace(module: nn.Module, call: Call, inline: Collection[int] = ()) -> Traced:
     """Reads one forward, within `reading`. One that cannot be read is a result, not an error.
+
+    Modules that it calls stay calls, but for those whose ids are in `inline`: of these the forward
+    is read as if it stood here.
 
     Where it asks something of its values, both answers are tried. An answer that makes it raise an
     error is asserted not to be given; of the others all have to do the same.
@@ -396,7 +402,7 @@ def trace(module: nn.Module, call: Call) -> Traced:
     ways: list[_Way] = []
     pending: list[tuple[bool, ...]] = [()]
     while pending and len(ways) < WAYS:
-        way = _take(module, call, pending.pop())
+        way = _take(module, call, pending.pop(), inline)
         ways.append(way)
         known = len(way.reader.answers)
         pending += [(*way.answers[:i], False) for i in range(known, len(way.answers))]
@@ -411,9 +417,11 @@ def trace(module: nn.Module, call: Call) -> Traced:
     return Traced(module, call, graph, refusal, used=used, decides=decides)
 
 
-def _take(module: nn.Module, call: Call, answers: tuple[bool, ...]) -> _Way:
+def _take(
+    module: nn.Module, call: Call, answers: tuple[bool, ...], inline: Collection[int]
+) -> _Way:
     global _current
-    reader = _Reader(module, call, answers)
+    reader = _Reader(module, call, answers, inline)
     outer, _current = _current, reader
     error: Exception | None = None
     with watched_randomness() as drawn, torch.no_grad():
