@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PACKAGES := $(VENV)/.packages
 
 .PHONY: help demo test check fix samples clean
 
@@ -19,10 +20,15 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Networks of others, for tests/packages. Those tests are skipped where these cannot be had.
+$(PACKAGES): $(READY) tests/packages/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/packages/requirements.txt \
+		&& touch $@ || echo "tests/packages will be skipped: its packages could not be installed"
+
 demo: $(READY)
 	@sh sample_models/demo.sh $(abspath $(BIN))
 
-test: $(READY)
+test: $(READY) $(PACKAGES)
 	$(BIN)/python -m pytest --numprocesses 2
 
 check: $(READY)

@@ -30,7 +30,7 @@ from acfuse.convert import (
 from acfuse.errors import InputError, NotEqual, OutputError, UsageError
 from acfuse.export import OnnxFile, compare_onnx
 from acfuse.files import check_outputs, write_all
-from acfuse.find import find_in_module
+from acfuse.find import Findings, find_in_module
 from acfuse.job import Conversion, Fused, Job
 from acfuse.manifest import Manifest, record, to_json
 from acfuse.onnx_graph import fuse_onnx, read_onnx, verify_onnx, with_tensors
@@ -85,7 +85,7 @@ def verify_files(
         _, tensors = read_tensors(fused_path, key=job.key)
         stored = _with_tensors(checkpoint, fused, tensors, fused_path.name)
     proofs = verify(checkpoint, stored, findings, job, progress)
-    proofs = replace(proofs, checks=(_untouched(checkpoint, stored), *proofs.checks))
+    proofs = replace(proofs, checks=(_untouched(checkpoint, stored, findings), *proofs.checks))
     if onnx_path is not None and isinstance(checkpoint, LiveModel) and job.inputs is not None:
         check = compare_onnx(
             onnx_path,
@@ -103,12 +103,15 @@ def verify_files(
     return replace(conversion, diagnosis=diagnosis(checkpoint, stored, findings, proofs))
 
 
-def _untouched(checkpoint: Checkpoint, stored: Fused) -> Check:
+def _untouched(checkpoint: Checkpoint, stored: Fused, findings: Findings) -> Check:
     """Whether every tensor that was not fused is the original's, bit for bit."""
+    made = {f"{name}.{n}" for f in findings.found for name in f.names for n in ("weight", "bias")}
     altered = [
         key
         for key, tensor in stored.tensors.items()
-        if key in checkpoint.tensors and not _same_bits(tensor, checkpoint.tensors[key])
+        if key in checkpoint.tensors
+        and key not in made
+        and not _same_bits(tensor, checkpoint.tensors[key])
     ]
     detail = f"{altered[0]} is not the original's ({len(altered)} in all)" if altered else ""
     return Check("untouched", not altered, float(len(altered)), 0.0, detail=detail)
@@ -258,6 +261,13 @@ def load_fused(
             if tensor.is_floating_point():
                 tensor.uniform_(0.5, 1.5, generator=generator)
     fused = fused_copy(trained, find_in_module(trained, patterns).found)
-    _, fitting = fit_prefix(tensors, fused)
-    load_into(fused, fitting, name)
-    return fused
+    folded = fused_copy(trained, find_in_module(trained, patterns, folds=True).found)
+    # Were lone BatchNorms folded as well? Then only the folded network has these keys.
+    network = folded if _has_keys(folded, tensors) and not _has_keys(fused, tensors) else fused
+    load_into(network, fit_prefix(tensors, network)[1], name)
+    return network
+
+
+def _has_keys(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    keys = set(fit_prefix(tensors, network)[1])
+    return keys == {k for k in network.state_dict() if k in keys or "num_batches" not in k}

@@ -88,3 +88,27 @@ def number() -> int:
 
 
 instance = Net()
+
+
+class NormAct(nn.BatchNorm2d):
+    """A norm that brings its activation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+class WithNorms(nn.Module):
+    """Lone convolutions with norms of both kinds, around a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_bn = nn.Conv2d(3, 3, 3, 2, 1, bias=False), NormAct(3)
+        self.block = ACBlock((3, 4))
+        self.head, self.head_bn = nn.Conv2d(4, 2, 1, bias=False), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head_bn(self.head(self.block(self.stem_bn(self.stem(x))).relu()))
