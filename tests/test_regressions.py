@@ -623,3 +623,14 @@ def test_a_channel_that_is_added_to_all_is_no_image_of_many(run):
     for folds in (False, True):
         findings = find_in_module(model, PATTERNS, folds=folds)
         assert_same(model, fused_copy(model, findings.found))
+
+
+def _arms_of_a_residual_sum(m, x):
+    y = x + m.q(torch.relu(m.p(x)))
+    return torch.relu(m.a(y) + m.b(y) + y)
+
+
+def test_arms_that_read_a_residual_sum_become_one():
+    parts = {name: nn.Conv2d(4, 4, 1) for name in "pq"}
+    depthwise = {n: nn.Conv2d(4, 4, k, 1, k // 2, groups=4) for n, k in (("a", 3), ("b", 1))}
+    fused_and_checked(Net(_arms_of_a_residual_sum, **parts, **depthwise), convolutions=3)

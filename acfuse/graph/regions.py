@@ -84,8 +84,8 @@ class _Way:
 @dataclass(frozen=True)
 class _Plan:
     full: _Way  # expanded as far back as the algebra allows
-    part: _Way  # expanded as far back as is cheapest
-    best: _Way  # the cheapest: part, or the step as it stands
+    parts: tuple[_Way, ...]  # expanded less far, the cheapest few, no two from the same values
+    best: _Way  # the cheapest, or the step as it stands
     unit: _Way  # the value computed for itself, and then read
 
 
@@ -187,7 +187,7 @@ def _plan(graph: Graph, kept: frozenset[str]) -> tuple[dict[str, _Plan], dict[st
 
 def _given(value: str) -> _Plan:
     way = _Way({value: UNIT}, {}, stands=True)
-    return _Plan(way, way, way, way)
+    return _Plan(way, (), way, way)
 
 
 def _options(plan: _Plan, *, expandable: bool) -> list[_Way]:
@@ -195,9 +195,7 @@ def _options(plan: _Plan, *, expandable: bool) -> list[_Way]:
     (source,) = plan.unit.form
     if not expandable:
         return [_Way({source: UNIT}, {})]
-    options = [plan.full]
-    if set(plan.part.form) not in (set(plan.full.form), {source}):
-        options.append(plan.part)
+    options = [plan.full, *plan.parts]
     if set(plan.full.form) != {source}:
         options.append(plan.unit)
     return options
@@ -220,8 +218,22 @@ def _plan_step(graph: Graph, step: Step, options: list[list[_Way]]) -> tuple[_Pl
     )
     unit = _Way({step.value: UNIT}, {**best.made, step.value: own}, stands=True)
     full = ways[0] if ways else unit
-    part = min(ways, key=lambda way: way.price) if ways else unit
-    return _Plan(full, part, best, unit), miss
+    return _Plan(
+        full, _parts(ways, {frozenset(full.form), frozenset({step.value})}), best, unit
+    ), miss
+
+
+def _parts(ways: list[_Way], known: set[frozenset[str]]) -> tuple[_Way, ...]:
+    """The cheapest ways to make a value from other values than the known ones."""
+    parts: list[_Way] = []
+    for way in sorted(ways, key=lambda way: (way.price, len(way.form))):
+        if frozenset(way.form) not in known and len(parts) < PARTS:
+            known.add(frozenset(way.form))
+            parts.append(way)
+    return tuple(parts)
+
+
+PARTS = 3
 
 
 def _combinations(options: list[list[_Way]]) -> Iterable[tuple[_Way, ...]]:
