@@ -85,9 +85,16 @@ MODEL_OPTIONS = (
             "their code."),
     _option("--fold-bn", is_flag=True, help="Fold lone conv+BatchNorm pairs as well."),
 )  # fmt: skip
+SHAPE_OPTIONS = (
+    _option(
+        "--input-shape",
+        type=InputShape(),
+        multiple=True,
+        help="Shape of an input, e.g. 1,3,224,224; NAME:SHAPE where there are several.",
+    ),
+)
 INPUT_OPTIONS = (
-    _option("--input-shape", type=InputShape(), multiple=True,
-            help="Shape of an input, e.g. 1,3,224,224; NAME:SHAPE where there are several."),
+    *SHAPE_OPTIONS,
     _option("--seed", type=int, default=None, help="Seed of the random inputs. Default 0."),
     _option("--samples", type=click.IntRange(min=1), default=None,
             help="How many random inputs. Default 3."),
@@ -245,19 +252,19 @@ def export_onnx(
 
 @cli.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@_options(MODEL_OPTIONS, COMMON_OPTIONS)
+@_options(MODEL_OPTIONS, SHAPE_OPTIONS, COMMON_OPTIONS)
 def inspect(source: Path, format: str, quiet: bool, verbose: int, **options: Any) -> None:
     """Show what would be fused, what not, and why. Writes nothing."""
     with _progress("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
         from acfuse.convert import look
 
-        findings = look(_job(source, {**options, "dry_run": True}))
+        seen = look(_job(source, {**options, "dry_run": True}))
     if format == "json":
-        report.print_json(report.describe_findings(findings, source.name))
+        report.print_json(report.describe_findings(seen))
     else:
-        report.print_findings(findings, source.name)
-    if not findings.found:
+        report.print_findings(seen)
+    if not seen.findings.found:
         sys.exit(Exit.NOTHING)
 
 

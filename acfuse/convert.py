@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 from pathlib import Path
 
 import torch
@@ -95,11 +96,16 @@ def load_job(job: Job) -> Checkpoint:
     return checkpoint
 
 
-def look(job: Job) -> Findings:
-    """What would be found, and what refused, without doing it."""
+def look(job: Job) -> Conversion:
+    """What would be found, what refused, and how large the result would be; nothing is proved."""
     if job.source.suffix == ".onnx":
-        return fuse_onnx(read_onnx(job.source), fold_bn=job.fold_bn).findings
-    return find(load_job(job), job)
+        original = read_onnx(job.source)
+        return conversion_of_onnx(job, original, fuse_onnx(original, fold_bn=job.fold_bn), Proofs())
+    checkpoint = load_job(job)
+    findings = find(checkpoint, job)
+    fused = rewrite(checkpoint, findings)
+    sizes = size_of(checkpoint, job.inputs), size_of(fused, job.inputs)
+    return Conversion(job, findings, Proofs(), sizes, (*checkpoint.notes, *findings.notes))
 
 
 def find(checkpoint: Checkpoint, job: Job) -> Findings:
@@ -192,7 +198,9 @@ def multiply_adds(model: nn.Module, inputs: Inputs | None) -> int | None:
     """What one forward costs for the given input, as torch counts it; nothing is computed."""
     if inputs is None:
         return None
-    ghost = copy.deepcopy(model).to("meta")
+    tensors = (*model.parameters(), *model.buffers())
+    ghosts: dict[int, Any] = {id(t): t.detach().to("meta") for t in tensors}
+    ghost = copy.deepcopy(model, ghosts)  # no weight is copied
     shapes = named_shapes(model, inputs)
     given = {
         n: torch.empty(s, dtype=floating_dtype(model), device="meta") for n, s in shapes.items()

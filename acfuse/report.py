@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -30,9 +31,10 @@ def print_conversion(conversion: Conversion, *, quiet: bool = False) -> None:
         _echo(f"note    {safe(note)}")
 
 
-def print_findings(findings: Findings, source: str) -> None:
+def print_findings(seen: Conversion) -> None:
     """What would be fused, and what not, and why."""
-    _echo(f"acfuse {VERSION}  {safe(source)}")
+    findings = seen.findings
+    _echo(f"acfuse {VERSION}  {safe(seen.job.source.name)}")
     _echo()
     rows = [
         (
@@ -47,7 +49,7 @@ def print_findings(findings: Findings, source: str) -> None:
     header = ("block", "pattern", "fused into", "convolutions", "multiply-adds/pixel")
     _echo("", *columns(header, rows), "") if rows else _echo("")
     count = f"{len(findings.blocks)} blocks can be fused, {len(findings.refused)} were refused"
-    _echo(count, *_refused(findings))
+    _echo(count, f"in all: {_sizes(seen)}", *_refused(findings))
     for note in findings.notes:
         _echo(f"assumed {safe(note)}")
 
@@ -67,11 +69,14 @@ def print_patterns(patterns: Sequence[Pattern]) -> None:
     _echo(*columns(("pattern", "fused name", "BN eps", "bare", "source"), rows))
 
 
-def describe_findings(findings: Findings, source: str) -> dict[str, Any]:
+def describe_findings(seen: Conversion) -> dict[str, Any]:
     """What `inspect --format json` prints."""
+    findings = seen.findings
+    before, after = map(asdict, seen.sizes)
     return {
         "acfuse": VERSION,
-        "source": source,
+        "source": seen.job.source.name,
+        "sizes": {"before": before, "after": after},
         "found": [
             {
                 "where": f.where,
@@ -128,17 +133,20 @@ def _blocks(conversion: Conversion) -> list[str]:
     return columns(("block", "pattern", "convolutions", "worst ULP", "error in float64"), rows)
 
 
-def _summary(conversion: Conversion) -> list[str]:
+def _sizes(conversion: Conversion) -> str:
+    """Convolutions, parameters and (for a given input) multiply-adds, before and after."""
     before, after = conversion.sizes
-    lines = [
-        f"fused   {len(conversion.findings.blocks)} blocks: convolutions {before.convolutions} -> "
-        f"{after.convolutions}, parameters {before.parameters:,} -> {after.parameters:,}"
-        + (
-            f", multiply-adds {before.multiply_adds:,} -> {after.multiply_adds:,}"
-            if before.multiply_adds and after.multiply_adds
-            else ""
-        )
-    ]
+    text = (
+        f"convolutions {before.convolutions} -> {after.convolutions}, parameters "
+        f"{before.parameters:,} -> {after.parameters:,}"
+    )
+    if before.multiply_adds and after.multiply_adds:
+        text += f", multiply-adds {before.multiply_adds:,} -> {after.multiply_adds:,}"
+    return text
+
+
+def _summary(conversion: Conversion) -> list[str]:
+    lines = [f"fused   {len(conversion.findings.blocks)} blocks: {_sizes(conversion)}"]
     proofs = conversion.proofs
     if proofs.certificates and all(c.passed for c in proofs.certificates):
         worst = max(c.ulp for c in proofs.certificates)

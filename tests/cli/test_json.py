@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from .command import run, worked
-from .project import CHECKPOINT, change
+from .project import CHECKPOINT, MODEL, change
 
 VERBOSITIES = ([], ["-q"], ["-v"], ["-vv"], ["-q", "-v"])
 COMMANDS = {
@@ -41,6 +41,18 @@ def test_inspect_lists_what_was_found_and_what_was_refused(fused):
     result = worked(run("inspect", "model.pth", "--format", "json"))
     assert {"source", "found", "refused", "notes"} <= set(result.json)
     assert [block["pattern"] for block in result.json["found"]] == ["acnet", "acnet"]
+    sizes = result.json["sizes"]
+    assert (sizes["before"]["convolutions"], sizes["after"]["convolutions"]) == (7, 3)
+
+
+def test_inspect_counts_multiply_adds_for_a_given_input(fused):
+    result = worked(run("inspect", "model.pth", *MODEL, "--format", "json"))
+    sizes = result.json["sizes"]
+    # 9 x 7 pixels of 3 to 4 channels, half as many of 4 to 6 in two groups, and of 6 to 2
+    half, pixels = 9 * 4, 9 * 7
+    head = half * 6 * 2
+    assert sizes["before"]["multiply_adds"] == 15 * (pixels * 12 + half * 12) + head
+    assert sizes["after"]["multiply_adds"] == 9 * (pixels * 12 + half * 12) + head
 
 
 def test_patterns_lists_the_registry(fused):
