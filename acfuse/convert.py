@@ -3,8 +3,8 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import torch
 from onnx import ModelProto

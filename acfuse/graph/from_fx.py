@@ -17,7 +17,18 @@ from torch.nn.utils import parametrize
 from acfuse.algebra import Affine, AvgPool, Conv, Pad, batch_norm, combined, per_channel
 from acfuse.algebra.geometry import Border
 from acfuse.errors import NotFusable, Reason
-from acfuse.graph.steps import Graph, Inside, Opaque, Rule, Scaled, Step, Sum, Through
+from acfuse.graph.steps import (
+    Graph,
+    Inside,
+    Opaque,
+    Rule,
+    Scaled,
+    Stacked,
+    Step,
+    Sum,
+    Taken,
+    Through,
+)
 from acfuse.graph.trace import (
     RANDOM_FUNCTIONS,
     Traced,
@@ -170,7 +181,9 @@ class _Builder:
 
     def _ordered_reads(self, node: fx.Node, rule: Rule) -> tuple[str, ...]:
         """The values that a rule takes, once for each time that it takes them (x + x)."""
-        arguments = [*node.args, *node.kwargs.values()]
+        arguments: list[Any] = [*node.args, *node.kwargs.values()]
+        if isinstance(rule, Stacked):
+            arguments = [*arguments[0]]
         values = [self.names[a] for a in arguments if isinstance(a, fx.Node) and a in self.names]
         return tuple(values[: len(rule.signs)] if isinstance(rule, Sum) else values)
 
@@ -194,18 +207,64 @@ class _Builder:
             return None
         if name in METHODS:
             return self._arithmetic(node, METHODS[name])
+        if name in PARTS:
+            self._check_parts(node)
+            return None
         raise _stands_between(str(node.target))
 
     def _function(self, node: fx.Node) -> Rule | None:
         target = node.target
         if target in ARITHMETIC:
             return self._arithmetic(node, ARITHMETIC[target])
+        if target in PARTS:
+            self._check_parts(node)
+            return None
+        if target is operator.getitem and self._made_of(node.args[0]) in PARTS:
+            return Taken(self._part(node.args[0], node.args[1]))  # type: ignore[arg-type]
         if target in FUNCTIONS:
             return FUNCTIONS[target](self, node)
         if target in JOINS:
-            raise NotFusable(Reason.CONCATENATED, f"the arms are {JOINS[target]}, not added")
+            return self._joined(node)
         name = function_name(node)
         raise _stands_between(name)
+
+    def _made_of(self, node: Any) -> Any:
+        return node.target if isinstance(node, fx.Node) else None
+
+    def _check_parts(self, node: fx.Node) -> None:
+        """A value in parts by channels is another name for it, where each part is read alone."""
+        for user in node.users:
+            if user.target is not operator.getitem or not isinstance(user.args[1], int):
+                raise _stands_between(function_name(node))
+            self._part(node, user.args[1])
+
+    def _part(self, node: fx.Node, index: int) -> slice | tuple[int, int]:
+        """Which channels are the part of that number; NotFusable if that is not known."""
+        chunks = function_name(node) == "chunk"
+        given = self._arguments(node, ("input", "chunks" if chunks else "sizes", "dim"))
+        how = given.get("chunks") or given.get("sizes") or given.get("split_size_or_sections")
+        how = how or given.get("split_size")
+        dim = given.get("dim", 0)
+        if index >= 0 and (dim == 1 or (self.axes is not None and dim == -1 - self.axes)):
+            if chunks and isinstance(how, int):
+                return index, how
+            if isinstance(how, int):
+                return slice(index * how, (index + 1) * how)
+            if isinstance(how, (list, tuple)) and all(isinstance(n, int) for n in how):
+                return slice(sum(how[:index]), sum(how[: index + 1]))
+        raise _stands_between(function_name(node))
+
+    def _joined(self, node: fx.Node) -> Rule:
+        """Values side by side: concatenated by channels, or in a way that no rule describes."""
+        given = self._arguments(node, ("tensors", "dim"))
+        tensors, dim = given.get("tensors"), given.get("dim", given.get("axis", 0))
+        by_channels = dim == 1 or (self.axes is not None and dim == -1 - self.axes)
+        known = isinstance(tensors, (list, tuple)) and all(
+            isinstance(t, fx.Node) and t in self.names for t in tensors
+        )
+        if by_channels and known and JOINS[node.target] == "concatenated":
+            return Stacked()
+        raise NotFusable(Reason.CONCATENATED, f"the arms are {JOINS[node.target]}, not added")
 
     def _arithmetic(self, node: fx.Node, op: Callable[..., Any]) -> Rule | None:
         args = list(node.args)
@@ -284,7 +343,7 @@ class _Builder:
         pairs = tuple(zip(whole[::2], whole[1::2], strict=True))
         return Through(Pad(0, tuple(reversed(pairs)), border))
 
-    def slice(self, node: fx.Node) -> Rule:
+    def indexed(self, node: fx.Node) -> Rule:
         """A crop of the spatial axes by constant amounts from both ends: x[:, :, 1:-1, :]."""
         index = node.args[1]
         index = index if isinstance(index, tuple) else (index,)
@@ -295,6 +354,9 @@ class _Builder:
             index = (*index[:place], *missing, *index[place + 1 :])
         if axes < 0 or len(index) > axes + 2:
             raise NotFusable(Reason.ACTIVATION, "an index stands between")
+        channels = index[1] if len(index) > 1 else None
+        if isinstance(channels, slice) and channels != slice(None):
+            return self._some_channels(channels, (index[0], *index[2:]))
         cuts = []
         for place, part in enumerate(index):
             cut = _cut(part)
@@ -303,6 +365,17 @@ class _Builder:
             cuts.append(cut)
         cuts += [(0, 0)] * (axes + 2 - len(cuts))
         return Through(Pad(0, tuple(cuts[2:])))
+
+    def _some_channels(self, channels: slice, others: tuple[Any, ...]) -> Rule:
+        """x[:, a:b], and nothing else of it."""
+        bounds = (channels.start, channels.stop)
+        if (
+            any(part != slice(None) for part in others)
+            or channels.step not in (None, 1)
+            or not all(n is None or isinstance(n, int) for n in bounds)
+        ):
+            raise NotFusable(Reason.ACTIVATION, "an index stands between")
+        return Taken(channels)
 
     def functional_pool(self, node: fx.Node) -> Rule:
         """F.avg_pool1d, 2d, 3d."""
@@ -341,10 +414,12 @@ ARITHMETIC: dict[Any, Callable[..., Any]] = {
     torch.neg: operator.neg, torch.negative: operator.neg,
 }  # fmt: skip
 
-JOINS = {
+JOINS: dict[Any, str] = {
     torch.cat: "concatenated", torch.concat: "concatenated", torch.concatenate: "concatenated",
     torch.stack: "stacked", torch.hstack: "stacked", torch.vstack: "stacked",
 }  # fmt: skip
+
+PARTS = {"chunk", "split", torch.chunk, torch.split}
 
 SIGNS = {operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/"}
 
@@ -369,7 +444,7 @@ FUNCTIONS: dict[Any, Callable[[_Builder, fx.Node], Rule | None]] = {
     F.dropout1d: _Builder.functional_dropout,
     F.dropout2d: _Builder.functional_dropout,
     F.dropout3d: _Builder.functional_dropout,
-    operator.getitem: _Builder.slice,
+    operator.getitem: _Builder.indexed,
 }
 
 

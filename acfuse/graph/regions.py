@@ -23,8 +23,10 @@ from acfuse.graph.steps import (
     Opaque,
     Rule,
     Scaled,
+    Stacked,
     Step,
     Sum,
+    Taken,
     Through,
     Unit,
     apply,
@@ -291,6 +293,8 @@ def _standing(step: Step, units: list[_Way]) -> _Way:
             own = (0, len(signs) - 1)
         case Inside(_, cost):
             own = (cost, CONVOLUTION)
+        case Stacked() | Taken():
+            own = (0, 1)
         case Opaque():
             own = (0, 0)
     return _Way({step.value: UNIT}, made, stands=True, own=own)
@@ -392,6 +396,11 @@ def _explain(
         elif isinstance(step.rule, Opaque):
             if step.rule.code == Reason.CONCATENATED and _same_source(reads):
                 yield Miss(step.value, Reason.CONCATENATED, step.rule.why)
+        elif isinstance(step.rule, Stacked):
+            if _same_source(reads):
+                dear = [m.why for m in _explain_cost(plans[step.value], step)]
+                text = "; ".join(["the arms are concatenated, not added", *dear])
+                yield Miss(step.value, Reason.CONCATENATED, text)
         elif isinstance(step.rule, Sum):
             readers = graph.readers.get(step.value, [])
             if not any(isinstance(r.rule, Sum) and r.value not in fused for r in readers):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 
+import torch
+
 from acfuse.algebra import Affine, AvgPool, Conv, Geometry, LinearConv, Pad, identity
 from acfuse.errors import NotFusable, Reason
 
@@ -40,6 +42,26 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """The values are concatenated: the channels of each stand behind those of the one before."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Some of the channels: those of a slice, or the n-th of so many chunks (index, chunks)."""
+
+    part: slice | tuple[int, int]
+
+    def channels(self, width: int) -> range:
+        """Which ones, of so many."""
+        if isinstance(self.part, slice):
+            return range(width)[self.part]
+        index, chunks = self.part
+        size = -(-width // chunks)  # as torch divides: the last one may be smaller
+        return range(width)[index * size : (index + 1) * size]
+
+
+@dataclass(frozen=True)
 class Inside:
     """A sub-module that is linear as a whole.
 
@@ -62,7 +84,7 @@ class Opaque:
     holds_convolution: bool = False  # a module that is not linear, but has convolutions inside
 
 
-Rule = Through | Scaled | Sum | Inside | Opaque
+Rule = Through | Scaled | Sum | Stacked | Taken | Inside | Opaque
 
 
 @dataclass(frozen=True)
@@ -159,6 +181,14 @@ def _spread_width(step: Step, known: dict[str, tuple[int, int]], axes: int | Non
             wide = [known[v] for v in step.reads if v in known and known[v][0] > 1]
             if wide:
                 known.setdefault(step.value, wide[0])
+        case Stacked():
+            if all(v in known for v in step.reads):
+                total = sum(known[v][0] for v in step.reads)
+                known.setdefault(step.value, (total, known[step.reads[0]][1]))
+        case Taken():
+            if step.reads[0] in known:
+                width, count = known[step.reads[0]]
+                known.setdefault(step.value, (len(step.rule.channels(width)), count))
         case Inside(graph):
             pairs = [*zip(step.reads, graph.inputs, strict=False)]
             if graph.output is not None:
@@ -199,6 +229,13 @@ def apply(graph: Graph, rule: Rule, forms: list[Form], *, numbers: bool) -> Form
             return _scaled(graph, forms[0], by, numbers=numbers)
         case Sum(signs):
             return _sum(graph, forms, signs, numbers=numbers)
+        case Stacked():
+            return _stacked(graph, forms, numbers=numbers)
+        case Taken():
+            width = _width(graph, forms[0])
+            channels = rule.channels(width)
+            placed = {c: i for i, c in enumerate(channels)}
+            return _moved(graph, forms[0], width, placed, len(channels), numbers=numbers)
         case Inside(inner):
             if inner.output is None:
                 raise NotFusable(Reason.UNTRACEABLE, "a module gives more than one value")
@@ -268,6 +305,46 @@ def _sum(graph: Graph, forms: list[Form], signs: tuple[float, ...], *, numbers: 
                 b = _solid(graph, source, term, numbers=numbers)
                 term = a + b  # type: ignore[operator]
             result[source] = term
+    return result
+
+
+def _stacked(graph: Graph, forms: list[Form], *, numbers: bool) -> Form:
+    """Each value with its channels moved to their place, and zeros everywhere else, added."""
+    widths = [_width(graph, form) for form in forms]
+    placed: list[Form] = []
+    start = 0
+    for form, width in zip(forms, widths, strict=True):
+        places = {c: start + c for c in range(width)}
+        placed.append(_moved(graph, form, width, places, sum(widths), numbers=numbers))
+        start += width
+    return _sum(graph, placed, (1.0,) * len(placed), numbers=numbers)
+
+
+def _width(graph: Graph, form: Form) -> int:
+    """How many channels a form has; the same for each of its summands, or it is refused."""
+    widths = {
+        geometry_of(_solid(graph, source, term, numbers=False)).out_channels
+        for source, term in form.items()
+    }
+    if len(widths) > 1:
+        raise NotFusable(Reason.CHANNELS, "a channel of one value is added to all of another")
+    return widths.pop()
+
+
+def _moved(
+    graph: Graph, form: Form, width: int, places: Mapping[int, int], total: int, *, numbers: bool
+) -> Form:
+    """The channels that have a place, moved there: a 1x1 convolution of zeros and ones."""
+    result: dict[str, Term] = {}
+    for source, term in form.items():
+        solid = _solid(graph, source, term, numbers=numbers)
+        geometry = geometry_of(solid)
+        weight = torch.zeros(total, width, *[1] * len(geometry.axes), dtype=torch.float64)
+        for channel, place in places.items():
+            weight[place, channel] = 1.0
+        ones, none = (1,) * len(geometry.axes), ((0, 0),) * len(geometry.axes)
+        mover = Conv(weight, None, ones, none, ones, 1)
+        result[source] = solid.then(mover.linear() if numbers else mover.geometry)  # type: ignore[arg-type]
     return result
 
 

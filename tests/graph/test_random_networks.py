@@ -98,6 +98,11 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "uncounted pool": lambda a: F.avg_pool2d(a, 3, 1, 1, count_include_pad=False),
     "pad and crop": lambda a: F.pad(a, (1, 0, 0, 1))[:, :, :-1, 1:],
 }
+HALVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "first half": lambda a: torch.chunk(a, 2, 1)[0],
+    "sum of halves": lambda a: operator.add(*(a.chunk(2, 1)[i] for i in (0, 1))),
+    "second less first": lambda a: a.chunk(2, dim=1)[1] - a.chunk(2, dim=-3)[0],
+}
 SHARING = ("same", "dropout", "relu_", "half_")  # what is given is what was read
 LINEAR_BINARY = ("+", "-", "add")
 
@@ -141,8 +146,12 @@ def _convolutions(draw, kind: Kind) -> tuple[Op, Kind]:
 
 @st.composite
 def _others(draw, kind: Kind, bold: bool) -> tuple[Op, Kind]:
-    usual = ["norm", "norm", "factor", "shift", "cut", "drop", *UNARY]
+    usual = ["norm", "norm", "factor", "shift", "cut", "drop", *HALVES, *UNARY]
     choice = draw(st.sampled_from([*SHARING, "drop"] if bold and draw(st.booleans()) else usual))
+    if choice in HALVES:
+        if kind.channels % 2 or kind.channels < 4:
+            return Op("sigmoid", (), torch.sigmoid), kind
+        return Op(choice, (), HALVES[choice]), Kind(kind.channels // 2, kind.halved, kind.cut)
     if choice == "norm":
         return Op("norm", (), _call, nn.BatchNorm2d(kind.channels)), kind
     if choice in ("drop", "dropout"):
@@ -178,7 +187,20 @@ def programs(draw, depth: int = 1, bold: bool = False) -> Program:
         # The latest values, and the input, are read most.
         place = draw(st.sampled_from([0, len(kinds) - 1, *range(len(kinds))]))
         kind = kinds[place]
-        choice = draw(st.sampled_from(["conv"] * 4 + ["other"] * 2 + ["sum"] * 6 + ["module"]))
+        choice = draw(
+            st.sampled_from(["conv"] * 4 + ["other"] * 2 + ["sum"] * 6 + ["module", "stack"])
+        )
+        if choice == "stack":
+            beside = [
+                i for i, k in enumerate(kinds) if (k.halved, k.cut) == (kind.halved, kind.cut)
+            ]
+            other = draw(st.sampled_from(beside[::-1]))
+            total = kind.channels + kinds[other].channels
+            if total <= 8:
+                ops.append(Op("stack", (place, other), lambda a, b: torch.cat((a, b), 1)))
+                kinds.append(Kind(total, kind.halved, kind.cut))
+                memory.append(len(ops))
+            continue
         if choice == "sum":
             pairs = [
                 (i, j) for i, a in enumerate(kinds) for j, b in enumerate(kinds) if i < j and a == b

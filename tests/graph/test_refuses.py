@@ -353,7 +353,7 @@ LAYERS = {
     ),
     "concatenated": (two(lambda m, x: torch.cat([m.a(x), m.b(x)], 1)), Reason.CONCATENATED),
     "a_batch_of_them": (two(lambda m, x: m.a(x)[:1] + m.b(x)[:1]), Reason.ACTIVATION),
-    "some_channels": (two(lambda m, x: m.a(x)[:, 1:] + m.b(x)[:, 1:]), Reason.ACTIVATION),
+    "every_other_channel": (two(lambda m, x: m.a(x)[:, ::2] + m.b(x)[:, ::2]), Reason.ACTIVATION),
     "some_rows": (two(lambda m, x: m.a(x)[:, :, :4] + m.b(x)[:, :, :4]), Reason.ACTIVATION),
     "biased_middle": (
         Net(lambda m, x: m.b(m.a(x)), a=conv(1, 0, (4, 64)), b=conv(3, 1, (64, 4))),

@@ -1,0 +1,106 @@
+"""Channels that are put side by side, or taken apart, stay linear; they are followed if cheaper."""
+
+import pytest
+import torch
+from torch import nn
+
+from acfuse.errors import Reason
+
+from .fusing import Net, find, fused_and_checked, images, norm, refused, run_convolutions
+
+
+def conv(into: int, out: int, size: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(into, out, size, 1, size // 2)
+
+
+def _sum_of_parts(m, x):
+    first, second = torch.split(m.a(x), [2, 4], dim=1)
+    return torch.relu(m.b(first) + m.c(second))
+
+
+def _difference_of_chunks(m, x):
+    first, second = m.a(x).chunk(2, 1)
+    return torch.relu(first - second)
+
+
+FUSED = {
+    "arms of one size": (
+        lambda m, x: torch.relu(torch.cat([m.a(x), m.b(x)], 1)),
+        {"a": conv(4, 6), "b": conv(4, 2)},
+    ),
+    "arms with norms": (
+        lambda m, x: torch.relu(torch.cat((m.n(m.a(x)), m.o(m.b(x))), dim=-3)),
+        {"a": conv(4, 4, 3), "b": conv(4, 4, 3), "n": norm(), "o": norm()},
+    ),
+    "a mixer behind": (
+        lambda m, x: torch.relu(m.c(torch.cat([m.a(x), m.b(x)], 1))),
+        {"a": conv(4, 6), "b": conv(4, 2), "c": conv(8, 3)},
+    ),
+    "parts that are mixed": (
+        _sum_of_parts,
+        {"a": conv(4, 6, 3), "b": conv(2, 3), "c": conv(4, 3)},
+    ),
+    "slices": (
+        lambda m, x: torch.relu(m.a(x)[:, :3] + m.b(x)[:, 1:]),
+        {"a": conv(4, 4, 3), "b": conv(4, 4)},
+    ),
+    "chunks": (_difference_of_chunks, {"a": conv(4, 6, 3)}),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_channels_are_followed(name):
+    run, parts = FUSED[name]
+    fused_and_checked(Net(run, **parts), convolutions=1)
+
+
+LEFT = {
+    "arms of two sizes": (
+        lambda m, x: torch.relu(torch.cat([m.a(x), m.b(x)], 1)),
+        {"a": conv(4, 6, 3), "b": conv(4, 2)},
+        Reason.CONCATENATED,
+    ),
+    "rows side by side": (
+        lambda m, x: torch.relu(torch.cat([m.a(x), m.b(x)], 2)),
+        {"a": conv(4, 4), "b": conv(4, 4)},
+        Reason.CONCATENATED,
+    ),
+    "a channel that is added to all": (
+        lambda m, x: torch.relu(torch.cat([m.a(x), m.b(x) + x.mean(1, keepdim=True)], 1)),
+        {"a": conv(4, 4), "b": conv(4, 4)},
+        None,
+    ),
+    "a dense layer's input": (
+        lambda m, x: torch.relu(torch.cat([x, m.a(x)], 1)),
+        {"a": conv(4, 4, 3)},
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_channels_stay_where_it_would_be_dearer_or_not_exact(name):
+    run, parts, code = LEFT[name]
+    refused(Net(run, **parts), *([code] if code else []))
+
+
+def test_a_partial_convolution_stays_partial():
+    """The rest of the channels passes for nothing; in one convolution it would cost."""
+
+    def run(m, x):
+        first, rest = x.split((1, 3), 1)
+        return torch.relu(torch.cat([m.a(first), rest], 1))
+
+    net = Net(run, a=conv(1, 1, 3))
+    assert find(net.eval()).found == ()
+
+
+def test_parts_that_are_used_twice_are_computed_once():
+    def run(m, x):
+        first, second = m.a(x).chunk(2, 1)
+        return torch.relu(first + m.b(second)) * torch.sigmoid(second)
+
+    net = Net(run, a=conv(4, 6, 3), b=conv(3, 3)).double().eval()
+    (image,) = images(((1, 4, 9, 8),))
+    assert run_convolutions(net, image) == 2
+    assert all(block.convolutions[1] <= 2 for block in find(net).found)
