@@ -170,6 +170,7 @@ class Geometry:
                 Reason.CHANNELS,
                 f"branches take {mine[0]} to {mine[1]} and {theirs[0]} to {theirs[1]} channels",
             )
+        axes = tuple(a + b for a, b in zip(self.axes, other.axes, strict=True))
         if self.looks_outside and other.looks_outside and self.border != other.border:
             raise NotFusable(
                 Reason.BORDERS, f"branches pad with {self.border} and with {other.border}"
@@ -177,7 +178,7 @@ class Geometry:
         return Geometry(
             self.out_channels,
             self.in_channels,
-            tuple(a + b for a, b in zip(self.axes, other.axes, strict=True)),
+            axes,
             gcd(self.groups, other.groups),
             self.border if self.looks_outside else other.border,
             self.shifts or other.shifts,
