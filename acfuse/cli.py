@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from acfuse.errors import AcfuseError, Exit
+from acfuse.errors import AcfuseError, Exit, UsageError
 from acfuse.text import safe
 
 if TYPE_CHECKING:
@@ -268,10 +268,13 @@ def inspect(source: Path, format: str, quiet: bool, verbose: int, **options: Any
         sys.exit(Exit.NOTHING)
 
 
-@cli.command()
+@cli.group(invoke_without_command=True)
 @_options(COMMON_OPTIONS)
-def patterns(format: str, quiet: bool, verbose: int) -> None:
+@click.pass_context
+def patterns(context: click.Context, format: str, quiet: bool, verbose: int) -> None:
     """List the blocks that are known by name."""
+    if context.invoked_subcommand:
+        return
     with _progress("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
         from acfuse.patterns import PATTERNS
@@ -280,6 +283,25 @@ def patterns(format: str, quiet: bool, verbose: int) -> None:
         report.print_json([{n: getattr(p, n) for n in names} for p in PATTERNS])
     else:
         report.print_patterns(PATTERNS)
+
+
+@patterns.command("show")
+@click.argument("name")
+@_options(COMMON_OPTIONS)
+def show_pattern(name: str, format: str, quiet: bool, verbose: int) -> None:
+    """Show one pattern: its keys, what it assumes, and its source."""
+    with _progress("Loading PyTorch", quiet=quiet, verbose=verbose):
+        from acfuse import report
+        from acfuse.patterns import PATTERNS
+    found = next((p for p in PATTERNS if p.name == name), None)
+    if found is None:
+        families = sorted({p.name for p in PATTERNS if p.family == name.partition("/")[0]})
+        hint = f" Of this family: {', '.join(families)}." if families else ""
+        raise UsageError(f"there is no pattern {name!r}.{hint} See `acfuse patterns`.")
+    if format == "json":
+        report.print_json(report.describe_pattern(found))
+    else:
+        report.print_pattern(found)
 
 
 def _again(manifest: "Manifest", options: dict[str, Any]) -> "Job":

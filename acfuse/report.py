@@ -69,6 +69,43 @@ def print_patterns(patterns: Sequence[Pattern]) -> None:
     _echo(*columns(("pattern", "fused name", "BN eps", "bare", "source"), rows))
 
 
+def describe_pattern(pattern: Pattern) -> dict[str, Any]:
+    """What `patterns show` tells of one."""
+    return {
+        "name": pattern.name,
+        "family": pattern.family,
+        "dialect": pattern.dialect,
+        "block": str(pattern.block),
+        "fused": pattern.fused,
+        "beside": list(pattern.tail),
+        "bn_eps": pattern.bn_eps,
+        "assumptions": [
+            "branches are parallel, of one stride, and centred on each other",
+            *pattern.assumptions,
+        ],
+        "alone": pattern.alone,
+        "source": pattern.source,
+    }
+
+
+def print_pattern(pattern: Pattern) -> None:
+    """One pattern: its keys, what it assumes, and its source."""
+    told = describe_pattern(pattern)
+    eps = "none is usual: --bn-eps" if pattern.bn_eps is None else f"{pattern.bn_eps:g}"
+    rows = [
+        ("pattern", pattern.name),
+        ("block", told["block"]),
+        ("fused", f"{pattern.fused}.weight, {pattern.fused}.bias"),
+        ("beside", ", ".join(pattern.tail) or "nothing"),
+        ("BN eps", eps),
+        ("bare", f"no: {pattern.alone}" if pattern.alone else "yes"),
+        *(("assumes", text) for text in told["assumptions"]),
+        ("source", pattern.source),
+    ]
+    for name, text in rows:
+        _echo(f"{name:<8} {text}")
+
+
 def describe_findings(seen: Conversion) -> dict[str, Any]:
     """What `inspect --format json` prints."""
     findings = seen.findings

@@ -33,6 +33,12 @@ class Sample(NamedTuple):
     """Weights that the fused model must have, in the authors' deploy form; () if they have none."""
     reason: str = ""
     """A word that the refusal of a look-alike must say."""
+    absorbed: tuple[str, ...] = ()
+    """What the block takes up besides its layers: bare factors, and a fused tensor out of date."""
+    bn_eps: float | None = None
+    """What the network's BatchNorms are built with, where the pattern does not say it."""
+    live: bool = True
+    """False where the forward is not read, or is one convolution already: for bare tensors only."""
     bare: bool = True
     """False where the tensors do not tell the network, so that its code is needed."""
 

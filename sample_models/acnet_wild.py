@@ -156,15 +156,17 @@ class AliasedBlock(nn.Module):
     Source: a public block for mmcv's registry; mmcv's ``ConvModule`` is ``ConvBNLayer`` here.
     """
 
-    def __init__(self, in_ch: int, out_ch: int) -> None:
+    def __init__(self, in_ch: int, out_ch: int, aliased: bool = True) -> None:
         super().__init__()
         self.conv_kxk = ConvBNLayer(in_ch, out_ch, (3, 3), 1, (1, 1))
         self.conv_kx1 = ConvBNLayer(in_ch, out_ch, (3, 1), 1, (1, 0))
         self.conv_1xk = ConvBNLayer(in_ch, out_ch, (1, 3), 1, (0, 1))
-        self.conv = nn.ModuleList([self.conv_kxk, self.conv_kx1, self.conv_1xk])
+        self.aliased = aliased
+        if aliased:
+            self.conv = nn.ModuleList([self.conv_kxk, self.conv_kx1, self.conv_1xk])
 
     def forward(self, x: Tensor) -> Tensor:
-        out = [arm(x) for arm in self.conv]
+        out = [arm(x) for arm in (self.conv if self.aliased else self.children())]
         result = out[0]
         for other in out[1:]:
             result += other
@@ -286,6 +288,7 @@ SAMPLES = {
     "squre": _in_frame(lambda: CrossBlock(6, 8), 6, 8),
     "squre_stride2": _alone(lambda: CrossBlock(5, 8, stride=2), 5),
     "aliased": _in_frame(lambda: AliasedBlock(6, 8), 6, 8, pattern=None),
+    "kxk": _in_frame(lambda: AliasedBlock(6, 8, aliased=False), 6, 8),
     "plain": _in_frame(lambda: PlainBlock(6, 8, bias=False), 6, 8),
     "plain_bias": _alone(lambda: PlainBlock(5, 8, bias=True), 5),
     "outer_bn": _in_frame(lambda: OuterBatchNorm(6, 8, 1, True), 6, 8, "conv1.fused_conv"),

@@ -31,7 +31,8 @@ from acfuse.verify.certificate import BLOCK_LIMIT, ULP_LIMIT, certify_tensors
 from sample_models import samples
 
 SAMPLES = samples()
-BLOCKS = [name for name, sample in SAMPLES.items() if sample.blocks]
+BLOCKS = [name for name, sample in SAMPLES.items() if sample.blocks and sample.live]
+ONLY_BARE = [name for name, sample in SAMPLES.items() if not sample.live]
 BARE = [name for name in BLOCKS if SAMPLES[name].bare]
 NEED_CODE = [name for name, sample in SAMPLES.items() if not sample.bare]
 
@@ -85,7 +86,7 @@ def test_each_block_becomes_one_convolution(name):
         assert after == 1
     image = images(SAMPLES[name].input_shapes[:1], torch.float32)[0]
     # Counted as they run: a shared block runs as often as before.
-    inside = _layers_replaced(_findings(name))
+    inside = (*_layers_replaced(_findings(name)), *SAMPLES[name].absorbed)
     kept = sum(
         isinstance(m, _ConvNd) and not f"{path}.".startswith(inside)
         for path, m in _original(name).named_modules()
@@ -128,7 +129,8 @@ def test_the_fused_model_has_the_authors_names_and_every_other_tensor(name):
         for path, module in _original(name).named_modules(remove_duplicate=False)
         if any(module is _original(name).get_submodule(layer[:-1]) for layer in replaced)
     }
-    kept = {key for key in before if not key.startswith(tuple(aliases))}
+    gone = (*aliases, *SAMPLES[name].absorbed)
+    kept = {key for key in before if not key.startswith(gone)}
     assert set(after) - new == kept
     for key in kept:
         assert same_bits(after[key], before[key]), key
@@ -179,7 +181,7 @@ def test_without_any_pattern_the_same_blocks_have_the_same_weights(name):
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_model_keeps_its_outputs_in_float32(name):
     shapes = SAMPLES[name].input_shapes
-    if not SAMPLES[name].blocks:
+    if not _findings(name).found:
         assert_same_bits(_original(name), _fused(name), shapes)
         return
     with torch.no_grad():
@@ -191,7 +193,7 @@ def test_a_model_keeps_its_outputs_in_float32(name):
 
 @pytest.mark.parametrize("name", BARE)
 def test_bare_tensors_give_bit_for_bit_the_weights_of_the_live_model(name):
-    fused = acfuse.fuse_tensors(_original(name).state_dict())
+    fused = acfuse.fuse_tensors(_original(name).state_dict(), bn_eps=SAMPLES[name].bn_eps)
     assert [b.names for b in fused.found] == [b.names for b in _findings(name).found]
     live = _parameters(_fused(name).state_dict())
     bare = _parameters(fused.tensors)
@@ -202,10 +204,31 @@ def test_bare_tensors_give_bit_for_bit_the_weights_of_the_live_model(name):
     assert any("parallel" in note for note in fused.notes)
 
 
+@pytest.mark.parametrize("name", ONLY_BARE)
+def test_what_only_tensors_tell_is_what_the_block_computes(name):
+    sample, model = SAMPLES[name], copy.deepcopy(_original(name)).double()
+    tensors = model.state_dict()
+    fused = acfuse.fuse_tensors(tensors, bn_eps=sample.bn_eps)
+    assert len(fused.found) == sample.blocks
+    assert set(sample.deploy_keys) <= set(fused.tensors)
+    for block in fused.found:
+        assert str(block.pattern).partition("/")[0] == sample.pattern
+        assert certify_tensors(fused.tensors, block).passed
+        conv = lower(block.summands[0].value, torch.float64).module()
+        weight = fused.tensors[f"{block.names[0]}.weight"]
+        assert same_bits(conv.weight, weight)
+        module = model.get_submodule(block.where)
+        with torch.no_grad():
+            shapes = [(n, conv.in_channels, *size) for n, _, *size in sample.input_shapes]
+            for image in images(shapes, torch.float64):
+                expected, given = module(image), conv(image)
+                assert float((given - expected).abs().max()) <= 1e-12 * float(expected.abs().max())
+
+
 @pytest.mark.parametrize("name", BARE)
 def test_bare_tensors_have_their_certificate_too(name):
     tensors = _original(name).state_dict()
-    fused = acfuse.fuse_tensors(tensors)
+    fused = acfuse.fuse_tensors(tensors, bn_eps=SAMPLES[name].bn_eps)
     for block in fused.found:
         certificate = certify_tensors(fused.tensors, block)
         assert certificate.passed, certificate.fault
@@ -219,13 +242,13 @@ def test_bare_tensors_have_their_certificate_too(name):
 def test_bare_tensors_are_untouched(name):
     tensors = _original(name).state_dict()
     before = {key: (id(t), t.clone()) for key, t in tensors.items()}
-    fused = acfuse.fuse_tensors(tensors)
+    fused = acfuse.fuse_tensors(tensors, bn_eps=SAMPLES[name].bn_eps)
     assert list(tensors) == list(before)
     for key, (identity, tensor) in before.items():
         assert id(tensors[key]) == identity
         assert same_bits(tensors[key], tensor)
         if key in fused.tensors and key not in {
-            f"{n}.weight" for b in fused.found for n in b.names
+            f"{n}.{kind}" for b in fused.found for n in b.names for kind in ("weight", "bias")
         }:
             assert fused.tensors[key] is tensors[key]
 
@@ -235,7 +258,7 @@ def test_what_tensors_do_not_tell_is_refused_or_rests_on_a_stated_assumption(nam
     # Without code a pattern's word is all there is. It may be wrong (arms that are concatenated
     # have the same keys as arms that are added); then what was assumed has to be said.
     tensors = _original(name).state_dict()
-    findings = find_in_tensors(tensors, PATTERNS)
+    findings = find_in_tensors(tensors, PATTERNS, SAMPLES[name].bn_eps)
     if findings.found:
         assert any("parallel" in note for note in findings.notes)
         assert any("eps" in note for note in findings.notes)
@@ -293,6 +316,9 @@ def test_each_pattern_says_where_it_comes_from_and_has_a_sample(pattern):
     assert pattern.source
     assert pattern.name.partition("/")[0] == pattern.family
     found = {block.pattern for name in BLOCKS for block in _findings(name).found}
+    for name in ONLY_BARE:
+        tensors = _original(name).state_dict()
+        found |= {b.pattern for b in find_in_tensors(tensors, PATTERNS, SAMPLES[name].bn_eps).found}
     assert pattern.name in found
 
 

@@ -3,32 +3,46 @@
     seq("square_conv", "square_bn") + seq("ver_conv", "ver_bn") + maybe(seq("hor_conv", "hor_bn"))
 
 A name is a layer, looked up on a module or among tensors; `seq` chains, `+` and `-` add, `maybe`
-may be absent, `each` is as many as there are, `x` is the block's input, `scaled` multiplies by a
-stored parameter. A pattern is data: it never touches a tensor and never decides what is exact.
+may be absent, `each` is as many as there are, `x` is what the expression reads (the block's input),
+`scaled` multiplies by a stored parameter. `layer` is a name with what only the code says of it,
+`padded` a chain that is padded before its first layer, `pool` an average pooling. A pattern is
+data: it never touches a tensor and never decides what is exact.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
-from acfuse.algebra import Affine, AvgPool, Conv, LinearConv, Pad, identity
+from acfuse.algebra import Affine, Conv, LinearConv
 from acfuse.errors import NotFusable, Reason
+from acfuse.patterns.values import (
+    Image,
+    Layer,
+    Linear,
+    Value,
+    in_channels_of,
+    kernel_size_of,
+    placed,
+)
 
-Layer = Conv | Affine | Pad | AvgPool
+__all__ = [
+    "Expr",
+    "Layer",
+    "Lookup",
+    "Pattern",
+    "each",
+    "layer",
+    "maybe",
+    "padded",
+    "pool",
+    "scaled",
+    "seq",
+    "x",
+]
+
 Lookup = Callable[[str], Any]  # a name to its layer; None: there is no such layer
-
-
-class Value(Protocol):
-    """What an expression is evaluated to: a convolution, or an image that layers are run on."""
-
-    @property
-    def is_input(self) -> bool: ...
-
-    def then(self, layer: Any) -> Any: ...
-
-    def __add__(self, other: Any) -> Any: ...
 
 
 class Expr:
@@ -51,9 +65,24 @@ class Expr:
         """The names of the layers that it uses, in order. Raises _Absent."""
         raise TypeError(type(self).__name__)
 
+    def arms(self, look: Lookup) -> int:
+        """How many branches it adds. Raises _Absent."""
+        self.names(look)
+        return 1
+
     def first(self) -> str:
         """The first layer that it names."""
-        raise TypeError(type(self).__name__)
+        return next(filter(None, (part.first() for part in self.inner())), "")
+
+    def inner(self) -> "tuple[Expr, ...]":
+        """The expressions that it is made of."""
+        return ()
+
+    def everywhere(self) -> "Iterator[Expr]":
+        """The expression and all that is inside of it."""
+        yield self
+        for part in self.inner():
+            yield from part.everywhere()
 
 
 class _Absent(Exception):
@@ -61,68 +90,15 @@ class _Absent(Exception):
 
 
 @dataclass(frozen=True)
-class _Linear:
-    """A value of the language: a convolution, or a factor on the input, which fits any."""
-
-    conv: LinearConv | None = None
-    by: Affine | None = None
-
-    def then(self, layer: Layer) -> "_Linear":
-        if not isinstance(layer, Affine):
-            before = self.solid(layer.geometry.in_channels, len(layer.geometry.axes))
-            return _Linear(layer.linear() if self.is_input else before.then(layer.linear()))
-        if self.conv is not None:
-            return _Linear(layer.of(self.conv))
-        if self.by is None:
-            return _Linear(by=layer)
-        shift = self.by.shift * layer.scale + layer.shift
-        return _Linear(by=Affine(self.by.scale * layer.scale, shift))
-
-    @property
-    def is_input(self) -> bool:
-        return self.conv is None and self.by is None
-
-    def solid(self, channels: int, axes: int) -> LinearConv:
-        """The same as a convolution, for an input of so many channels."""
-        if self.conv is not None:
-            return self.conv
-        one = identity(channels, axes)
-        return one if self.by is None else self.by.of(one)
-
-    def __add__(self, other: "_Linear") -> "_Linear":
-        known = self.conv or other.conv
-        if known is None:
-            raise NotFusable(Reason.ASSUMPTION, "no convolution stands in the block")
-        width = known.geometry.in_channels, len(known.geometry.axes)
-        return _Linear(self.solid(*width) + other.solid(*width))
-
-
-@dataclass(frozen=True)
-class _Image:
-    """An image on which a block's layers are run, one after the other."""
-
-    image: Tensor
-    is_input: bool = True
-
-    def then(self, layer: Callable[[Tensor], Tensor] | Affine) -> "_Image":
-        if isinstance(layer, Affine):  # a sign of the expression
-            return _Image(self.image * layer.scale, is_input=False)
-        return _Image(layer(self.image), is_input=False)
-
-    def __add__(self, other: "_Image") -> "_Image":
-        return _Image(self.image + other.image, is_input=False)
-
-
-@dataclass(frozen=True)
 class _Input(Expr):
+    def __str__(self) -> str:
+        return "x"
+
     def value(self, look: Lookup, start: Value) -> Any:
         return start
 
     def names(self, look: Lookup) -> list[str]:
         return []
-
-    def first(self) -> str:
-        return ""
 
 
 x = _Input()
@@ -131,15 +107,39 @@ x = _Input()
 @dataclass(frozen=True)
 class _Layer(Expr):
     name: str
+    size: int | None = None
+    dilation: int = 1
+    depthwise: bool = False
+
+    def __str__(self) -> str:
+        told = [f"{self.size}x{self.size}"] if self.size is not None else []
+        told += [f"dilation {self.dilation}"] if self.dilation > 1 else []
+        told += ["depthwise"] if self.depthwise else []
+        return f"{self.name} ({', '.join(told)})" if told else self.name
 
     def value(self, look: Lookup, start: Value) -> Any:
-        return start.then(self.layer(look))
+        found = self.layer(look)
+        return start.then(self._as_told(found) if self.size is not None else found)
 
     def layer(self, look: Lookup) -> Any:
         found = look(self.name)
         if found is None:
             raise _Absent(self.name)
         return found
+
+    def _as_told(self, found: Any) -> Any:
+        """The layer with what the pattern says of it. Raises NotFusable for another kernel."""
+        size = kernel_size_of(found)
+        if any(n != self.size for n in size):
+            why = f"{self.name} has a kernel of {size}, where its pattern has {self.size}"
+            raise NotFusable(Reason.ASSUMPTION, why)
+        if self.depthwise and isinstance(found, Conv) and found.weight.shape[1] != 1:
+            why = f"{self.name} is not depthwise, and its pattern's is"
+            raise NotFusable(Reason.ASSUMPTION, why)
+        if self.dilation == 1:
+            return found
+        half = (size[0] - 1) * self.dilation // 2
+        return placed(found, (half,) * len(size), (self.dilation,) * len(size))
 
     def names(self, look: Lookup) -> list[str]:
         self.layer(look)
@@ -153,34 +153,37 @@ class _Layer(Expr):
 class _Seq(Expr):
     parts: tuple[Expr, ...]
 
+    def __str__(self) -> str:
+        return " > ".join(f"({p})" if isinstance(p, _Sum) else str(p) for p in self.parts)
+
     def value(self, look: Lookup, start: Value) -> Any:
         value: Any = start
         for part in self.parts:
-            inner = part.of if isinstance(part, _Maybe) else part
-            if isinstance(inner, _Layer):
-                if isinstance(part, _Maybe) and look(inner.name) is None:
-                    continue
-                value = value.then(inner.layer(look))
-                continue
-            result = part.value(look, start)
-            if result is None:
-                continue
-            if not value.is_input:
-                raise TypeError("only the first part of seq may be a sum")
-            value = result
+            result = part.value(look, value)
+            value = value if result is None else result
         return value
 
     def names(self, look: Lookup) -> list[str]:
         return [name for part in self.parts for name in part.names(look)]
 
-    def first(self) -> str:
-        return next(filter(None, (part.first() for part in self.parts)), "")
+    def arms(self, look: Lookup) -> int:
+        self.names(look)
+        return next((n for n in (part.arms(look) for part in self.parts) if n), 0)
+
+    def inner(self) -> tuple[Expr, ...]:
+        return self.parts
 
 
 @dataclass(frozen=True)
 class _Sum(Expr):
     parts: tuple[Expr, ...]
     signs: tuple[float, ...]
+
+    def __str__(self) -> str:
+        text = str(self.parts[0])
+        for part, sign in zip(self.parts[1:], self.signs[1:], strict=True):
+            text += f" {'+' if sign > 0 else '-'} {part}"
+        return text
 
     def value(self, look: Lookup, start: Value) -> Any:
         total: Any = None
@@ -194,13 +197,19 @@ class _Sum(Expr):
     def names(self, look: Lookup) -> list[str]:
         return [name for part in self.parts for name in part.names(look)]
 
-    def first(self) -> str:
-        return next(filter(None, (part.first() for part in self.parts)), "")
+    def arms(self, look: Lookup) -> int:
+        return sum(part.arms(look) for part in self.parts)
+
+    def inner(self) -> tuple[Expr, ...]:
+        return self.parts
 
 
 @dataclass(frozen=True)
 class _Maybe(Expr):
     of: Expr
+
+    def __str__(self) -> str:
+        return f"[{self.of}]"
 
     def value(self, look: Lookup, start: Value) -> Any:
         try:
@@ -214,8 +223,14 @@ class _Maybe(Expr):
         except _Absent:
             return []
 
-    def first(self) -> str:
-        return self.of.first()
+    def arms(self, look: Lookup) -> int:
+        try:
+            return self.of.arms(look)
+        except _Absent:
+            return 0
+
+    def inner(self) -> tuple[Expr, ...]:
+        return (self.of,)
 
 
 @dataclass(frozen=True)
@@ -231,12 +246,18 @@ class _Each(Expr):
                 return arms
             arms.append(seq(*names))
 
+    def __str__(self) -> str:
+        return " > ".join(".".join(filter(None, (self.prefix, "*", p))) for p in self.parts)
+
     def value(self, look: Lookup, start: Value) -> Any:
         arms = self._arms(look)
         return _Sum(tuple(arms), (1.0,) * len(arms)).value(look, start)
 
     def names(self, look: Lookup) -> list[str]:
         return [name for arm in self._arms(look) for name in arm.names(look)]
+
+    def arms(self, look: Lookup) -> int:
+        return len(self._arms(look))
 
     def first(self) -> str:
         return ".".join(filter(None, (self.prefix, "0", self.parts[0])))
@@ -247,15 +268,67 @@ class _Scaled(Expr):
     name: str
     of: Expr
 
+    def __str__(self) -> str:
+        return f"{self.name} * ({self.of})"
+
     def value(self, look: Lookup, start: Value) -> Any:
         value = self.of.value(look, start)
         return None if value is None else value.then(_Layer(self.name).layer(look))
 
     def names(self, look: Lookup) -> list[str]:
-        return [*self.of.names(look), *_Layer(self.name).names(look)]
+        factor = [] if look(self.name) is None else [self.name]  # a bare parameter is no layer
+        return [*self.of.names(look), *factor]
 
-    def first(self) -> str:
-        return self.of.first() or self.name
+    def arms(self, look: Lookup) -> int:
+        return self.of.arms(look)
+
+    def inner(self) -> tuple[Expr, ...]:
+        return (self.of,)
+
+
+@dataclass(frozen=True)
+class _Padded(Expr):
+    """The layer `like` lends its padding, which is put around what the chain reads."""
+
+    like: str
+    of: Expr
+
+    def __str__(self) -> str:
+        return f"pad as {self.like} > {self.of}"
+
+    def value(self, look: Lookup, start: Value) -> Any:
+        size = kernel_size_of(_Layer(self.like).layer(look))
+        around = tuple(((n - 1) // 2, n // 2) for n in size)
+
+        def unpadded(name: str) -> Any:
+            found = look(name)
+            if found is None or isinstance(found, Affine) or not kernel_size_of(found):
+                return found
+            return placed(found, (0,) * len(size))
+
+        layers = [look(name) for name in (*self.of.names(look), self.like)]
+        channels = next(in_channels_of(found) for found in layers if kernel_size_of(found))
+        return self.of.value(unpadded, start.padded(around, channels))
+
+    def names(self, look: Lookup) -> list[str]:
+        return self.of.names(look)
+
+    def inner(self) -> tuple[Expr, ...]:
+        return (self.of,)
+
+
+@dataclass(frozen=True)
+class _Pool(Expr):
+    like: str
+
+    def __str__(self) -> str:
+        return f"average pool as {self.like}"
+
+    def value(self, look: Lookup, start: Value) -> Any:
+        return start.pooled(_Layer(self.like).layer(look))
+
+    def names(self, look: Lookup) -> list[str]:
+        return []
 
 
 def _expr(part: Expr | str) -> Expr:
@@ -263,7 +336,7 @@ def _expr(part: Expr | str) -> Expr:
 
 
 def seq(*parts: Expr | str) -> Expr:
-    """Layers one after the other. The first part may be a sum; a layer may be `maybe` there."""
+    """One after the other, each part reading what the one before gives. Parts may be `maybe`."""
     return _Seq(tuple(map(_expr, parts)))
 
 
@@ -280,6 +353,25 @@ def each(prefix: str, *parts: str) -> Expr:
     return _Each(prefix, parts or ("",))
 
 
+def layer(name: str, size: int, dilation: int = 1, *, depthwise: bool = False) -> Expr:
+    """A layer with the shape of its kernel, and its dilation, which no state dict holds."""
+    return _Layer(name, size, dilation, depthwise)
+
+
+def padded(like: str, *parts: Expr | str) -> Expr:
+    """A chain whose convolutions are not padded, because its input is, as `like` would need it.
+
+    A map in the middle that is padded with what the layers before make of zero (DBB, ECB) is the
+    same.
+    """
+    return _Padded(like, seq(*parts))
+
+
+def pool(like: str) -> Expr:
+    """Average pooling with the window, stride and padding of the convolution `like`."""
+    return _Pool(like)
+
+
 def scaled(name: str, of: Expr | str) -> Expr:
     """An arm times a stored parameter, one number or one per channel."""
     return _Scaled(name, _expr(of))
@@ -293,6 +385,8 @@ class Pattern:
     `tail` the names that may stand beside and take no part (an activation, a squeeze-excite).
     `bn_eps` is what the family's BatchNorms are built with: a state dict does not hold it.
     `alone` says, if it is not so, why a state dict without its code does not decide the block.
+    `witness` is a layer beside the block without which the same names may mean something else.
+    `anchored` is a layer that is always there, where the first of the expression may be absent.
     """
 
     family: str
@@ -303,6 +397,8 @@ class Pattern:
     tail: tuple[str, ...] = ()
     bn_eps: float | None = 1e-5
     alone: str = ""
+    anchored: str = ""
+    witness: str = ""
 
     @property
     def name(self) -> str:
@@ -312,24 +408,50 @@ class Pattern:
     def layers(self, look: Lookup) -> list[str]:
         """The names of the layers of a block, if there is one under this lookup (else empty)."""
         try:
-            return self.block.names(look)
+            return list(dict.fromkeys(self.block.names(look)))
         except _Absent:
             return []
+
+    def arms(self, look: Lookup) -> int:
+        """How many branches the block under this lookup adds; 0 where there is none."""
+        try:
+            return self.block.arms(look)
+        except _Absent:
+            return 0
+
+    @property
+    def factors(self) -> frozenset[str]:
+        """The names that are factors per channel, and not layers."""
+        return frozenset(e.name for e in self.block.everywhere() if isinstance(e, _Scaled))
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What its word alone says of the layers, beyond parallel, centred branches."""
+        found = [e for e in self.block.everywhere() if isinstance(e, _Layer | _Padded | _Pool)]
+        told = [f"{e.name} has dilation {e.dilation}" for e in found
+                if isinstance(e, _Layer) and e.dilation > 1]  # fmt: skip
+        told += [f"what leads to {e.like} is padded at its beginning" for e in found
+                 if isinstance(e, _Padded)]  # fmt: skip
+        told += [f"an average pooling has the window of {e.like}" for e in found
+                 if isinstance(e, _Pool)]  # fmt: skip
+        if any(isinstance(e, _Input) for e in self.block.everywhere()):
+            told.append("the input itself is one of the branches")
+        return tuple(dict.fromkeys(told))
 
     @property
     def anchor(self) -> str:
         """The layer by whose key the block is looked for among bare tensors."""
-        return self.block.first()
+        return self.anchored or self.block.first()
 
     def run(self, look: Lookup, image: Tensor) -> Tensor:
         """What the block computes from an image, its layers run as modules."""
-        result: Tensor = self.block.value(look, _Image(image)).image
+        result: Tensor = self.block.value(look, Image(image)).image
         return result
 
     def value(self, look: Lookup) -> LinearConv:
         """The one convolution that the block is. Raises NotFusable."""
         try:
-            total = self.block.value(look, _Linear())
+            total = self.block.value(look, Linear())
         except _Absent as missing:
             raise NotFusable(Reason.ASSUMPTION, f"{missing} is missing") from missing
         if total is None or total.conv is None:

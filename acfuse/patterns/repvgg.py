@@ -2,10 +2,16 @@
 
     y = BN(conv3x3(x)) + BN(conv1x1(x)) + BN(x)
 
-Source: arXiv:2101.03697 (CVPR 2021), github.com/DingXiaoH/RepVGG.
+Source: arXiv:2101.03697 (CVPR 2021), github.com/DingXiaoH/RepVGG. The dialects are the attribute
+names that other repositories give the same block.
 """
 
-from acfuse.patterns.expr import Pattern, maybe, seq
+from acfuse.patterns.expr import Pattern, layer, maybe, seq
+
+SEQUENTIAL = (
+    "two layers of these names may as well stand one after the other, where the channels "
+    "stay the same"
+)
 
 REPVGG = (
     Pattern(
@@ -16,5 +22,84 @@ REPVGG = (
         fused="rbr_reparam",
         tail=("nonlinearity", "se", "post_se"),
         source="arXiv:2101.03697, github.com/DingXiaoH/RepVGG",
+    ),
+    Pattern(
+        family="repvgg",
+        dialect="folded",
+        block=seq("rbr_dense.conv") + "rbr_1x1.conv" + maybe("rbr_identity"),
+        fused="rbr_reparam",
+        tail=("nonlinearity", "se"),
+        bn_eps=None,  # 1e-3 in YOLOv6, 1e-5 elsewhere; the identity alone still needs it
+        source="github.com/meituan/YOLOv6, after its fuse_model took up the BatchNorms of the arms",
+    ),
+    Pattern(
+        family="repvgg",
+        dialect="mmpretrain",
+        block=seq("branch_3x3.conv", "branch_3x3.norm")
+        + seq("branch_1x1.conv", "branch_1x1.norm")
+        + maybe("branch_norm"),
+        fused="branch_reparam",
+        tail=("act", "se_layer"),
+        source="github.com/open-mmlab/mmpretrain",
+    ),
+    Pattern(
+        family="repvgg",
+        dialect="numbered",
+        block=seq("rbr_dense.0", "rbr_dense.1")
+        + seq("rbr_1x1.0", "rbr_1x1.1")
+        + maybe("rbr_identity"),
+        fused="rbr_reparam",
+        tail=("act", "nonlinearity", "se"),
+        bn_eps=None,  # YOLOv7 sets 1e-3 after it is built, NanoDet keeps torch's 1e-5
+        source="arXiv:2207.02696, github.com/WongKinYiu/yolov7; github.com/RangiLyu/nanodet",
+    ),
+    Pattern(
+        family="repvgg",
+        dialect="timm",
+        block=seq(layer("conv_1x1.conv", 1), "conv_1x1.bn")
+        + seq("conv_kxk.conv", "conv_kxk.bn")
+        + maybe("identity"),
+        fused="reparam_conv",
+        tail=("attn", "act"),
+        source="github.com/huggingface/pytorch-image-models, byobnet",
+    ),
+    Pattern(
+        family="repvgg",
+        dialect="detr",
+        block=seq("conv1.conv", "conv1.norm") + seq("conv2.conv", "conv2.norm"),
+        fused="conv",
+        tail=("act",),
+        source="github.com/lyuwenyu/RT-DETR, github.com/Peterande/D-FINE",
+        alone=SEQUENTIAL,
+    ),
+    Pattern(
+        family="repvgg",
+        dialect="yolov9",
+        block=seq("conv1.conv", "conv1.bn") + seq("conv2.conv", "conv2.bn") + maybe("bn"),
+        fused="conv",
+        tail=("act",),
+        bn_eps=1e-3,
+        source="github.com/WongKinYiu/yolov9, github.com/ultralytics/ultralytics, PP-YOLOE",
+        alone=SEQUENTIAL,
+    ),
+    Pattern(
+        family="repvgg",
+        dialect="conv2",
+        block=seq(seq("conv") + "cv2", "bn"),
+        fused="conv",
+        tail=("act",),
+        bn_eps=1e-3,
+        source="github.com/ultralytics/ultralytics, Conv2",
+        alone=SEQUENTIAL,
+    ),
+    Pattern(
+        family="repvgg",
+        dialect="yolov10",
+        block=seq(layer("conv.conv", 7, depthwise=True), "conv.bn")
+        + seq(layer("conv1.conv", 3, depthwise=True), "conv1.bn"),
+        fused="conv",
+        tail=("act",),
+        bn_eps=1e-3,
+        source="arXiv:2405.14458, github.com/THU-MIG/yolov10, RepVGGDW",
     ),
 )

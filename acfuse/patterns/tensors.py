@@ -11,6 +11,7 @@ from acfuse.errors import NotFusable, Reason
 from acfuse.patterns.expr import Layer, Pattern
 
 LAYER_KEYS = ("weight", "bias", "running_mean", "running_var")
+KEYS = {*LAYER_KEYS, "num_batches_tracked"}
 
 
 @dataclass
@@ -25,6 +26,7 @@ class TensorBlock:
     prefix: str
     eps: float
     channels: int = 0  # of the input, where an identity arm tells; groups follow from it
+    factors: frozenset[str] = frozenset()  # names that are one number per channel
 
     def __call__(self, name: str) -> Layer | None:
         """The layer of that name, or None. Raises NotFusable for a kernel that has no centre."""
@@ -35,6 +37,9 @@ class TensorBlock:
         if mean is not None:
             variance = self.tensors.get(path + "running_var")
             return batch_norm(weight, bias, mean, variance, self.eps)
+        if name in self.factors and weight is not None:
+            shift = 0.0 if bias is None else bias.detach().double().reshape(-1)
+            return Affine(weight.detach().double().reshape(-1), shift)
         if weight is not None and weight.ndim == 1:
             raise NotFusable(Reason.STATISTICS, f"{name} has no running statistics")
         if weight is None or weight.ndim not in (3, 4, 5):
@@ -52,19 +57,25 @@ class TensorBlock:
 
 
 def layers_at(pattern: Pattern, tensors: Mapping[str, Tensor], prefix: str) -> list[str]:
-    """The layers of a pattern's block below `prefix`; none unless there are two convolutions."""
+    """The layers of a pattern's block below `prefix`; none unless there is something to fuse.
+
+    That is two convolutions, or one with another branch beside it.
+    """
 
     def look(name: str) -> bool | None:
         keys = (f"{prefix}{name}.weight", f"{prefix}{name}.running_mean")
         return True if any(key in tensors for key in keys) else None
 
     names = pattern.layers(look)
-    return names if convolutions_among(names, tensors, prefix) > 1 else []
+    convolutions = convolutions_among(names, tensors, prefix)
+    several = convolutions > 1 or (convolutions == 1 and pattern.arms(look) > 1)
+    return names if several else []
 
 
 def convolutions_among(names: Sequence[str], tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """How many of the layers are no BatchNorms."""
-    return sum(f"{prefix}{name}.running_mean" not in tensors for name in names)
+    """How many of the layers have a kernel."""
+    weights = [tensors.get(f"{prefix}{name}.weight") for name in names]
+    return sum(weight is not None and weight.ndim > 2 for weight in weights)
 
 
 def value_of(pattern: Pattern, block: TensorBlock) -> tuple[LinearConv, TensorBlock]:
@@ -74,24 +85,40 @@ def value_of(pattern: Pattern, block: TensorBlock) -> tuple[LinearConv, TensorBl
     follows; where there is none, the kernels are added alike for any number. Raises NotFusable.
     """
     names = layers_at(pattern, block.tensors, block.prefix)
+    block = replace(block, factors=pattern.factors)
+    if pattern.witness and f"{block.prefix}{pattern.witness}.weight" not in block.tensors:
+        why = f"without {pattern.witness} beside them, these layers may be padded elsewhere"
+        raise NotFusable(Reason.ASSUMPTION, f"{why}. Give --model with the code")
     widths = [layer.channels for layer in map(block, names) if isinstance(layer, Affine)]
     refusal: NotFusable | None = None
     for channels in dict.fromkeys([0, *(width for width in widths if width)]):
         known = replace(block, channels=channels)
         try:
-            return pattern.value(known), known
+            value = pattern.value(known)
         except NotFusable as error:
             if error.code != Reason.CHANNELS:
                 raise
             refusal = refusal or error
+        else:
+            _check_cost(value, [found for found in map(known, names) if isinstance(found, Conv)])
+            return value, known
     raise refusal or NotFusable(Reason.ASSUMPTION, "no layer was found")
 
 
-def rebuilt(block: TensorBlock, name: str) -> nn.Module | None:
+def _check_cost(value: LinearConv, layers: Sequence[Conv]) -> None:
+    """Raises NotFusable where one convolution would take more multiply-adds than the branches."""
+    branches = sum(layer.multiply_adds for layer in layers)
+    one = value.geometry.multiply_adds
+    if one > branches:
+        why = f"one convolution would take {one:,} multiply-adds per pixel, its layers {branches:,}"
+        raise NotFusable(Reason.COST, why)
+
+
+def rebuilt(block: TensorBlock, name: str) -> nn.Module | Affine | None:
     """A layer of torch's own with the tensors of that name, under the block's assumptions."""
     record = block(name)
-    if record is None:
-        return None
+    if record is None or name in block.factors:
+        return record if isinstance(record, Affine) else None
     path = f"{block.prefix}{name}."
     tensors = {k: block.tensors.get(path + k) for k in LAYER_KEYS}
     if isinstance(record, Conv):
@@ -120,6 +147,12 @@ def strangers(
     pattern: Pattern, names: Sequence[str], keys: Sequence[str], prefix: str
 ) -> list[str]:
     """What else stands below `prefix` that the pattern does not know: it may take part."""
-    known = {n.partition(".")[0] for n in (*names, *pattern.tail, pattern.fused)}
-    beside = {k.removeprefix(prefix).partition(".")[0] for k in keys if k.startswith(prefix)}
-    return sorted(beside - known)
+    layers = {*names, pattern.fused}
+    tail = tuple(f"{name}." for name in pattern.tail)
+    beside = [k.removeprefix(prefix) for k in keys if k.startswith(prefix)]
+    others = [
+        key
+        for key in beside
+        if key.rpartition(".")[0] not in layers or key.rpartition(".")[2] not in KEYS
+    ]
+    return sorted({key.rpartition(".")[0] or key for key in others if not key.startswith(tail)})

@@ -1,0 +1,39 @@
+"""QARepVGG: RepVGG for quantization, with one BatchNorm behind the sum.
+
+    y = BN(BN(conv3x3(x)) + conv1x1(x) + x)
+
+Source: arXiv:2212.01593 (AAAI 2024), github.com/meituan/YOLOv6. YOLOv6 keeps the last BatchNorm in
+its deploy form, to calibrate; here it is part of the one convolution.
+"""
+
+from acfuse.patterns.expr import Pattern, maybe, scaled, seq
+
+IDENTITY = (
+    "an input that is added as it is leaves no tensor, and whether it is depends on the stride "
+    "and the variant"
+)
+
+QAREPVGG = (
+    Pattern(
+        family="qarepvgg",
+        block=seq(seq("rbr_dense.conv", "rbr_dense.bn") + "rbr_1x1", "bn"),
+        fused="rbr_reparam",
+        tail=("nonlinearity", "se"),
+        bn_eps=1e-3,
+        source="arXiv:2212.01593, github.com/meituan/YOLOv6",
+        alone=IDENTITY,
+    ),
+    Pattern(
+        family="qarepvgg",
+        dialect="super-gradients",
+        block=seq(
+            seq("branch_3x3.conv", "branch_3x3.bn") + scaled("alpha", "branch_1x1"),
+            maybe("post_bn"),
+        ),
+        fused="rbr_reparam",
+        tail=("nonlinearity", "se"),
+        bn_eps=1e-3,
+        source="github.com/Deci-AI/super-gradients, YOLO-NAS",
+        alone=IDENTITY,
+    ),
+)
