@@ -5,7 +5,9 @@ name for the fused convolution. Among bare tensors a pattern's word is all there
 """
 
 import copy
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
@@ -112,7 +114,20 @@ def find_in_module(
     parameters, because forwards are read without computing on them.
     """
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}
-    return _Finder(copy.deepcopy(model, shared), patterns, folds=folds).run()
+    with _no_collection():
+        return _Finder(copy.deepcopy(model, shared), patterns, folds=folds).run()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the search for cycles: what is made here stays, and it takes a third of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass
@@ -176,7 +191,9 @@ class _Finder:
             if call is not None and known.traced.call != call:
                 self.twice.add(id(module))
             return known
-        analysis = _Analysis(trace(module, call or Call.default(module)), None, Opaque(""))
+        if call is None:
+            call = Call.default(module, guessed=module is not self.model)
+        analysis = _Analysis(trace(module, call), None, Opaque(""))
         self.analyses[id(module)] = analysis
         self._read_steps(module, analysis)
         inline = self._with_norms_first(module, analysis) if self.folds else set()
@@ -187,6 +204,15 @@ class _Finder:
                 analysis.traced, analysis.graph = inlined.traced, inlined.graph
         analysis.layer = self._as_layer(module, analysis)
         return analysis
+
+    def _leave(self, module: nn.Module, why: str) -> None:
+        """Takes a module for one that cannot be read, because of how it is called."""
+        if id(module) in self.analyses:
+            self.twice.add(id(module))
+            return
+        refusal = NotFusable(Reason.UNTRACEABLE, f"how it is called is not understood: {why}")
+        traced = Traced(module, Call.default(module), refusal=refusal)
+        self.analyses[id(module)] = _Analysis(traced, None, Opaque(refusal.why, refusal.code))
 
     def _read_steps(self, module: nn.Module, analysis: _Analysis) -> None:
         traced = analysis.traced
@@ -236,7 +262,8 @@ class _Finder:
             self.called.add(id(child))
             try:
                 call = Call.of(child, node.args, dict(node.kwargs))
-            except TypeError:
+            except TypeError as error:
+                self._leave(child, str(error))
                 call = None
             analysis = self._analyse(child, call)
             if call is None or analysis.traced.call != call:
@@ -387,8 +414,15 @@ class _Finder:
             region.output,
             region_graph(nodes[region.output], [nodes[s] for s in values]),
             forward,
-            dict(self.analyses[id(module)].traced.call.values),
+            self._fixed(module),
         )
+
+    def _fixed(self, module: nn.Module) -> dict[str, object]:
+        """What a module's arguments must be, because its forward was read with that."""
+        call = self.analyses[id(module)].traced.call
+        called = (self.analyses.get(id(m)) for m in module.modules())
+        typed = any(known.traced.typed for known in called if known is not None)
+        return {**dict(call.values), **dict.fromkeys(call.tensors if typed else (), Tensor)}
 
     def _within(self, module: nn.Module, nodes: Sequence[fx.Node]) -> set[int]:
         """The modules that these nodes call, with all that is inside of them."""

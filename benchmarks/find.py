@@ -19,6 +19,7 @@ from acfuse.rewrite import fused_copy
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from sample_models.acnet import ACBlock
+from tests.packages.imports import imported
 
 STACKS = (10, 100, 1000)
 
@@ -26,8 +27,7 @@ STACKS = (10, 100, 1000)
 def models() -> Iterator[tuple[str, nn.Module]]:
     """The stacks, or the models that were named."""
     if len(sys.argv) > 1:
-        import timm
-
+        timm = imported("timm")
         for name in sys.argv[1:]:
             yield name, timm.create_model(name).eval()
         return

@@ -125,6 +125,11 @@ class Geometry:
     border: Border = "zeros"
     shifts: bool = False
 
+    @staticmethod
+    def identity(channels: int, axes: int = 2) -> "Geometry":
+        """The map that changes nothing: one tap, and each channel for itself."""
+        return Geometry(channels, channels, (Axis.window(1),) * axes, groups=channels)
+
     @property
     def looks_outside(self) -> bool:
         """Whether the border mode matters on any axis."""

@@ -182,9 +182,8 @@ def extend(image: Tensor, pads: Sequence[tuple[int, int]], border: Border) -> Te
 
 def identity(channels: int, axes: int = 2) -> LinearConv:
     """The map that changes nothing, as a depthwise kernel of one tap [channels, 1, 1...]."""
-    one = Axis.window(1)
     return LinearConv(
         torch.ones(channels, 1, *[1] * axes, dtype=torch.float64),
         torch.zeros(channels, dtype=torch.float64),
-        Geometry(channels, channels, (one,) * axes, groups=channels),
+        Geometry.identity(channels, axes),
     )

@@ -43,7 +43,8 @@ def rewrite_module(
     `regions` maps the name of the output node of each region to its summands: (source node, name of
     the new layer, layer), or (source node, None, None) where the source is added as it is. Layers
     that nobody calls any more are gone; new ones stand where the first of them stood. `fixed` are
-    the arguments whose values the forward was read with: with others it raises AssertionError.
+    the arguments whose values the forward was read with (the class Tensor: that it is some tensor):
+    with others it raises AssertionError.
     Layers and tensors to `keep` stay, because others use them.
     """
     twin = fx.Graph()
@@ -94,6 +95,11 @@ def _obey_or_refuse(graph: fx.Graph, fixed: Mapping[str, object]) -> None:
             if node.target not in fixed:
                 continue
             value = fixed[str(node.target)]
+            if value is torch.Tensor:
+                holds = graph.call_function(torch.is_tensor, (node,))
+                message = f"{node.target} was a tensor when this module was fused"
+                holds.append(graph.create_node("call_function", torch._assert, (holds, message)))
+                continue
             same = operator.eq if isinstance(value, (int, float, str)) else operator.is_
             if same is operator.is_ and value is not None:
                 continue  # no constant that a graph could hold

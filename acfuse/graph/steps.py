@@ -134,16 +134,20 @@ class Graph:
 
     def unit(self, value: str) -> Geometry:
         """The map that changes nothing, for a value of known width."""
-        return self.unit_kernel(value).geometry
+        return Geometry.identity(*self._width(value))
 
     def unit_kernel(self, value: str) -> LinearConv:
         """The same with its numbers."""
+        return identity(*self._width(value))
+
+    def _width(self, value: str) -> tuple[int, int]:
+        """(channels, spatial axes) of a value. Raises NotFusable where nothing tells them."""
         width = self.widths.get(value)
         if width is None and self.assumed and self.axes:
             width = self.assumed, self.axes
         if width is None:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"nothing tells how many channels {value} has")
-        return identity(*width)
+        return width
 
     def swallowed(self, output: str, sources: frozenset[str]) -> Iterator[Step]:
         """The steps between `sources` and `output`, the one of `output` included."""

@@ -13,41 +13,76 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
+from types import MethodType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_list
 
 from acfuse.errors import NotFusable, Reason
 
 
 @dataclass(frozen=True)
 class Call:
-    """How a module is called: which parameters get tensors, and the plain values of the others."""
+    """How a module is called: which parameters get tensors, and the plain values of the others.
+
+    `lists` are the parameters that get several tensors, with the type and the length of the list.
+    `guessed` says that nobody was seen to call it so.
+    """
 
     tensors: tuple[str, ...]
     values: tuple[tuple[str, object], ...] = ()
+    lists: tuple[tuple[str, type, int], ...] = ()
+    guessed: bool = field(default=False, compare=False)
 
     @classmethod
-    def default(cls, module: nn.Module) -> "Call":
+    def default(cls, module: nn.Module, *, guessed: bool = False) -> "Call":
         """One tensor for every parameter without a default."""
-        parameters = inspect.signature(module.forward).parameters.values()
+        parameters = _signature(module).parameters.values()
         needed = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         return cls(
             tuple(p.name for p in needed if p.default is p.empty),
             tuple((p.name, p.default) for p in needed if p.default is not p.empty),
+            guessed=guessed,
         )
 
     @classmethod
     def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
-        """The call that a node of another graph makes."""
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        """The call that a node of another graph makes. Raises TypeError for one of another form."""
+        bound = _signature(module).bind(*args, **kwargs)
         bound.apply_defaults()
-        tensors = tuple(n for n, v in bound.arguments.items() if isinstance(v, fx.Node))
-        values = tuple((n, v) for n, v in bound.arguments.items() if not isinstance(v, fx.Node))
-        return cls(tensors, values)
+        given = bound.arguments.items()
+        tensors = tuple(n for n, v in given if isinstance(v, fx.Node))
+        lists = tuple(
+            (n, kind, len(v))
+            for n, v in given
+            for kind in (list, tuple)
+            if type(v) in (kind, LISTS[kind]) and v and all(isinstance(e, fx.Node) for e in v)
+        )
+        others = {*tensors, *(name for name, *_ in lists)}
+        values = tuple((n, v) for n, v in given if n not in others)
+        deep: list[fx.Node] = []
+        fx.map_arg([v for _, v in values], deep.append)
+        if deep:
+            raise TypeError("tensors stand deep inside an argument")
+        return cls(tensors, values, lists)
+
+
+LISTS: dict[type, type] = {list: immutable_list, tuple: tuple}  # what fx makes of them
+
+
+def _signature(module: nn.Module) -> inspect.Signature:
+    """The parameters of a forward."""
+    bound = module.forward
+    return _known(bound.__func__) if inspect.ismethod(bound) else inspect.signature(bound)
+
+
+@lru_cache(maxsize=1024)
+def _known(function: Any) -> inspect.Signature:
+    return inspect.signature(MethodType(function, object()))
 
 
 @dataclass
@@ -55,7 +90,7 @@ class Traced:
     """The forward of one module as a graph, or the reason why it could not be read.
 
     `used` are the modules and tensors that it uses on any of its ways, `decides` says that these
-    differ by what its input is.
+    differ by what its input is, `typed` that it asked whether this is a tensor, and was told so.
     """
 
     module: nn.Module
@@ -67,6 +102,7 @@ class Traced:
     writes: Mapping[str, str] = field(default_factory=dict)  # value -> the step that overwrites it
     used: frozenset[str] = frozenset()
     decides: bool = False
+    typed: bool = False
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -120,7 +156,8 @@ class _Image(fx.Proxy):
         return float(self.__index__())
 
     def __len__(self) -> int:
-        return self.__index__()
+        count = _parts_made(self.node)
+        return self.__index__() if count is None else count
 
     def __hash__(self) -> int:
         raise self._unreadable("it looks a value up")
@@ -150,6 +187,7 @@ def _asked_for_type(value: Any, kinds: Any) -> bool:
         return _isinstance(value, kinds)
     kind = _type_of(value.node)
     if kind is not None:
+        value.tracer.typed = True
         return issubclass(kind, kinds)
     asker = sys._getframe(1).f_globals.get("__name__", "")
     if asker.partition(".")[0] in OURS:
@@ -163,12 +201,12 @@ OURS = ("torch", "acfuse")
 
 def _type_of(node: fx.Node) -> type | None:
     """What a value is with real tensors, where that is certain."""
-    if node.op == "placeholder":
+    if "tensor" in node.meta:
         return Tensor
     if node.op == "get_attr":
         return nn.Parameter
-    if node.op == "call_module":
-        return Tensor if "tensor" in node.meta else None
+    if node.op in ("call_module", "placeholder"):
+        return None
     reads = [_type_of(n) for n in node.all_input_nodes]
     if node.op == "call_method":
         name = "shape" if node.target == "size" and len(node.args) == 1 else str(node.target)
@@ -180,6 +218,14 @@ def _type_of(node: fx.Node) -> type | None:
     if node.target in COMPARISONS and reads and set(reads) <= {int, torch.Size, torch.dtype}:
         return bool
     return Tensor if node.target in TENSOR_OPERATIONS and set(reads) & TENSORS else None
+
+
+def _parts_made(node: fx.Node) -> int | None:
+    """How many parts a value was split into, if the call says it. Of chunks there may be fewer."""
+    if getattr(node.target, "__name__", node.target) != "split":
+        return None
+    given = (*node.args[1:2], node.kwargs.get("split_size_or_sections"))
+    return next((len(sizes) for sizes in given if isinstance(sizes, (list, tuple))), None)
 
 
 TENSORS = {Tensor, nn.Parameter}
@@ -201,7 +247,7 @@ class _Reader(fx.Tracer):
     """A tracer that takes one module alone, with the arguments of one call, along one way.
 
     `answers` are given to what the forward asks of its values (`if x.shape[0] == 1`); after them it
-    is told True. `asked` are the values that it asked about.
+    is told True. `asked` are the values that it asked about; `typed` says that it asked for a type.
     """
 
     def __init__(
@@ -211,6 +257,7 @@ class _Reader(fx.Tracer):
         self.module = self.root = module
         self.call, self.answers, self.inline = call, answers, inline
         self.asked: list[fx.Node] = []
+        self.typed = False
         self.unreadable = ""
         self.graph = fx.Graph(tracer_cls=type(self))
         self.submodule_paths = {m: name for name, m in module.named_modules()}
@@ -282,8 +329,11 @@ class _Reader(fx.Tracer):
         return self.answers[place] if place < len(self.answers) else True
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        """Nothing is known of how many there are."""
-        raise self.cannot("a number of values decides")
+        """The parts of a value, where it is known how many there are."""
+        count = _parts_made(obj.node)
+        if count is None:
+            raise self.cannot("how many parts a value has decides")
+        return iter([obj[i] for i in range(count)])
 
     def cannot(self, why: str) -> Exception:
         """The error to raise at what cannot be read; it counts even if the forward catches it."""
@@ -295,7 +345,8 @@ class _Reader(fx.Tracer):
         values = dict(self.call.values)
         positional: list[Any] = []
         keywords: dict[str, Any] = {}
-        for parameter in inspect.signature(self.module.forward).parameters.values():
+        lists = {name: (kind, count) for name, kind, count in self.call.lists}
+        for parameter in _signature(self.module).parameters.values():
             name = parameter.name
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 if values.get(name):
@@ -303,11 +354,21 @@ class _Reader(fx.Tracer):
                 continue
             default = () if parameter.default is parameter.empty else (parameter.default,)
             value = values.get(name, self.create_proxy("placeholder", name, default, {}))
+            if name in lists:
+                kind, count = lists[name]
+                value = kind(self._tensor(value[i]) for i in range(count))
+            elif name not in values and not self.call.guessed:
+                self._tensor(value)
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 positional.append(value)
             else:
                 keywords[name] = value
         return positional, keywords
+
+    def _tensor(self, value: fx.Proxy) -> fx.Proxy:
+        """A value that is a tensor for certain."""
+        value.node.meta["tensor"] = True
+        return value
 
 
 _current: _Reader | None = None
@@ -414,7 +475,8 @@ def trace(module: nn.Module, call: Call, inline: Collection[int] = ()) -> Traced
     )
     refusal, graph = _agreed(module, ways) if not pending else (DECIDES, None)
     decides = refusal is DECIDES
-    return Traced(module, call, graph, refusal, used=used, decides=decides)
+    typed = any(way.reader.typed for way in ways)
+    return Traced(module, call, graph, refusal, used=used, decides=decides, typed=typed)
 
 
 def _take(
