@@ -544,7 +544,7 @@ def test_the_source_never_unpickles_and_never_evaluates(path):
 
 def test_the_check_of_the_source_finds_a_loader():
     names = [p.name for p in ACFUSE.rglob("*.py") if "torch.load(" in p.read_text()]
-    assert names == ["checkpoint.py"]
+    assert names == ["pickled.py"]
 
 
 # ------------------------------------------------------------------------------ --model

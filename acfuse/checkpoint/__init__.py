@@ -1,0 +1,33 @@
+"""Files in and out: a live model or bare tensors, with the wrapper that they came in.
+
+Loading runs nothing that a file says. `kinds` tells what a file is; `pickled`, `safetensors_files`,
+`hdf5_files` and `shards` read one format each; `nests` finds the tensors in what was read, `models`
+puts them into a network, `writing` brings them back into the form that they came in.
+"""
+
+from acfuse.checkpoint.kinds import recognise
+from acfuse.checkpoint.models import build_model, fit_prefix, load_into, resolve
+from acfuse.checkpoint.numbers import check_finite
+from acfuse.checkpoint.reading import files_of, load, read_tensors, sha256_of
+from acfuse.checkpoint.records import BareTensors, Checkpoint, LiveModel, Wrapper
+from acfuse.checkpoint.writing import Write, to_bytes, writer
+
+__all__ = [
+    "BareTensors",
+    "Checkpoint",
+    "LiveModel",
+    "Wrapper",
+    "Write",
+    "build_model",
+    "check_finite",
+    "files_of",
+    "fit_prefix",
+    "load",
+    "load_into",
+    "read_tensors",
+    "recognise",
+    "resolve",
+    "sha256_of",
+    "to_bytes",
+    "writer",
+]

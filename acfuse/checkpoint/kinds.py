@@ -1,0 +1,75 @@
+"""What a file is, by its first bytes; nothing in it is read as anything before that is known."""
+
+import stat
+from pathlib import Path
+
+from acfuse.errors import InputError
+
+
+def recognise(source: Path) -> str:
+    """What a file is: "torch", "safetensors", "hdf5" or "index" (of shards).
+
+    Raises InputError for anything else, with what it is and what to give.
+    """
+    name = source.name
+    try:
+        if source.is_dir():
+            raise InputError(f"{name} is a directory; {_file_in(source)}.")
+        status = source.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{name} is not a regular file; expected a checkpoint file.")
+        size = status.st_size
+        with source.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError as error:
+        raise InputError(f"{source} does not exist; expected a checkpoint file.") from error
+    except OSError as error:
+        raise InputError(f"{source} cannot be read: {error.strerror}.") from error
+    text = head.lstrip().lower()
+    if size == 0:
+        raise InputError(f"{name} is empty; expected a checkpoint. Download it again.")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{name} is a git-lfs pointer, not the file itself. Run `git lfs pull`.")
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        raise InputError(f"{name} is a web page, not a checkpoint. Download the file itself.")
+    archives = {b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7-zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+    for magic, archive in archives.items():
+        if head.startswith(magic):
+            raise InputError(f"{name} is a {archive} archive. Unpack it and give the checkpoint.")
+    if head.startswith(b"\x89HDF"):
+        return "hdf5"
+    if name.endswith(".index.json") and text.startswith(b"{"):
+        return "index"
+    if _is_safetensors(head, size):
+        return "safetensors"
+    if head.startswith((b"PK\x03\x04", b"\x80")) or head.startswith(b"ustar", 257):
+        return "torch"
+    if _is_onnx(head):
+        raise InputError(f"{name} is an ONNX file; expected the checkpoint of a PyTorch model.")
+    raise InputError(f"{name} is no checkpoint: it begins with {head[:8]!r}.")
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    length = int.from_bytes(head[:8], "little")
+    return len(head) > 9 and head[8:9] == b"{" and 2 <= length <= size - 8
+
+
+def _is_onnx(head: bytes) -> bool:
+    """A ModelProto begins with its ir_version (field 1, a small number), then the producer."""
+    return (
+        len(head) > 3 and head[0] == 0x08 and head[1] < 0x20 and head[2] in (0x12, 0x1A, 0x3A, 0x42)
+    )
+
+
+# What a folder of a model hub holds, the best to give first.
+IN_FOLDERS = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin", "*.pt2",
+              "*.pth", "*.pt", "*.ckpt", "*.hdf5", "*.onnx")  # fmt: skip
+
+
+def _file_in(folder: Path) -> str:
+    for kind in IN_FOLDERS:
+        found = sorted(folder.glob(kind))
+        if found:
+            more = f" (there are {len(found)} such files)" if len(found) > 1 else ""
+            return f"give the checkpoint in it: {found[0]}{more}"
+    return "expected a checkpoint file, and none is in it"

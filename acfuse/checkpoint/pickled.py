@@ -1,0 +1,144 @@
+"""Files of torch.save, read with `weights_only=True`, always: nothing runs that a file says."""
+
+import inspect
+import re
+import sys
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from acfuse.checkpoint.models import resolve
+from acfuse.errors import InputError, UnsafeError, UsageError
+from acfuse.text import one_line
+
+
+def read_torch(source: Path, allow_classes: Sequence[str]) -> Any:
+    """torch.load of tensors and plain values, and of what the user allowed by name."""
+    name = source.name
+    _check_records(source)
+    allowed = _allowed_globals(_blocked_globals(source), allow_classes)
+    while True:
+        try:
+            with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
+                warnings.simplefilter("ignore")
+                mapped = _is_zip(source)
+                return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+        except Exception as error:
+            if _is_torchscript(source):
+                raise UnsafeError(
+                    f"{name} is a TorchScript archive, which is code. Where you trust it, save its "
+                    f"tensors: torch.save(torch.jit.load({name!r}).state_dict(), 'weights.pth')."
+                ) from error
+            # Files of the older format name what they hold only while they are read.
+            blocked = _blocked_globals(source) or re.findall(BLOCKED, str(error))
+            more = _allowed_globals(blocked, allow_classes)
+            if not more or {_global_name(m) for m in more} <= {_global_name(a) for a in allowed}:
+                missing = {*blocked} - {_global_name(a) for a in (*allowed, *more)}
+                if missing:
+                    raise UnsafeError(_refusal(name, sorted(missing))) from error
+                text = f"{name} is damaged or cut off: torch cannot read it."
+                raise InputError(text) from error
+            allowed = [*allowed, *more]
+
+
+BLOCKED = r"Unsupported (?:global: GLOBAL|class|operand) (\w+\.[\w.]+)"
+
+
+def _refusal(name: str, missing: Sequence[str]) -> str:
+    own = [g for g in missing if not g.startswith("torch.nn.modules.")] or list(missing)
+    flags = " ".join(f"--allow-class {g.rpartition('.')[0]}:{g.rpartition('.')[2]}" for g in own)
+    return (
+        f"{name} is a pickled object, not a state dict: it names {', '.join(own)}. If these "
+        f"classes are your own code, add {flags}; or save the model's state_dict()."
+    )
+
+
+def _is_zip(source: Path) -> bool:
+    with source.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _check_records(source: Path) -> None:
+    """Raises InputError if a record of a zip file is not what its checksum says."""
+    if not _is_zip(source):
+        return
+    try:
+        with zipfile.ZipFile(source) as archive:
+            bad = archive.testzip()
+    except Exception as error:
+        raise InputError(
+            f"{source.name} is damaged or cut off: {one_line(error)}. Download it again."
+        ) from error
+    if bad is not None:
+        raise InputError(
+            f"{source.name} is damaged: the checksum of {bad} is wrong. Download it again."
+        )
+
+
+def _is_torchscript(source: Path) -> bool:
+    if not zipfile.is_zipfile(source):
+        return False
+    with zipfile.ZipFile(source) as archive:
+        return any(n.endswith("constants.pkl") for n in archive.namelist())
+
+
+def _blocked_globals(source: Path) -> list[str]:
+    """The names in a pickle that torch does not allow by itself. Reads opcodes, runs nothing."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(source))
+    except Exception:
+        return []
+
+
+def _allowed_globals(blocked: Sequence[str], allow_classes: Sequence[str]) -> list[Any]:
+    """What a whole pickled module may name: the user's own classes, and torch's own layers.
+
+    Torch's layers are looked through once: they are made without their constructor and given their
+    attributes, which are tensors, numbers and modules. Classes come from the user's code, by the
+    names that the user gave, never by a name that is only in the file.
+    """
+    if not allow_classes:
+        return []
+    allowed: list[Any] = [set, OrderedDict]
+    for name in blocked:
+        module, _, attribute = name.rpartition(".")
+        if module.startswith("torch.nn.modules."):
+            found = getattr(sys.modules.get(module), attribute, None)
+            if inspect.isclass(found) and issubclass(found, nn.Module):
+                allowed.append(found)
+        for spec in allow_classes:
+            if _names(spec, name):
+                allowed.append((_own_class(spec), name))
+    return allowed
+
+
+def _global_name(allowed: Any) -> str:
+    if isinstance(allowed, tuple):
+        return str(allowed[1])
+    return f"{allowed.__module__}.{allowed.__qualname__}"
+
+
+def _names(spec: str, name: str) -> bool:
+    """Whether --allow-class `spec` means the global `name` of a pickle."""
+    module, _, attribute = spec.rpartition(":")
+    if module.endswith(".py"):
+        return name.rpartition(".")[2] == attribute
+    return name == f"{module}.{attribute}"
+
+
+def _own_class(spec: str) -> type:
+    found = resolve(spec, "--allow-class")
+    if not inspect.isclass(found):
+        raise UsageError(f"--allow-class {spec}: that is no class. Only classes can be allowed.")
+    if found.__module__.partition(".")[0] in sys.stdlib_module_names:
+        raise UsageError(
+            f"--allow-class {spec}: a class of Python itself may act when it is made. Only classes "
+            "of your own code can be allowed."
+        )
+    return found

@@ -1,0 +1,53 @@
+"""A checkpoint as a value: its tensors, and the form in which they came."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """The form in which tensors came: the whole object, where in it they stood, their prefix."""
+
+    kind: str  # "state_dict", "module", "safetensors" or "hdf5"
+    whole: Any = field(default=None, repr=False)
+    path: tuple[str, ...] = ()
+    prefix: str = ""
+    metadata: Mapping[str, str] | None = None
+
+    @property
+    def key(self) -> str:
+        """The entry of the file that holds the tensors, as --key takes it."""
+        return ".".join(self.path)
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The model itself, where the file holds one."""
+        found = self.whole
+        for part in self.path if self.kind == "module" else ():
+            found = found[part]
+        return found if self.kind == "module" else None
+
+
+@dataclass(frozen=True)
+class BareTensors:
+    """A state dict without its code. `tensors` has the keys as the file has them, less `prefix`."""
+
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    wrapper: Wrapper
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """A model with the tensors of a checkpoint in it, in eval mode."""
+
+    model: nn.Module = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    wrapper: Wrapper
+    notes: tuple[str, ...] = ()
+
+
+Checkpoint = LiveModel | BareTensors

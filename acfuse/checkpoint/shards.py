@@ -1,0 +1,35 @@
+"""The index of a checkpoint that is cut into several files, as Hugging Face writes it."""
+
+import json
+from pathlib import Path
+
+from acfuse.errors import InputError, UnsafeError
+from acfuse.text import one_line
+
+LARGEST = 2**26  # bytes of an index; the largest models need a few million
+
+
+def read_index(source: Path) -> dict[str, str]:
+    """Which file holds each tensor, in the order of the index. Raises InputError."""
+    try:
+        if source.stat().st_size > LARGEST:
+            raise InputError(f"{source.name} is larger than an index of shards can be.")
+        data = json.loads(source.read_text(encoding="utf-8"))
+        files = data["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{source.name} is no index of shards: {one_line(error)}.") from error
+    if not isinstance(files, dict) or not files:
+        raise InputError(f"{source.name} is no index of shards: it names no files.")
+    return {key: str(file) for key, file in files.items()}
+
+
+def shard_of(source: Path, name: str) -> Path:
+    """A file that an index names. Raises UnsafeError for one outside of its own folder."""
+    path = source.parent / name
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise UnsafeError(f"{source.name} names {name!r}, which is no file of its own folder.")
+    if path.is_symlink() and path.resolve().parent != source.resolve().parent:
+        raise UnsafeError(f"{source.name} names {name!r}, which is a link to another folder.")
+    if name.endswith(".index.json"):
+        raise InputError(f"{source.name} names {name!r}, which is another index.")
+    return path
