@@ -333,7 +333,7 @@ class _Reader(fx.Tracer):
         count = _parts_made(obj.node)
         if count is None:
             raise self.cannot("how many parts a value has decides")
-        return iter([obj[i] for i in range(count)])
+        return iter([_indexed(obj, i) for i in range(count)])
 
     def cannot(self, why: str) -> Exception:
         """The error to raise at what cannot be read; it counts even if the forward catches it."""
@@ -353,12 +353,13 @@ class _Reader(fx.Tracer):
                     raise NotFusable(Reason.UNTRACEABLE, f"it takes any number of {name}")
                 continue
             default = () if parameter.default is parameter.empty else (parameter.default,)
-            value = values.get(name, self.create_proxy("placeholder", name, default, {}))
+            proxy = self.create_proxy("placeholder", name, default, {})
+            value = values.get(name, proxy)
             if name in lists:
                 kind, count = lists[name]
-                value = kind(self._tensor(value[i]) for i in range(count))
+                value = kind(self._tensor(_indexed(proxy, i)) for i in range(count))
             elif name not in values and not self.call.guessed:
-                self._tensor(value)
+                self._tensor(proxy)
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 positional.append(value)
             else:
@@ -369,6 +370,11 @@ class _Reader(fx.Tracer):
         """A value that is a tensor for certain."""
         value.node.meta["tensor"] = True
         return value
+
+
+def _indexed(several: fx.Proxy, index: int) -> fx.Proxy:
+    part: fx.Proxy = several[index]  # type: ignore[index]
+    return part
 
 
 _current: _Reader | None = None
@@ -403,23 +409,27 @@ def reading() -> Iterator[None]:
 
 @contextmanager
 def watched_randomness() -> Iterator[Callable[[], bool]]:
-    """Tells whether random numbers were drawn; gives the generators back as they were."""
+    """Tells at its end if random numbers were drawn; gives the generators back as they were."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    found: list[bool] = []
 
     def drawn() -> bool:
-        numpy_now = tuple(np.random.get_state())
-        return (
-            not torch.equal(torch.get_rng_state(), before[0])
-            or random.getstate() != before[1]
-            or not all(map(np.array_equal, numpy_now, tuple(before[2])))
-        )
+        if not found:
+            numpy_now = tuple(np.random.get_state())
+            found.append(
+                not torch.equal(torch.get_rng_state(), before[0])
+                or random.getstate() != before[1]
+                or not all(map(np.array_equal, numpy_now, tuple(before[2])))
+            )
+        return found[0]
 
     try:
         yield drawn
     finally:
-        torch.set_rng_state(before[0])
-        random.setstate(before[1])
-        np.random.set_state(before[2])
+        if drawn():
+            torch.set_rng_state(before[0])
+            random.setstate(before[1])
+            np.random.set_state(before[2])
 
 
 QUESTIONS = 16  # that a forward may ask of its values on one way
