@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from acfuse.checkpoint import sha256_of
+from acfuse.checkpoint import files_of, sha256_of
 from acfuse.errors import InputError, UsageError
 from acfuse.export import DEFAULT_OPSET
 from acfuse.find import Found
@@ -56,6 +56,8 @@ def describe(
         "torch": torch.__version__,
         "source": {"file": _relative(job.source, folder),
                    "sha256": sha256_of(job.source)},
+        "shards": [{"file": _relative(path, folder), "sha256": sha256_of(path)}
+                   for path in files_of(job.source)[1:]],
         "outputs": outputs,
         "model": _moved(job.model, lambda p: _relative(p, folder)),
         "model_args": dict(job.model_args),
@@ -209,7 +211,7 @@ class Manifest:
 
     def changed(self) -> list[Changed]:
         """The files that are no longer what the manifest says."""
-        records = [self.data["source"], *self.data["outputs"]]
+        records = [self.data["source"], *self.data.get("shards", ()), *self.data["outputs"]]
         return [c for c in map(self._change, records) if c is not None]
 
     def is_own(self, path: Path) -> bool:

@@ -6,15 +6,19 @@ from pathlib import Path
 
 from acfuse.errors import UsageError
 
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".onnx")
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".hdf5", ".h5", ".pt2", ".onnx")
+# Formats whose files must be named so, and never otherwise.
+NAMED = ((".safetensors",), (".hdf5", ".h5"), (".pt2",), (".onnx",))
+INDEX = ".index.json"  # of shards: the result is one file
 
 
 @dataclass(frozen=True)
 class Paths:
-    """The three files of a conversion."""
+    """The files of a conversion."""
 
     checkpoint: Path
     onnx: Path
+    pt2: Path
     manifest: Path
 
     @classmethod
@@ -22,24 +26,25 @@ class Paths:
         """The ONNX file and the manifest that belong to a fused checkpoint."""
         stem = checkpoint.name.removesuffix(checkpoint.suffix)
         folder = checkpoint.parent
-        return cls(checkpoint, folder / f"{stem}.onnx", folder / f"{stem}.acfuse.json")
+        names = (f"{stem}.onnx", f"{stem}.pt2", f"{stem}.acfuse.json")
+        return cls(checkpoint, *(folder / name for name in names))
 
-    def wanted(self, *, onnx: bool) -> list[Path]:
+    def wanted(self, *, onnx: bool, pt2: bool = False) -> list[Path]:
         """The files that a conversion writes, each once; the manifest last."""
-        files = [self.checkpoint, *([self.onnx] if onnx else []), self.manifest]
-        return list(dict.fromkeys(files))
+        more = [*([self.onnx] if onnx else []), *([self.pt2] if pt2 else [])]
+        return list(dict.fromkeys([self.checkpoint, *more, self.manifest]))
 
 
 def fused_path(source: Path, output: Path | None) -> Path:
     """The fused checkpoint of `source`: `output`, or the usual name in that or its own folder."""
+    source = source.with_name(source.name.removesuffix(INDEX) or source.name)
     suffix = source.suffix if source.suffix in SUFFIXES else ".pth"
     name = f"{source.stem}.fused{suffix}"
     if output is None:
         return source.parent / name
     if os.path.isdir(output):  # false, no error, for a name that is too long
         return output / name
-    kinds = [".safetensors", ".onnx"]
-    if any((output.suffix == kind) != (suffix == kind) for kind in kinds):
+    if any((output.suffix in kind) != (suffix in kind) for kind in NAMED):
         raise UsageError(
             f"--output {output}: the result of {source.name} is a {suffix} file; name it so."
         )

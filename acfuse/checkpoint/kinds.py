@@ -3,6 +3,7 @@
 import stat
 from pathlib import Path
 
+from acfuse.checkpoint.shards import INDEX
 from acfuse.errors import InputError
 
 
@@ -38,7 +39,7 @@ def recognise(source: Path) -> str:
             raise InputError(f"{name} is a {archive} archive. Unpack it and give the checkpoint.")
     if head.startswith(b"\x89HDF"):
         return "hdf5"
-    if name.endswith(".index.json") and text.startswith(b"{"):
+    if name.endswith(INDEX) and text.startswith(b"{"):
         return "index"
     if _is_safetensors(head, size):
         return "safetensors"

@@ -16,7 +16,7 @@ from acfuse.checkpoint.numbers import check_dense
 from acfuse.checkpoint.pickled import read_torch
 from acfuse.checkpoint.records import BareTensors, Checkpoint, LiveModel, Wrapper
 from acfuse.checkpoint.safetensors_files import read_safetensors
-from acfuse.checkpoint.shards import read_index, shard_of
+from acfuse.checkpoint.shards import INDEX, read_index, shard_of
 from acfuse.errors import InputError, UsageError
 
 Read = tuple[Wrapper, dict[str, Tensor]]
@@ -98,8 +98,8 @@ def _read_shards(source: Path) -> Read:
     index = read_index(source)
     tensors: dict[str, Tensor] = {}
     wrapper = Wrapper("state_dict", whole={})
-    for name in dict.fromkeys(index.values()):
-        shard = shard_of(source, name)
+    shards = {name: shard_of(source, name) for name in index.values()}
+    for name, shard in shards.items():
         wrapper, found = read_tensors(shard)
         named = {k for k, file in index.items() if file == name}
         if set(found) != named:
@@ -113,8 +113,8 @@ def _read_shards(source: Path) -> Read:
 
 
 def files_of(source: Path) -> list[Path]:
-    """The files that a checkpoint is made of: itself, or an index with its shards."""
-    if recognise(source) != "index":
+    """The files that a model is in: one, or an index with its shards."""
+    if not source.name.endswith(INDEX):
         return [source]
     return [source, *(shard_of(source, name) for name in sorted(set(read_index(source).values())))]
 

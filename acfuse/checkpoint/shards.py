@@ -6,6 +6,7 @@ from pathlib import Path
 from acfuse.errors import InputError, UnsafeError
 from acfuse.text import one_line
 
+INDEX = ".index.json"
 LARGEST = 2**26  # bytes of an index; the largest models need a few million
 
 
@@ -30,6 +31,6 @@ def shard_of(source: Path, name: str) -> Path:
         raise UnsafeError(f"{source.name} names {name!r}, which is no file of its own folder.")
     if path.is_symlink() and path.resolve().parent != source.resolve().parent:
         raise UnsafeError(f"{source.name} names {name!r}, which is a link to another folder.")
-    if name.endswith(".index.json"):
+    if name.endswith(INDEX):
         raise InputError(f"{source.name} names {name!r}, which is another index.")
     return path
