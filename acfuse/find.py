@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from acfuse.algebra import Affine, LinearConv
 from acfuse.errors import NotFusable, Reason, UsageError
+from acfuse.graph.copies import copied
 from acfuse.graph.from_fx import layer_rule, spatial_axes, steps_of
 from acfuse.graph.into_fx import nodes_between, region_graph
 from acfuse.graph.regions import Miss, Region, as_layer, choose, kernels
@@ -115,7 +116,7 @@ def find_in_module(
     """
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}
     with _no_collection():
-        return _Finder(copy.deepcopy(model, shared), patterns, folds=folds).run()
+        return _Finder(copied(model, shared), patterns, folds=folds).run()
 
 
 @contextmanager

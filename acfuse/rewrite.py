@@ -1,6 +1,5 @@
 """From findings to a fused model: a copy in which each found block is its one convolution."""
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from acfuse.algebra import ConvLayer, LinearConv, lower
 from acfuse.errors import AcfuseError, InputError, NotFusable
 from acfuse.find import Found
+from acfuse.graph.copies import copied
 from acfuse.graph.into_fx import Summand, rewrite_module
 
 
@@ -20,7 +20,7 @@ def fused_copy(
 
     Fused weights are rounded once, to the dtype of the weights that they replace, or to `dtype`.
     """
-    work = copy.deepcopy(model).eval()
+    work = copied(model).eval()
     by_module: dict[str, list[Found]] = {}
     for block in found:
         by_module.setdefault(block.where, []).append(block)
