@@ -97,7 +97,7 @@ def verify_files(
         )
         proofs = replace(proofs, checks=(*proofs.checks, check))
     sizes = size_of(checkpoint, job.inputs), size_of(stored, job.inputs)
-    conversion = Conversion(job, findings, proofs, sizes, (*checkpoint.notes, *findings.notes))
+    conversion = Conversion(job, findings, proofs, sizes, (*checkpoint.notes, *findings.told))
     if proofs.passed:
         return conversion
     return replace(conversion, diagnosis=diagnosis(checkpoint, stored, findings, proofs))

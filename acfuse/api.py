@@ -78,7 +78,7 @@ def fuse_tensors(
     findings = find_in_tensors(tensors, patterns, bn_eps)
     checkpoint = BareTensors(tensors, Wrapper("state_dict"))
     fused = rewrite(checkpoint, findings)
-    return FusedTensors(fused.tensors, findings.found, findings.refused, findings.notes)
+    return FusedTensors(fused.tensors, findings.found, findings.refused, findings.told)
 
 
 def verify(

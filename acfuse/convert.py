@@ -11,11 +11,19 @@ from onnx import ModelProto
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from acfuse.checkpoint import BareTensors, Checkpoint, LiveModel, check_finite, load, to_bytes
-from acfuse.errors import NothingToFuse, UsageError
+from acfuse.checkpoint import (
+    BareTensors,
+    Checkpoint,
+    LiveModel,
+    check_finite,
+    load,
+    read_tensors,
+    to_bytes,
+)
+from acfuse.errors import AcfuseError, InputError, NothingToFuse, UsageError
 from acfuse.export import OnnxFile, compare_onnx, to_onnx
 from acfuse.files import check_outputs, write_all
-from acfuse.find import Findings, find_in_module, find_in_tensors
+from acfuse.find import Findings, find_in_module, find_in_tensors, state_of
 from acfuse.job import Conversion, Fused, Job, Size
 from acfuse.manifest import describe, provenance, to_json
 from acfuse.onnx_graph import FusedOnnx, as_file, fuse_onnx, read_onnx, size_of_onnx, verify_onnx
@@ -37,7 +45,10 @@ def convert(job: Job, progress: Progress = lambda _: None) -> Conversion:
     progress("loading")
     if job.source.suffix == ".onnx":
         return convert_onnx(job, progress)
-    checkpoint = load_job(job)
+    try:
+        checkpoint = load_job(job)
+    except InputError as error:
+        raise _already_fused(job, error) from error
     progress("finding blocks")
     findings = find(checkpoint, job)
     if not findings.found and not job.allow_empty:
@@ -47,7 +58,7 @@ def convert(job: Job, progress: Progress = lambda _: None) -> Conversion:
     onnx_file, proofs, notes = _export(checkpoint, fused, job, proofs, progress)
     sizes = size_of(checkpoint, job.inputs), size_of(fused, job.inputs)
     conversion = Conversion(
-        job, findings, proofs, sizes, (*checkpoint.notes, *findings.notes, *notes), onnx_file
+        job, findings, proofs, sizes, (*checkpoint.notes, *findings.told, *notes), onnx_file
     )
     if not proofs.passed:
         return replace(conversion, diagnosis=diagnosis(checkpoint, fused, findings, proofs))
@@ -105,13 +116,15 @@ def look(job: Job) -> Conversion:
     findings = find(checkpoint, job)
     fused = rewrite(checkpoint, findings)
     sizes = size_of(checkpoint, job.inputs), size_of(fused, job.inputs)
-    return Conversion(job, findings, Proofs(), sizes, (*checkpoint.notes, *findings.notes))
+    return Conversion(job, findings, Proofs(), sizes, (*checkpoint.notes, *findings.told))
 
 
 def find(checkpoint: Checkpoint, job: Job) -> Findings:
     """The blocks of a checkpoint."""
     if isinstance(checkpoint, LiveModel):
-        return find_in_module(checkpoint.model, job.patterns, folds=job.fold_bn)
+        findings = find_in_module(checkpoint.model, job.patterns, folds=job.fold_bn)
+        state = state_of(checkpoint.tensors, findings.found, job.patterns)
+        return replace(findings, state=state)
     return find_in_tensors(checkpoint.tensors, job.patterns, job.bn_eps)
 
 
@@ -213,7 +226,22 @@ def multiply_adds(model: nn.Module, inputs: Inputs | None) -> int | None:
     return int(counter.get_total_flops()) // 2
 
 
+def _already_fused(job: Job, error: InputError) -> AcfuseError:
+    """Why a checkpoint does not fit its code: it may be fused already; if not, the error itself."""
+    if job.model is None:
+        return error
+    try:
+        _, tensors = read_tensors(job.source, key=job.key)
+        findings = find_in_tensors(tensors, job.patterns, job.bn_eps or 1e-5)
+    except AcfuseError:
+        return error
+    alone = findings.state and not findings.found
+    return NothingToFuse(_nothing(job, findings)) if alone else error
+
+
 def _nothing(job: Job, findings: Findings) -> str:
+    if findings.state:
+        return f"{job.source.name}: nothing to fuse: it is {'; '.join(findings.state)}."
     if findings.refused:
         first = findings.refused[0]
         more = f" ({len(findings.refused)} candidates in all)" if len(findings.refused) > 1 else ""

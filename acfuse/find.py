@@ -24,6 +24,7 @@ from acfuse.graph.steps import Graph, Inside, Opaque, Scaled, Through, Unit
 from acfuse.graph.trace import Call, Traced, has_hooks, is_layer, reading, trace, write_once
 from acfuse.patterns import Pattern
 from acfuse.patterns.expr import Layer
+from acfuse.patterns.states import deployed, difference_of_stored, is_half_fused
 from acfuse.patterns.tensors import (
     TensorBlock,
     convolutions_among,
@@ -98,6 +99,12 @@ class Findings:
     found: tuple[Found, ...]
     refused: tuple[Refused, ...]
     notes: tuple[str, ...] = ()  # what had to be assumed
+    state: tuple[str, ...] = ()  # what had been fused before
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """Everything that a user has to know beside the blocks."""
+        return (*self.state, *self.notes)
 
     @property
     def blocks(self) -> tuple[Found, ...]:
@@ -644,7 +651,33 @@ def find_in_tensors(
         notes[f"BatchNorm eps {eps:g} ({pattern.name}; a state dict does not hold it)"] = None
     if found:
         notes["branches are parallel, of one stride, and centred on each other"] = None
-    return Findings(tuple(found), tuple(refused), tuple(notes))
+    state = state_of(tensors, found, patterns)
+    return Findings(tuple(found), tuple(refused), tuple(notes), state)
+
+
+def state_of(
+    tensors: Mapping[str, Tensor], found: Sequence[Found], patterns: Sequence[Pattern]
+) -> tuple[str, ...]:
+    """What had been fused before, in whole or in part, beside the blocks that were found."""
+    told = [f"already in {done}" for done in deployed(tensors, patterns)]
+    for pattern in patterns:
+        count = sum(block.pattern == pattern.name for block in found)
+        if count and is_half_fused(pattern, patterns):
+            told.append(f"half fused: {count} {pattern.name}, which had BatchNorms before")
+    differences: dict[str, float] = {}
+    for block in found:
+        for summand, name in zip((s for s in block.summands if s.name), block.names, strict=True):
+            if summand.value is not None and summand.name not in block.layers:
+                worst = difference_of_stored(tensors, name, summand.value, block.dtype)
+                differences |= {} if worst is None else {name: worst}
+    if differences:
+        name = max(differences, key=differences.__getitem__)
+        told.append(
+            f"both forms: {len(differences)} fused convolutions beside their branches are not what "
+            f"these give, and are replaced ({name}: off by {differences[name]:.1e} of the largest "
+            "weight)"
+        )
+    return tuple(told)
 
 
 def _candidates(

@@ -50,6 +50,8 @@ def print_findings(seen: Conversion) -> None:
     _echo("", *columns(header, rows), "") if rows else _echo("")
     count = f"{len(findings.blocks)} blocks can be fused, {len(findings.refused)} were refused"
     _echo(count, f"in all: {_sizes(seen)}", *_refused(findings))
+    for told in findings.state:
+        _echo(f"state   {safe(told)}")
     for note in findings.notes:
         _echo(f"assumed {safe(note)}")
 
@@ -129,6 +131,7 @@ def describe_findings(seen: Conversion) -> dict[str, Any]:
             {"where": r.where, "pattern": r.pattern, "code": str(r.code), "why": r.why}
             for r in findings.refused
         ],
+        "state": list(findings.state),
         "notes": list(findings.notes),
     }
 

@@ -34,6 +34,7 @@ __all__ = [
     "Pattern",
     "each",
     "layer",
+    "layer_names",
     "maybe",
     "padded",
     "pool",
@@ -329,6 +330,15 @@ class _Pool(Expr):
 
     def names(self, look: Lookup) -> list[str]:
         return []
+
+
+def layer_names(pattern: "Pattern") -> frozenset[str]:
+    """The names of all layers that a pattern's expression has, whether they may be absent or not.
+
+    Of `each`, those of the first.
+    """
+    named = [e for e in pattern.block.everywhere() if isinstance(e, _Layer | _Each)]
+    return frozenset(e.name if isinstance(e, _Layer) else e.first() for e in named)
 
 
 def _expr(part: Expr | str) -> Expr:

@@ -1,0 +1,99 @@
+"""What state a checkpoint is in: to train, fused, half fused, or both at once.
+
+Told from all tensors of a block, never from one key. Where the branches are all there, they are
+the truth: some authors store a fused tensor beside them, which is out of date during training.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from acfuse.algebra import LinearConv, lower
+from acfuse.errors import NotFusable
+from acfuse.patterns.expr import Pattern, layer_names
+
+COMMON = {"conv"}  # any convolution may have this name: it is no evidence
+ROUNDING = 16  # units in the last place that another program's fusion may be off
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """Blocks that are one convolution already, and the BatchNorm that some authors keep behind."""
+
+    fused: str
+    families: tuple[str, ...]
+    where: tuple[str, ...]
+    norm: str = ""
+
+    def __str__(self) -> str:
+        *others, last = self.families
+        families = f"{', '.join(others)} or {last}" if others else last
+        kept = f", each with a BatchNorm behind it ({self.norm})" if self.norm else ""
+        return f"the deploy form of {families}: {len(self.where)} {self.fused}{kept}"
+
+
+def deployed(tensors: Mapping[str, Tensor], patterns: Sequence[Pattern]) -> tuple[Deployed, ...]:
+    """The blocks that are in their deploy form: the fused convolution, and none of its branches."""
+    by_name: dict[str, list[Pattern]] = {}
+    for pattern in patterns:
+        if pattern.fused not in COMMON | layer_names(pattern):
+            by_name.setdefault(pattern.fused, []).append(pattern)
+    states = []
+    for fused, known in by_name.items():
+        anchors = {p.anchor for p in known}
+        where = [
+            prefix
+            for prefix in _prefixes(tensors, fused)
+            if not any(f"{prefix}{anchor}.weight" in tensors for anchor in anchors)
+        ]
+        if where:
+            families = tuple(dict.fromkeys(p.family for p in known))
+            states.append(Deployed(fused, families, tuple(where), _norm_behind(tensors, where)))
+    return tuple(states)
+
+
+def _prefixes(tensors: Mapping[str, Tensor], fused: str) -> Iterable[str]:
+    """Where a convolution of that name stands, with its bias: a fused one always has one."""
+    for key, tensor in tensors.items():
+        path = key.removesuffix(f"{fused}.weight")
+        found = path != key and (not path or path.endswith("."))
+        if found and tensor.ndim > 2 and f"{path}{fused}.bias" in tensors:
+            yield path
+
+
+def _norm_behind(tensors: Mapping[str, Tensor], where: Sequence[str]) -> str:
+    """QARepVGG's last BatchNorm, which YOLOv6 keeps to calibrate and super-gradients may keep."""
+    return next(
+        (n for n in ("bn", "post_bn") if all(f"{p}{n}.running_mean" in tensors for p in where)), ""
+    )
+
+
+def is_half_fused(pattern: Pattern, patterns: Sequence[Pattern]) -> bool:
+    """Whether a pattern is another one's layers without its BatchNorms, which were taken up."""
+    own = layer_names(pattern)
+    return any(own < layer_names(p) for p in patterns if p.fused == pattern.fused)
+
+
+def difference_of_stored(
+    tensors: Mapping[str, Tensor], name: str, value: LinearConv, dtype: torch.dtype
+) -> float | None:
+    """How much a fused convolution that lies beside its branches differs from them.
+
+    None where there is none or where it is theirs, but for rounding; infinity for another shape.
+    Relative to the largest weight.
+    """
+    weight, bias = tensors.get(f"{name}.weight"), tensors.get(f"{name}.bias")
+    if weight is None or bias is None:
+        return None
+    try:
+        exact = lower(value, torch.float64)
+    except NotFusable:
+        return None
+    if weight.shape != exact.weight.shape or bias.shape != exact.bias.shape:
+        return float("inf")
+    pairs = ((weight, exact.weight), (bias, exact.bias))
+    scale = max(float(true.abs().max()) for _, true in pairs)
+    worst = max(float((stored.double() - true).abs().max()) for stored, true in pairs)
+    return None if worst <= ROUNDING * torch.finfo(dtype).eps * scale else worst / (scale or 1.0)
