@@ -13,6 +13,7 @@ from acfuse.algebra.layers import (
     batch_norm,
     combined,
     per_channel,
+    transposed_conv,
 )
 from acfuse.algebra.linear_conv import LinearConv, identity
 from acfuse.algebra.lower import ConvLayer, lower
@@ -31,4 +32,5 @@ __all__ = [
     "identity",
     "lower",
     "per_channel",
+    "transposed_conv",
 ]

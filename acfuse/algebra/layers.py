@@ -183,6 +183,24 @@ class Affine:
         return value.affine(self.scale, self.shift)
 
 
+def transposed_conv(
+    weight: Tensor, bias: Tensor | None, crops: Pads, dilation: tuple[int, ...], groups: int
+) -> Conv:
+    """The convolution that a transposed one of stride 1 is: its kernel flipped, in and out swapped.
+
+    With another stride it makes several pixels of one, and is none. Shapes: weight [in, out /
+    groups, *kernel]; `crops` (before, after) per axis is what it takes away of its output.
+    """
+    into, out, *size = weight.shape
+    grouped = weight.reshape(groups, into // groups, out, *size).transpose(1, 2)
+    kernel = grouped.reshape(groups * out, into // groups, *size).flip(*range(2, weight.ndim))
+    pads = tuple(
+        (d * (k - 1) - before, d * (k - 1) - after)
+        for k, d, (before, after) in zip(size, dilation, crops, strict=True)
+    )
+    return Conv(kernel, bias, (1,) * len(size), pads, dilation, groups)
+
+
 def per_channel(value: Tensor, axes: int | None) -> Tensor | float:
     """A stored factor as one number or one per channel, told by its shape and the image's axes.
 

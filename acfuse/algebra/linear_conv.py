@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from acfuse.algebra.geometry import Axis, Border, Geometry
+from acfuse.algebra.geometry import Border, Geometry
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 

@@ -14,7 +14,16 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from acfuse.algebra import Affine, AvgPool, Conv, Pad, batch_norm, combined, per_channel
+from acfuse.algebra import (
+    Affine,
+    AvgPool,
+    Conv,
+    Pad,
+    batch_norm,
+    combined,
+    per_channel,
+    transposed_conv,
+)
 from acfuse.algebra.geometry import Border
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.steps import (
@@ -539,24 +548,13 @@ def conv_of(layer: Any) -> Conv:
 
 
 def transposed_conv_of(layer: Any) -> Conv:
-    """The convolution that a transposed one of stride 1 is: its kernel flipped, in and out swapped.
-
-    Raises NotFusable for other strides: it then makes several pixels of one.
-    """
+    """The record of a transposed convolution of stride 1; NotFusable for other strides."""
     if any(s != 1 for s in layer.stride):
         raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution with a stride")
-    weight, groups = layer.weight.detach(), layer.groups
-    _, out, *size = weight.shape
-    grouped = weight.reshape(groups, -1, out, *size).transpose(1, 2)
-    kernel = grouped.reshape(groups * out, -1, *size).flip(*range(2, weight.ndim))
-    pads = tuple(
-        (d * (k - 1) - p, d * (k - 1) - p + extra)
-        for k, d, p, extra in zip(
-            size, layer.dilation, layer.padding, layer.output_padding, strict=True
-        )
+    crops = tuple((n, n - m) for n, m in zip(layer.padding, layer.output_padding, strict=True))
+    return transposed_conv(
+        layer.weight.detach(), layer.bias, crops, tuple(layer.dilation), layer.groups
     )
-    stride = (1,) * len(size)
-    return Conv(kernel, layer.bias, stride, pads, tuple(layer.dilation), groups)
 
 
 def pool_rule(

@@ -7,7 +7,7 @@ it is another name for the same value.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,20 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from acfuse.algebra import Affine, AvgPool, Conv, Pad, batch_norm, combined, per_channel
+from acfuse.algebra import (
+    Affine,
+    AvgPool,
+    Conv,
+    Pad,
+    batch_norm,
+    combined,
+    per_channel,
+    transposed_conv,
+)
 from acfuse.algebra.geometry import Border
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.onnx_values import CONVOLUTIONS, Constants, Known, reads_within
-from acfuse.graph.steps import Graph, Opaque, Rule, Scaled, Step, Sum, Through
+from acfuse.graph.steps import Graph, Opaque, Rule, Scaled, Stacked, Step, Sum, Taken, Through
 
 Axes = tuple[int, ...]  # axis i of a name is axis axes[i] of the value; () where they are the same
 
@@ -121,7 +130,8 @@ def steps_of(graph: onnx.GraphProto, around: Surroundings) -> OnnxSteps:
 
 class _Builder:
     def __init__(self, graph: onnx.GraphProto, around: Surroundings) -> None:
-        self.graph, self.around = graph, around
+        self.known = dict(around.known)
+        self.graph, self.around = graph, replace(around, known=self.known)
         self.orders = _orders(graph)
         self.spatial = _spatial_axes(graph, around.constants)
         self.values: dict[str, tuple[str, Axes]] = {}  # name -> the value that it is, in what order
@@ -159,27 +169,39 @@ class _Builder:
             perm = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
             self.values[node.output[0]] = value, then(axes, perm)
             return
-        rule: Rule | None
+        rules: Sequence[Rule | None]
         order: Axes = ()
         try:
             order = _common_order([axes for _, axes in values])
-            rule = self._rule(_Place(node, self.around, reads, order, self.spatial))
+            rules = self._rules(_Place(node, self.around, reads, order, self.spatial))
         except NotFusable as refusal:
-            rule, order = Opaque(refusal.why, refusal.code), ()
-        if rule is None and node.output[0] not in self.needed:
+            rules, order = [Opaque(refusal.why, refusal.code)], ()
+        if rules[0] is None and node.output[0] not in self.needed:
             self.values[node.output[0]] = values[0]
             return
+        other = rules[0] if isinstance(rules[0], Opaque) else NO_RESULT
         for i, output in enumerate(node.output):
-            own = rule or Scaled(Affine(), like_image=True)
-            if i > 0:
-                own = Opaque(f"{node.op_type} stands between")
+            rule = rules[i] if i < len(rules) else other
             if not output:
                 continue
-            if isinstance(own, Opaque):
+            if isinstance(rule, Opaque):
                 self._value(output)
             else:
                 self.values[output] = output, order
+            own = rule or Scaled(Affine(), like_image=True)
+            if isinstance(own, Taken):
+                self._learn_sizes(output, reads[0], own, order)
             self.steps.append(Step(output, tuple(v for v, _ in values), own))
+
+    def _learn_sizes(self, name: str, read: str, taken: Taken, order: Axes) -> None:
+        """What some of the channels are, where ONNX's inference cannot tell from which to which."""
+        known = self.known.get(read)
+        if known is None or known.sizes is None:
+            return
+        sizes, channel = list(known.sizes), order.index(1) if order else 1
+        width = sizes[channel]
+        sizes[channel] = None if width is None else len(taken.channels(width))
+        self.known[name] = Known(known.kind, tuple(sizes))
 
     def _is_transposed(self, node: onnx.NodeProto, reads: tuple[str, ...]) -> bool:
         """Whether a node is a Transpose that says how, of something that is a value."""
@@ -193,28 +215,30 @@ class _Builder:
             and len(reads) == 1
         )
 
-    def _rule(self, place: _Place) -> Rule | None:
-        """The rule of a node; None where it only passes its value on. Raises NotFusable."""
+    def _rules(self, place: _Place) -> Sequence[Rule | None]:
+        """The rule of each output of a node; None where it only passes its value on.
+
+        Raises NotFusable.
+        """
         node = place.node
         if node.domain not in ("", "ai.onnx"):
             raise NotFusable(Reason.UNKNOWN_LAYER, f"{node.domain}.{node.op_type} stands between")
         if (node.domain, node.op_type) in self.around.functions:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"the file defines its own {node.op_type}")
-        if node.op_type == "Concat":
-            raise NotFusable(Reason.CONCATENATED, "the arms are concatenated, not added")
         if node.op_type.startswith("Random"):
             raise NotFusable(Reason.RANDOM, f"{node.op_type} draws random numbers")
-        if node.op_type not in RULES:
+        if node.op_type not in (*RULES, "Split"):
             raise NotFusable(Reason.ACTIVATION, f"{node.op_type} stands between")
         if node.op_type in CHANNELS_SECOND and place.axes:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"{node.op_type} takes other axes for channels")
-        rule = RULES[node.op_type](place)
-        if self.read.intersection(filter(None, node.output[1:])):
+        rules = _split(place) if node.op_type == "Split" else [RULES[node.op_type](place)]
+        if self.read.intersection(filter(None, node.output[len(rules) :])):
             raise NotFusable(Reason.SHARED, f"a further output of {node.op_type} is used")
         # What else it reads must be constant, and what it works on must not be.
-        if len(place.reads) != (len(rule.signs) if isinstance(rule, Sum) else 1):
+        several = node.op_type in SEVERAL and not isinstance(rules[0], Scaled)
+        if len(place.reads) != (len(node.input) if several else 1):
             raise NotFusable(Reason.ACTIVATION, f"{node.op_type} works on constants")
-        return rule
+        return rules
 
 
 def _common_order(orders: Sequence[Axes]) -> Axes:
@@ -281,15 +305,10 @@ def _conv(place: _Place) -> Rule:
 
 
 def _transposed_conv(place: _Place) -> Rule:
-    """A transposed convolution of stride 1: its kernel flipped, in and out swapped.
-
-    With another stride it makes several pixels of one, and is none.
-    """
     given = place.attributes
     weight = place.numbers(1)
     bias = place.numbers(2) if place.has(2) else None
-    into, out, *size = weight.shape
-    groups = given.get("group", 1)
+    size = weight.shape[2:]
     ones = (1,) * len(size)
     if tuple(given.get("strides", ones)) != ones:
         raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution with a stride")
@@ -298,14 +317,8 @@ def _transposed_conv(place: _Place) -> Rule:
     if any(given.get("output_padding", ())):
         raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution with output padding")
     dilation = tuple(given.get("dilations", ones))
-    cut = _pads(given, tuple(size), ones, dilation)
-    pads = tuple(
-        (d * (k - 1) - before, d * (k - 1) - after)
-        for k, d, (before, after) in zip(size, dilation, cut, strict=True)
-    )
-    grouped = weight.reshape(groups, into // groups, out, *size).transpose(1, 2)
-    kernel = grouped.reshape(groups * out, into // groups, *size).flip(*range(2, weight.ndim))
-    return Through(Conv(kernel, bias, ones, pads, dilation, groups))
+    crops = _pads(given, tuple(size), ones, dilation)
+    return Through(transposed_conv(weight, bias, crops, dilation, given.get("group", 1)))
 
 
 def _pads(
@@ -439,6 +452,8 @@ def _slice(place: _Place) -> Rule:
         starts, ends, which, steps = lists
     which, steps = which or list(range(len(starts))), steps or [1] * len(starts)
     count = len(place.sizes(place.reads[0])) if place.reads else 0
+    if len(which) == 1 and steps == [1] and _is_channels(place, which[0], count):
+        return Taken(slice(starts[0], None if ends[0] >= END else ends[0]))
     cuts = [(0, 0)] * count
     for start, end, axis, step in zip(starts, ends, which, steps, strict=True):
         to_end = end >= END
@@ -449,6 +464,38 @@ def _slice(place: _Place) -> Rule:
     if count < 3 or any(map(any, cuts[:2])):
         raise NotFusable(Reason.ACTIVATION, "Slice stands between")
     return Through(Pad(0, tuple(cuts[2:])))
+
+
+def _is_channels(place: _Place, axis: int, count: int) -> bool:
+    """Whether an axis of what is read, of so many, is that of the channels."""
+    if not -count <= axis < count:
+        return False
+    return (place.axes[axis % count] if place.axes else axis % count) == 1
+
+
+def _concat(place: _Place) -> Rule:
+    try:
+        axis, ranks = place.attributes["axis"], {len(place.sizes(name)) for name in place.reads}
+    except NotFusable:
+        ranks = set()
+    if len(ranks) != 1 or not _is_channels(place, axis, ranks.pop()):
+        raise NotFusable(Reason.CONCATENATED, "the arms are concatenated, not added")
+    return Stacked()
+
+
+def _split(place: _Place) -> list[Rule | None]:
+    """The channels in parts, one for each output."""
+    given, count = place.attributes, len(place.node.output)
+    if not _is_channels(place, given.get("axis", 0), len(place.sizes(place.reads[0]))):
+        raise NotFusable(Reason.ACTIVATION, "Split stands between")
+    sizes = given.get("split")
+    if place.around.opset >= 13 and place.has(1):
+        sizes = place.tensor(1).tolist()
+    if sizes is None:
+        return [Taken((i, count)) for i in range(count)]
+    if len(sizes) != count:
+        raise NotFusable(Reason.ACTIVATION, "Split stands between")
+    return [Taken(slice(sum(sizes[:i]), sum(sizes[: i + 1]))) for i in range(count)]
 
 
 def _average_pool(place: _Place) -> Rule:
@@ -496,8 +543,11 @@ RULES: dict[str, Callable[[_Place], Rule | None]] = {
     "Sum": _arithmetic,
     "Pad": _pad,
     "Slice": _slice,
+    "Concat": _concat,
     "AveragePool": _average_pool,
     "Identity": _passing,
     "Dropout": _passing,
 }
+SEVERAL = ("Add", "Sub", "Sum", "Concat")
+NO_RESULT = Opaque("a further output of a node stands between")
 ELEMENTWISE = frozenset(RULES) - set(CHANNELS_SECOND)  # the same in every order of axes

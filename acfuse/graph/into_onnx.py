@@ -59,11 +59,12 @@ def put_back(
     gone = {value for w in writers for value in w.region.steps}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        replaced = next((made[o] for o in node.output if o in made), None)
-        if replaced is not None:
-            nodes += replaced
-        elif not gone.intersection(node.output):
-            nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
+        for output in node.output:
+            nodes += made.get(output, ())
+        if not gone.issuperset(filter(None, node.output)):  # some of its outputs are used elsewhere
+            kept = onnx.NodeProto.FromString(node.SerializeToString())
+            kept.output[:] = [names.free(o) if o in made else o for o in node.output]
+            nodes.append(kept)
     del graph.node[:]
     graph.node.extend(nodes)
     for writer in writers:

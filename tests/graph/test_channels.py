@@ -5,8 +5,11 @@ import torch
 from torch import nn
 
 from acfuse.errors import Reason
+from acfuse.onnx_graph import fuse_onnx
+from sample_models import awake
 
 from .fusing import Net, find, fused_and_checked, images, norm, refused, run_convolutions
+from .test_random_onnx import SIZES, answers, convolutions, exported
 
 
 def conv(into: int, out: int, size: int = 1) -> nn.Conv2d:
@@ -104,3 +107,34 @@ def test_parts_that_are_used_twice_are_computed_once():
     (image,) = images(((1, 4, 9, 8),))
     assert run_convolutions(net, image) == 2
     assert all(block.convolutions[1] <= 2 for block in find(net).found)
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+@pytest.mark.parametrize("name", FUSED)
+def test_channels_are_followed_in_onnx_files(name, dynamo):
+    run, parts = FUSED[name]
+    model = awake(Net(run, **parts).double(), 0)
+    original = exported(model, 1, dynamo=dynamo)
+    fused = fuse_onnx(original)
+    assert convolutions(fused.model) == 1, fused.refused
+    for image in images(SIZES):
+        (expected,), (given,) = (answers(m, image.numpy()) for m in (original, fused.model))
+        assert abs(expected - given).max() <= 1e-11 * abs(expected).max()
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+def test_a_part_that_is_used_elsewhere_stays(dynamo):
+    def run(m, x):
+        first, second = torch.split(torch.relu(m.a(x)), [2, 4], dim=1)
+        return m.b(first) + m.c(first[:, :, 1:-1, 1:-1]), second
+
+    parts = {"a": conv(4, 6, 3), "b": nn.Conv2d(2, 3, 3), "c": conv(2, 3)}
+    model = awake(Net(run, **parts).double(), 0)
+    original = exported(model, 2, dynamo=dynamo)
+    fused = fuse_onnx(original)
+    assert convolutions(fused.model) == 2
+    for image in images(SIZES):
+        for a, b in zip(
+            answers(original, image.numpy()), answers(fused.model, image.numpy()), strict=True
+        ):
+            assert abs(a - b).max() <= 1e-11 * abs(a).max()
