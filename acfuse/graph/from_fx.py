@@ -219,6 +219,8 @@ class _Builder:
         if name in PARTS:
             self._check_parts(node)
             return None
+        if node.target in METADATA:
+            raise _stands_between(f"what is computed from its {node.target}")
         raise _stands_between(str(node.target))
 
     def _function(self, node: fx.Node) -> Rule | None:
@@ -234,8 +236,9 @@ class _Builder:
             return FUNCTIONS[target](self, node)
         if target in JOINS:
             return self._joined(node)
-        name = function_name(node)
-        raise _stands_between(name)
+        if target is getattr:
+            raise _stands_between(f"what is computed from its {node.args[1]}")
+        raise _stands_between(function_name(node))
 
     def _made_of(self, node: Any) -> Any:
         return node.target if isinstance(node, fx.Node) else None

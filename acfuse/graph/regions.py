@@ -435,6 +435,7 @@ def _arms(
     What is `made` by a region is no arm any more, but a beginning.
     """
     roots = _roots(graph, frozenset())
+    opaque = {step.value for step in graph.steps if isinstance(step.rule, Opaque)}
     arms = {value: _Arm(frozenset({value})) for value in graph.inputs}
     for step in graph.steps:
         reads = [arms[v] for v in step.reads]
@@ -456,10 +457,11 @@ def _arms(
             ends = not beyond_roots and roots.get(value, value) == value
             sources |= {value} if ends else arm.sources
         inner = [arms[v] for v in step.reads if beyond_roots or roots.get(v, v) != v]
+        begins = [arms[v] for v in step.reads if v in opaque]
         arms[step.value] = _Arm(
             frozenset(sources),
             _is_convolution(step) or any(arm.convolves for arm in inner),
-            next((arm.behind for arm in reads if arm.behind), None),
+            next((arm.behind for arm in (*inner, *begins) if arm.behind), None),
         )
     return arms
 
