@@ -110,6 +110,12 @@ def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Mis
     return chosen, [*_explain(graph, plans, chosen, misses)]
 
 
+def planned(graph: Graph, region: Region) -> Form:
+    """What `kernels` gives, on shapes alone. Raises NotFusable if it does."""
+    bound: dict[str, Form] = {source: {source: UNIT} for source in region.sources}
+    return form_of(graph, region.output, bound, numbers=False)
+
+
 def kernels(graph: Graph, region: Region) -> dict[str, LinearConv | Unit]:
     """The convolution of each source, in float64 (`UNIT` where the source is added as is).
 
@@ -131,9 +137,10 @@ def as_layer(graph: Graph) -> Inside | None:
     """The whole graph as one linear rule, if its output is a sum of convolutions of its inputs."""
     if graph.output is None or graph.output in graph.inputs:
         return None
-    # Pads and crops alone tell no width and are the same for any: planned for one channel.
-    any_width = replace(graph, assumed=1) if not graph.widths else graph
-    plan = _plan(any_width, frozenset())[0][graph.output]
+    # Pads, crops and factors tell no width of what they read: it is planned as if it were that of
+    # what they make, or one channel. What is done with real values is decided where they are.
+    known = next((channels for channels, _ in graph.widths.values()), 1)
+    plan = _plan(replace(graph, assumed=known), frozenset())[0][graph.output]
     inputs = frozenset(graph.inputs)
     if not inputs >= set(plan.full.form):
         return None
