@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from acfuse.errors import Reason
 from acfuse.find import find_in_module
+from acfuse.onnx_graph import fuse_onnx
 from acfuse.patterns import PATTERNS
 from acfuse.rewrite import fused_copy
 from sample_models import awake, samples
@@ -29,6 +30,7 @@ from .fusing import (
     state_of,
 )
 from .test_fuses import Block, Named, add, cases, two, weight
+from .test_random_onnx import exported
 
 LOOKALIKES = {name: sample for name, sample in samples().items() if not sample.blocks}
 
@@ -573,3 +575,19 @@ def test_names_are_no_evidence():
                 square_conv=conv(3), square_bn=norm(), ver_conv=conv((3, 1)), ver_bn=norm(),
                 hor_conv=conv((1, 3)), hor_bn=norm()), Reason.NOT_CONFIRMED)  # fmt: skip
     fused_and_checked(Net(add, hor_conv=conv(3), a=conv(3), b=conv(1)))
+
+
+def _behind_an_activation(m, x):
+    y = m.a(x) + torch.relu(m.b(x))
+    return m.c(y) + F.avg_pool2d(m.d(y), 3, 1, 1, count_include_pad=False)
+
+
+def test_the_reason_is_what_stands_in_the_arms_and_not_in_front_of_them():
+    parts = {"a": conv(3), "b": conv(1), "c": conv(3), "d": conv(1)}
+    net = Net(_behind_an_activation, **parts)
+    first, second = refused(net, Reason.ACTIVATION, Reason.POOLING)
+    assert "relu" in first
+    assert "pooling" in second
+    float64 = awake(copy.deepcopy(net).double(), 0)
+    left = fuse_onnx(exported(float64, 1)).refused
+    assert [r.code for r in left] == [Reason.ACTIVATION, Reason.POOLING]
