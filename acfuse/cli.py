@@ -74,6 +74,13 @@ class JsonObject(click.ParamType[Any]):
         return data
 
 
+PATTERN_FILES = _option(
+    "--patterns",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Patterns of your own, as TOML. Repeatable.",
+)
 MODEL_OPTIONS = (
     _option("--model", metavar="MODULE:NAME", help="The network's code: package.module:factory or "
             "path/to/file.py:Class."),
@@ -84,6 +91,9 @@ MODEL_OPTIONS = (
     _option("--bn-eps", type=click.FloatRange(min=0), help="BatchNorm eps, for checkpoints without "
             "their code."),
     _option("--fold-bn", is_flag=True, help="Fold lone conv+BatchNorm pairs as well."),
+    PATTERN_FILES,
+    _option("--assume", multiple=True, metavar="PATTERN", help="A pattern that holds although the "
+            "tensors alone do not decide it. Repeatable."),
 )  # fmt: skip
 SHAPE_OPTIONS = (
     _option(
@@ -268,34 +278,42 @@ def inspect(source: Path, format: str, quiet: bool, verbose: int, **options: Any
         sys.exit(Exit.NOTHING)
 
 
-@cli.group(invoke_without_command=True)
-@_options(COMMON_OPTIONS)
+@cli.group("patterns", invoke_without_command=True)
+@_options((PATTERN_FILES,), COMMON_OPTIONS)
 @click.pass_context
-def patterns(context: click.Context, format: str, quiet: bool, verbose: int) -> None:
+def list_patterns(
+    context: click.Context, patterns: tuple[Path, ...], format: str, quiet: bool, verbose: int
+) -> None:
     """List the blocks that are known by name."""
     if context.invoked_subcommand:
         return
     with _progress("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
-        from acfuse.patterns import PATTERNS
+        from acfuse.patterns import known_patterns
+
+        known = known_patterns(patterns)
     if format == "json":
-        names = ("name", "fused", "source", "bn_eps", "alone")
-        report.print_json([{n: getattr(p, n) for n in names} for p in PATTERNS])
+        names = ("name", "fused", "source", "bn_eps", "alone", "owner")
+        report.print_json([{n: getattr(p, n) for n in names} for p in known])
     else:
-        report.print_patterns(PATTERNS)
+        report.print_patterns(known)
 
 
-@patterns.command("show")
+@list_patterns.command("show")
 @click.argument("name")
-@_options(COMMON_OPTIONS)
-def show_pattern(name: str, format: str, quiet: bool, verbose: int) -> None:
+@_options((PATTERN_FILES,), COMMON_OPTIONS)
+def show_pattern(
+    name: str, patterns: tuple[Path, ...], format: str, quiet: bool, verbose: int
+) -> None:
     """Show one pattern: its keys, what it assumes, and its source."""
     with _progress("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
-        from acfuse.patterns import PATTERNS
-    found = next((p for p in PATTERNS if p.name == name), None)
+        from acfuse.patterns import known_patterns
+
+        known = known_patterns(patterns)
+    found = next((p for p in known if p.name == name), None)
     if found is None:
-        families = sorted({p.name for p in PATTERNS if p.family == name.partition("/")[0]})
+        families = sorted({p.name for p in known if p.family == name.partition("/")[0]})
         hint = f" Of this family: {', '.join(families)}." if families else ""
         raise UsageError(f"there is no pattern {name!r}.{hint} See `acfuse patterns`.")
     if format == "json":
@@ -318,6 +336,8 @@ def _again(manifest: "Manifest", options: dict[str, Any]) -> "Job":
         for name, value in options.items()
         if name in ("atol", "rtol") or context.get_parameter_source(name) in spoken
     }
+    if own.get("patterns") or own.get("assume"):
+        own = {"patterns": manifest.pattern_files, "assume": manifest.assume, **own}
     job = manifest.job(_changes(own))
     seed, samples = own.get("seed"), own.get("samples")
     if job.inputs is not None:
@@ -330,6 +350,7 @@ def _again(manifest: "Manifest", options: dict[str, Any]) -> "Job":
 
 def _changes(options: dict[str, Any]) -> dict[str, Any]:
     """The parts of a job that options change."""
+    from acfuse.patterns import known_patterns
     from acfuse.verify import Inputs, Tolerance
 
     changes: dict[str, Any] = {
@@ -343,6 +364,10 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
         "dynamic": options.get("dynamic"),
         "force": options.get("force") or None,
     }
+    if options.get("patterns") or options.get("assume"):
+        changes["patterns"] = known_patterns(
+            options.get("patterns") or (), options.get("assume") or ()
+        )
     if options.get("input_shape"):
         changes["inputs"] = Inputs(
             tuple(options["input_shape"]), options.get("seed") or 0, options.get("samples") or 3

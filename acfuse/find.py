@@ -6,6 +6,7 @@ name for the fused convolution. Among bare tensors a pattern's word is all there
 
 import copy
 import gc
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -526,14 +527,19 @@ def _label(
     """The pattern whose layers a module has (all of them among `within`); the one with the most."""
 
     def look(name: str) -> Layer | None:
+        owner, _, last = name.rpartition(".")
         layer = _submodule(module, name)
-        return Affine() if layer is not None and (layer._parameters or layer._buffers) else None
+        if layer is None:  # a factor may be a tensor of the block itself
+            layer = _submodule(module, owner) if owner else module
+            return Affine() if isinstance(getattr(layer, last, None), Tensor) else None
+        return Affine() if layer._parameters or layer._buffers else None
 
-    best, most = None, 1
+    best, most = None, 0 if within else 1
     for pattern in patterns:
         names = pattern.layers(look)
-        modules = [_submodule(module, name) for name in names]
-        if sum(hasattr(m, "kernel_size") for m in modules) < 2:
+        modules = [m for name in names if (m := _submodule(module, name)) is not None]
+        convolutions = sum(hasattr(m, "kernel_size") for m in modules)
+        if convolutions + (pattern.arms(look) > 1) < 2:
             continue
         if len(names) > most and (within is None or {id(m) for m in modules} <= within):
             best, most = pattern, len(names)
@@ -632,23 +638,33 @@ def find_in_tensors(
     What the file does not hold comes from the pattern or `bn_eps`, and is listed in the notes.
     Raises UsageError where neither knows the eps.
     """
-    found: list[Found] = []
-    refused: list[Refused] = []
+    candidates = _candidates(tensors, patterns)
+    results: dict[str, Found | Refused] = {}
     notes: dict[str, None] = {}
-    for prefix, pattern in _candidates(tensors, patterns):
-        eps = bn_eps if bn_eps is not None else pattern.bn_eps
-        where = prefix.rstrip(".")
-        if eps is None:
-            raise UsageError(
-                f"{where or 'the model'}: {pattern.name} has no usual BatchNorm eps, and the file "
-                "does not hold it. Give --bn-eps with the eps of the training code."
-            )
-        result = _bare_block(tensors, prefix, pattern, eps)
-        if isinstance(result, Refused):
-            refused.append(result)
+    taken: set[str] = set()
+    for prefix, pattern in sorted(candidates, key=lambda candidate: candidate[0].count(".")):
+        layers = [prefix + name for name in layers_at(pattern, tensors, prefix)]
+        if not taken.isdisjoint(layers):  # the block around it has them already
             continue
-        found.append(result)
-        notes[f"BatchNorm eps {eps:g} ({pattern.name}; a state dict does not hold it)"] = None
+        eps = bn_eps if bn_eps is not None else pattern.bn_eps
+        has_norms = any(f"{name}.running_var" in tensors for name in layers)
+        if has_norms and eps is None:
+            raise UsageError(
+                f"{prefix.rstrip('.') or 'the model'}: {pattern.name} has no usual BatchNorm eps, "
+                "and the file does not hold it. Give --bn-eps with the eps of the training code"
+                f"{pattern.usual_eps and f' ({pattern.usual_eps})'}."
+            )
+        result = results[prefix] = _bare_block(tensors, prefix, pattern, eps or 0.0)
+        if isinstance(result, Refused):
+            continue
+        taken.update(layers)
+        if has_norms:
+            notes[f"BatchNorm eps {eps:g} ({pattern.name}; a state dict does not hold it)"] = None
+        claims = (f"{pattern.claim}, as --assume says",) if pattern.alone else ()
+        notes |= dict.fromkeys(f"{pattern.name}: {t}" for t in (*claims, *pattern.assumptions))
+    ordered = [results[prefix] for prefix, _ in candidates if prefix in results]
+    found = [result for result in ordered if isinstance(result, Found)]
+    refused = [result for result in ordered if isinstance(result, Refused)]
     if found:
         notes["branches are parallel, of one stride, and centred on each other"] = None
     state = state_of(tensors, found, patterns)
@@ -683,17 +699,27 @@ def state_of(
 def _candidates(
     tensors: Mapping[str, Tensor], patterns: Sequence[Pattern]
 ) -> list[tuple[str, Pattern]]:
-    """Every prefix below which a pattern's layers stand, with the pattern that has the most."""
-    best: dict[str, tuple[int, Pattern]] = {}
+    """Every prefix below which a pattern's layers stand, with the pattern that has the most.
+
+    Of two that have as many, it is the one that leaves fewer tensors beside them unexplained.
+    """
+    best: dict[str, tuple[tuple[int, int], Pattern]] = {}
+    keys = sorted(tensors)
+
+    def below(prefix: str) -> list[str]:
+        end = prefix[:-1] + "/" if prefix else ""  # the character behind the dot
+        return keys[bisect_left(keys, prefix) : bisect_left(keys, end) if end else None]
+
     for pattern in patterns:
         suffix = f"{pattern.anchor}.weight"
         for key in tensors:
             prefix = key.removesuffix(suffix)
             if prefix == key or (prefix and not prefix.endswith(".")):
                 continue
-            count = len(layers_at(pattern, tensors, prefix))
-            if count > best.get(prefix, (0, pattern))[0]:
-                best[prefix] = count, pattern
+            names = layers_at(pattern, tensors, prefix)
+            rank = len(names), -len(strangers(pattern, names, below(prefix), prefix))
+            if names and (prefix not in best or rank > best[prefix][0]):
+                best[prefix] = rank, pattern
     order = {key: i for i, key in enumerate(tensors)}
     first = {p: order[f"{p}{pattern.anchor}.weight"] for p, (_, pattern) in best.items()}
     return [(p, best[p][1]) for p in sorted(best, key=first.__getitem__)]
@@ -703,9 +729,6 @@ def _bare_block(
     tensors: Mapping[str, Tensor], prefix: str, pattern: Pattern, eps: float
 ) -> Found | Refused:
     where = prefix.rstrip(".")
-    if pattern.alone:
-        why = f"{pattern.alone}. Give --model with the code"
-        return Refused(where, Reason.ASSUMPTION, why, pattern.name)
     block = TensorBlock(tensors, prefix, eps)
     names = layers_at(pattern, tensors, prefix)
     dtype = tensors[f"{prefix}{pattern.anchor}.weight"].dtype
@@ -721,7 +744,13 @@ def _bare_block(
             return Refused(where, Reason.ASSUMPTION, why, pattern.name)
         value, block = value_of(pattern, block)
     except NotFusable as refusal:
-        return Refused(where, refusal.code, refusal.why, pattern.name)
+        why = f"{pattern.alone}. Give --model with the code" if pattern.alone else refusal.why
+        code = Reason.ASSUMPTION if pattern.alone else refusal.code
+        return Refused(where, code, why, pattern.name)
+    if pattern.alone and not pattern.is_assumed:
+        way = f", or --assume {pattern.name} if {pattern.claim}" if pattern.claim else ""
+        why = f"{pattern.alone}. Give --model with the code{way}"
+        return Refused(where, Reason.ASSUMPTION, why, pattern.name)
     return Found(
         where,
         pattern.name,

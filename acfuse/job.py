@@ -11,7 +11,7 @@ from acfuse.errors import Exit
 from acfuse.export import DEFAULT_OPSET, OnnxFile
 from acfuse.find import Findings
 from acfuse.paths import Paths, fused_path
-from acfuse.patterns import PATTERNS, Pattern
+from acfuse.patterns import Pattern, known_patterns
 from acfuse.verify import Inputs, Proofs, Tolerance
 
 
@@ -32,7 +32,7 @@ class Job:
     dynamic: str = "batch"
     bn_eps: float | None = None
     fold_bn: bool = False
-    patterns: tuple[Pattern, ...] = PATTERNS
+    patterns: tuple[Pattern, ...] = field(default_factory=known_patterns)
     force: bool = False
     allow_empty: bool = False
     dry_run: bool = False

@@ -17,6 +17,7 @@ from acfuse.export import DEFAULT_OPSET
 from acfuse.find import Found
 from acfuse.job import Conversion, Job
 from acfuse.paths import Paths
+from acfuse.patterns import known_patterns
 from acfuse.text import plain
 from acfuse.verify import Inputs
 
@@ -65,6 +66,11 @@ def describe(
         "allow_class": [_moved(c, lambda p: _relative(p, folder)) for c in job.allow_classes],
         "bn_eps": job.bn_eps,
         "fold_bn": job.fold_bn,
+        "patterns": [
+            {"file": _relative(path, folder), "sha256": sha256_of(path)}
+            for path in dict.fromkeys(p.file for p in job.patterns) if path is not None
+        ],
+        "assume": [p.name for p in job.patterns if p.is_assumed],
         "inputs": None if job.inputs is None else {
             "shapes": [[name, list(shape)] for name, shape in job.inputs.shapes],
             "seed": job.inputs.seed,
@@ -203,15 +209,27 @@ class Manifest:
             ),
             bn_eps=data["bn_eps"],
             fold_bn=data["fold_bn"],
+            patterns=known_patterns(self.pattern_files, self.assume),
             onnx=data["onnx"] is not None,
             opset=data["onnx"]["opset"] if data["onnx"] else DEFAULT_OPSET,
             dynamic=data["onnx"]["dynamic"] if data["onnx"] else "batch",
             allow_empty=True,
         )  # fmt: skip
 
+    @property
+    def pattern_files(self) -> tuple[Path, ...]:
+        """The user's own files of patterns."""
+        return tuple(self.path.parent / r["file"] for r in self.data.get("patterns", ()))
+
+    @property
+    def assume(self) -> tuple[str, ...]:
+        """The patterns that were taken at their word."""
+        return tuple(self.data.get("assume", ()))
+
     def changed(self) -> list[Changed]:
         """The files that are no longer what the manifest says."""
-        records = [self.data["source"], *self.data.get("shards", ()), *self.data["outputs"]]
+        own = (*self.data.get("shards", ()), *self.data.get("patterns", ()))
+        records = [self.data["source"], *own, *self.data["outputs"]]
         return [c for c in map(self._change, records) if c is not None]
 
     def is_own(self, path: Path) -> bool:

@@ -60,15 +60,16 @@ def print_patterns(patterns: Sequence[Pattern]) -> None:
     """The registry."""
     rows = [
         (
-            p.name,
-            p.fused,
+            safe(p.name),
+            safe(p.fused),
             "?" if p.bn_eps is None else f"{p.bn_eps:g}",
-            "no" if p.alone else "yes",
-            p.source,
+            "yes" if not p.alone else "with --assume" if p.claim else "no",
+            safe(p.owner),
+            safe(p.source),
         )
         for p in patterns
     ]
-    _echo(*columns(("pattern", "fused name", "BN eps", "bare", "source"), rows))
+    _echo(*columns(("pattern", "fused name", "BN eps", "bare", "owner", "source"), rows))
 
 
 def describe_pattern(pattern: Pattern) -> dict[str, Any]:
@@ -86,6 +87,8 @@ def describe_pattern(pattern: Pattern) -> dict[str, Any]:
             *pattern.assumptions,
         ],
         "alone": pattern.alone,
+        "claim": pattern.claim,
+        "owner": pattern.owner,
         "source": pattern.source,
     }
 
@@ -93,7 +96,8 @@ def describe_pattern(pattern: Pattern) -> dict[str, Any]:
 def print_pattern(pattern: Pattern) -> None:
     """One pattern: its keys, what it assumes, and its source."""
     told = describe_pattern(pattern)
-    eps = "none is usual: --bn-eps" if pattern.bn_eps is None else f"{pattern.bn_eps:g}"
+    usual = f" ({pattern.usual_eps})" if pattern.usual_eps else ""
+    eps = f"--bn-eps{usual}" if pattern.bn_eps is None else f"{pattern.bn_eps:g}"
     rows = [
         ("pattern", pattern.name),
         ("block", told["block"]),
@@ -101,11 +105,13 @@ def print_pattern(pattern: Pattern) -> None:
         ("beside", ", ".join(pattern.tail) or "nothing"),
         ("BN eps", eps),
         ("bare", f"no: {pattern.alone}" if pattern.alone else "yes"),
+        *([("--assume", f"says that {pattern.claim}")] if pattern.claim else []),
         *(("assumes", text) for text in told["assumptions"]),
+        ("owner", pattern.owner),
         ("source", pattern.source),
     ]
     for name, text in rows:
-        _echo(f"{name:<8} {text}")
+        _echo(f"{name:<8} {safe(text)}")
 
 
 def describe_findings(seen: Conversion) -> dict[str, Any]:

@@ -81,7 +81,11 @@ def _exchange(root: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
 def fused_bare(tensors: Mapping[str, Tensor], found: Sequence[Found]) -> dict[str, Tensor]:
     """The tensors of a fused checkpoint whose code is not at hand."""
     owner = _owners(found)
-    state = {key: t for key, t in tensors.items() if key.rpartition(".")[0] not in owner}
+    state = {
+        key: t
+        for key, t in tensors.items()
+        if owner.keys().isdisjoint((key, key.rpartition(".")[0]))
+    }
     for block in found:
         for name, summand in zip(block.names, block.summands, strict=True):
             if summand.value is not None:
@@ -112,7 +116,7 @@ def fused_tensors(
     placed = {key for keys in new.values() for key in keys}
     result: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        replaced = owner.get(key.rpartition(".")[0])
+        replaced = owner.get(key.rpartition(".")[0]) or owner.get(key)
         if replaced is not None:
             result.update((k, fused[k]) for k in new.pop(id(replaced), ()))
         if key in fused and key not in placed:

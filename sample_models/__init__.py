@@ -39,6 +39,8 @@ class Sample(NamedTuple):
     """What the network's BatchNorms are built with, where the pattern does not say it."""
     live: bool = True
     """False where the forward is not read, or is one convolution already: for bare tensors only."""
+    assume: tuple[str, ...] = ()
+    """The patterns that have to be assumed for bare tensors."""
     bare: bool = True
     """False where the tensors do not tell the network, so that its code is needed."""
 

@@ -1,4 +1,4 @@
-"""Relatives of ACNet's block in depthwise networks. No named pattern: their names do not suffice.
+"""Relatives of ACNet's block in depthwise networks: RepNeXt's and SLaK's.
 
 RepNeXt's arms are parallel at stride 1, and at stride 2 two of them form a chain: the same names
 and the same shapes. SLaK's names look like low-rank adapters, and its authors never fuse it.
@@ -33,6 +33,26 @@ class RepDWConvS(nn.Module):
         if self.stride == 1:
             return self.conv_3_3(x) + self.conv_3_h(x) + self.conv_3_w(x) + self.conv_2_2(x)
         return self.conv_3_3(x) + self.conv_3_h(self.conv_3_w(x)) + self.conv_2_2(x)
+
+
+class RepDWConvM(nn.Module):
+    """RepNeXt's large mixer: squares, oblongs, and thin ones after each other, without a bias."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+
+        def depthwise(height: int, width: int, bias: bool = True) -> nn.Conv2d:
+            pads = (height // 2, width // 2)
+            return nn.Conv2d(dim, dim, (height, width), padding=pads, groups=dim, bias=bias)
+
+        self.conv_7_7 = depthwise(7, 7)
+        self.conv_5_3, self.conv_3_5 = depthwise(5, 3), depthwise(3, 5)
+        self.conv_7_w, self.conv_7_h = depthwise(1, 7, False), depthwise(7, 1, False)
+        self.conv_5_w, self.conv_5_h = depthwise(1, 5, False), depthwise(5, 1, False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        thin = self.conv_7_h(self.conv_7_w(x)) + self.conv_5_h(self.conv_5_w(x))
+        return self.conv_7_7(x) + self.conv_5_3(x) + self.conv_3_5(x) + thin
 
 
 class RepNextMixer(nn.Module):
@@ -72,8 +92,25 @@ class ReparamLargeKernelConv(nn.Module):
 
 
 SAMPLES = {
-    "repnext": Sample(built(lambda: framed(RepNextMixer(8), 8, 8)), images(3), 1, None, bare=False),
-    "repnext_alone": Sample(built(lambda: RepDWConvS(5)), images(5), 1, None, bare=False),
+    "repnext": Sample(
+        built(lambda: framed(RepNextMixer(8), 8, 8)),
+        images(3),
+        1,
+        "repnext",
+        ("body.token_mixer.conv_3_3.weight",),
+        assume=("repnext",),
+    ),
+    "repnext_alone": Sample(
+        built(lambda: RepDWConvS(5)), images(5), 1, "repnext", assume=("repnext",)
+    ),
+    "repnext_large": Sample(
+        built(lambda: framed(RepDWConvM(4), 4, 4)),
+        images(3),
+        1,
+        "repnext",
+        ("body.conv_7_7.weight",),
+        assume=("repnext/large",),
+    ),
     "repnext_stride2": Sample(
         built(lambda: framed(RepNextMixer(8, stride=2), 8, 8)), images(3), 1, None, bare=False
     ),

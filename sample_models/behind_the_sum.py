@@ -107,17 +107,21 @@ def _in_frame(
     return Sample(build, images(3), 1, family, keys, "", absorbed, bn_eps=eps, live=live, bare=bare)
 
 
-def _qarep(make: Callable[[], nn.Module], a: int, b: int) -> Sample:
+def _qarep(make: Callable[[], nn.Module], a: int, b: int, assume: str = "") -> Sample:
     absorbed = ("body.alpha", "body.rbr_reparam")
-    return _in_frame(make, a, b, "qarepvgg", "rbr_reparam", eps=1e-3, bare=False, absorbed=absorbed)
+    sample = _in_frame(
+        make, a, b, "qarepvgg", "rbr_reparam", eps=1e-3, bare=bool(assume), absorbed=absorbed
+    )
+    return sample._replace(assume=(assume,) if assume else ())
 
 
 SAMPLES = {
-    "qarepvgg": _qarep(lambda: QARepVGGBlock(6, 6), 6, 6),
+    "qarepvgg": _qarep(lambda: QARepVGGBlock(6, 6), 6, 6, "qarepvgg"),
+    "qarepvgg_wider": _qarep(lambda: QARepVGGBlock(6, 8, 2), 6, 8, "qarepvgg"),
     "qarepvgg_groups": _qarep(lambda: QARepVGGBlock(6, 6, groups=3), 6, 6),
     "qarepvgg_stride2": _qarep(lambda: QARepVGGBlock(6, 6, 2), 6, 6),
-    "yolo_nas": _qarep(lambda: YoloNasBlock(6, 6), 6, 6),
-    "yolo_nas_stride2": _qarep(lambda: YoloNasBlock(6, 8, 2), 6, 8),
+    "yolo_nas": _qarep(lambda: YoloNasBlock(6, 6), 6, 6, "qarepvgg/super-gradients"),
+    "yolo_nas_wider": _qarep(lambda: YoloNasBlock(6, 8, 2), 6, 8, "qarepvgg/super-gradients"),
     "repvit": _in_frame(lambda: RepVGGDW(6), 6, 6, "repvit"),
     "repvit_legacy": _in_frame(lambda: RepVGGDW(6, legacy=True), 6, 6, "repvit"),
     "repoptimizer": _in_frame(

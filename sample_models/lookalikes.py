@@ -272,7 +272,7 @@ SAMPLES = {
     "concatenated": _refused(lambda: framed(Concatenated(6, 8), 6, 24), "concatenated"),
     "concatenated_repvgg": _refused(
         lambda: framed(ConcatenatedRepVGG(6, 6), 6, 18), "concatenated"
-    ),
+    )._replace(bn_eps=1e-5),
     "rectified": _refused(lambda: framed(Rectified(6, 8), 6, 8), "activation"),
     "rectified_article": _refused(lambda: framed(RectifiedArticle(6, 8), 6, 8), "activation"),
     "other_inputs": _refused(ThreeStems, "inputs"),

@@ -203,13 +203,19 @@ SAMPLES = {
     "mmpretrain": _in_frame(lambda: MMPretrainBlock(6, 6, 1, 3), 6, 6, "branch_reparam"),
     "mmpretrain_stride2": _in_frame(lambda: MMPretrainBlock(6, 8, 2), 6, 8, "branch_reparam"),
     "repmixer": _in_frame(
-        lambda: RepMixer(6), 6, 6, "reparam_conv", "repmixer", bare=False, absorbed=GAMMA
+        lambda: RepMixer(6), 6, 6, "reparam_conv", "repmixer", assume=("repmixer",), absorbed=GAMMA
     ),
     "repmixer_k7": _in_frame(
-        lambda: RepMixer(4, 7), 4, 4, "reparam_conv", "repmixer", bare=False, absorbed=GAMMA
+        lambda: RepMixer(4, 7),
+        4,
+        4,
+        "reparam_conv",
+        "repmixer",
+        assume=("repmixer",),
+        absorbed=GAMMA,
     ),
     "repmixer_timm": _in_frame(
-        lambda: TimmRepMixer(6), 6, 6, "reparam_conv", "repmixer", bare=False
+        lambda: TimmRepMixer(6), 6, 6, "reparam_conv", "repmixer", assume=("repmixer/timm",)
     ),
     "pplcnet": _in_frame(
         lambda: LearnableRepLayer((6, 6, 3), 1, 6), 6, 6, "reparam_conv", "pplcnet", bare=False

@@ -65,13 +65,18 @@ def _in_frame(
         block = RepVGGBlock(in_channels, out_channels, stride, groups, use_se)
         return framed(block, in_channels, out_channels)
 
-    return Sample(built(make), images(3), 1, "repvgg", ("body.rbr_reparam.weight",))
+    return Sample(built(make), images(3), 1, "repvgg", ("body.rbr_reparam.weight",), bn_eps=1e-5)
 
 
 SAMPLES = {
     "identity": _in_frame(8, 8),
     "identity_alone": Sample(
-        built(lambda: RepVGGBlock(6, 6)), images(6), 1, "repvgg", ("rbr_reparam.weight",)
+        built(lambda: RepVGGBlock(6, 6)),
+        images(6),
+        1,
+        "repvgg",
+        ("rbr_reparam.weight",),
+        bn_eps=1e-5,
     ),
     "stride2": _in_frame(6, 6, stride=2),
     "wider": _in_frame(6, 10),
@@ -89,5 +94,6 @@ SAMPLES = {
             f"{block}.rbr_reparam.weight"
             for block in ("stage0", "stage1.0", "stage1.1", "stage2.0", "stage2.1")
         ),
+        bn_eps=1e-5,
     ),
 }

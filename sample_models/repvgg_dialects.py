@@ -5,6 +5,7 @@ Every docstring says whose layout it is. Detectors build their BatchNorms with a
 
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +139,19 @@ class RepConvN(nn.Module):
         return self.act(self.conv1(x) + self.conv2(x) + identity)
 
 
+class PPYoloEBlock(nn.Module):
+    """A learned factor on the 1 x 1. Source: PaddlePaddle/PaddleDetection. Deploy: ``conv``."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv_norm((a, b, 3)), conv_norm((a, b, 1))
+        self.alpha = nn.Parameter(torch.tensor([1.7]))
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv1(x) + self.alpha * self.conv2(x))
+
+
 class Conv2(nn.Module):
     """Bare convolutions, one BatchNorm behind. Source: ultralytics. Deploy: ``conv``."""
 
@@ -171,11 +185,20 @@ def _in_frame(
     b: int,
     fused: str,
     eps: float | None = None,
-    **more: bool,
+    **more: Any,
 ) -> Sample:
     """Give a sample of one block, from a to b channels, between two convolutions."""
     build, keys = built(lambda: framed(make(), a, b)), (f"body.{fused}.weight",)
     return Sample(build, images(3), 1, "repvgg", keys, bn_eps=eps, **more)
+
+
+def _assumed(
+    dialect: str, make: Callable[[], nn.Module], a: int, b: int, eps: float | None = None
+) -> Sample:
+    """Give a sample whose names may as well be those of layers in sequence."""
+    absorbed = ("body.alpha",) if dialect == "ppyoloe" else ()
+    assume = (f"repvgg/{dialect}",)
+    return _in_frame(make, a, b, "conv", eps, assume=assume, absorbed=absorbed)
 
 
 SAMPLES = {
@@ -192,11 +215,12 @@ SAMPLES = {
     "half_fused_wider": _in_frame(lambda: HalfFused(6, 8), 6, 8, "rbr_reparam", 1e-3),
     "timm": _in_frame(lambda: TimmBlock(6, 6, 1, 3), 6, 6, "reparam_conv"),
     "timm_stride2": _in_frame(lambda: TimmBlock(6, 8, 2), 6, 8, "reparam_conv"),
-    "detr": _in_frame(lambda: DetrBlock(6, 6), 6, 6, "conv", bare=False),
-    "yolov9": _in_frame(lambda: RepConvN(6, 6), 6, 6, "conv", bare=False),
-    "yolov9_stride2": _in_frame(lambda: RepConvN(6, 8, 2, 2), 6, 8, "conv", bare=False),
-    "ultralytics": _in_frame(lambda: RepConvN(6, 6, bn=True), 6, 6, "conv", bare=False),
-    "conv2": _in_frame(lambda: Conv2(6, 8), 6, 8, "conv", bare=False),
-    "conv2_stride2": _in_frame(lambda: Conv2(6, 6, 2, 3), 6, 6, "conv", bare=False),
+    "detr": _assumed("detr", lambda: DetrBlock(6, 6), 6, 6),
+    "yolov9": _assumed("yolov9", lambda: RepConvN(6, 6), 6, 6, 1e-3),
+    "yolov9_stride2": _assumed("yolov9", lambda: RepConvN(6, 8, 2, 2), 6, 8, 1e-3),
+    "ultralytics": _assumed("yolov9", lambda: RepConvN(6, 6, bn=True), 6, 6, 1e-3),
+    "ppyoloe": _assumed("ppyoloe", lambda: PPYoloEBlock(6, 6), 6, 6),
+    "conv2": _assumed("conv2", lambda: Conv2(6, 8), 6, 8),
+    "conv2_stride2": _assumed("conv2", lambda: Conv2(6, 6, 2, 3), 6, 6),
     "yolov10": _in_frame(lambda: RepVGGDW(6), 6, 6, "conv"),
 }

@@ -25,6 +25,7 @@ import acfuse
 from acfuse.algebra import lower
 from acfuse.find import find_in_module, find_in_tensors
 from acfuse.patterns import PATTERNS
+from acfuse.patterns.registry import assumed
 from acfuse.rewrite import fused_copy
 from acfuse.verify import Inputs, certify
 from acfuse.verify.certificate import BLOCK_LIMIT, ULP_LIMIT, certify_tensors
@@ -34,6 +35,7 @@ SAMPLES = samples()
 BLOCKS = [name for name, sample in SAMPLES.items() if sample.blocks and sample.live]
 ONLY_BARE = [name for name, sample in SAMPLES.items() if not sample.live]
 BARE = [name for name in BLOCKS if SAMPLES[name].bare]
+ASSUMED = [name for name, sample in SAMPLES.items() if sample.assume]
 NEED_CODE = [name for name, sample in SAMPLES.items() if not sample.bare]
 
 
@@ -52,6 +54,22 @@ def _fused(name):
     return fused_copy(_original(name), _findings(name).found)
 
 
+@cache
+def _sampled():
+    """The patterns of which a sample is found."""
+    found = {block.pattern for name in BLOCKS for block in _findings(name).found}
+    return found | {block.pattern for name in ONLY_BARE for block in _bare(name).found}
+
+
+@cache
+def _bare(name):
+    """The sample's tensors fused without its code, with the eps and the patterns that it names."""
+    sample = SAMPLES[name]
+    patterns = assumed(PATTERNS, sample.assume)
+    tensors = _original(name).state_dict()
+    return acfuse.fuse_tensors(tensors, bn_eps=sample.bn_eps, patterns=patterns)
+
+
 def _layers_replaced(findings):
     """The prefixes of every key that belongs to a block."""
     return tuple(
@@ -59,6 +77,12 @@ def _layers_replaced(findings):
         for block in findings.found
         for layer in block.layers
     )
+
+
+def _adds_its_input(block):
+    """Whether a block is one convolution, with its input beside it."""
+    (image,) = (node for node in block.alone.nodes if node.op == "placeholder")
+    return block.convolutions == (1, 1) and len(image.users) > 1
 
 
 def _parameters(state):
@@ -82,7 +106,7 @@ def test_each_block_becomes_one_convolution(name):
         assert len(block.names) == 1
         assert isinstance(fused.get_submodule(block.names[0]), _ConvNd)
         before, after = block.convolutions
-        assert before > after or len(block.layers) > 1
+        assert before > after or _adds_its_input(block)
         assert after == 1
     image = images(SAMPLES[name].input_shapes[:1], torch.float32)[0]
     # Counted as they run: a shared block runs as often as before.
@@ -95,7 +119,8 @@ def test_each_block_becomes_one_convolution(name):
     assert calls >= SAMPLES[name].blocks
     convolutions = sum(isinstance(m, _ConvNd) for m in fused.modules())
     assert convolutions == kept + SAMPLES[name].blocks
-    assert run_convolutions(fused, image) < run_convolutions(_original(name), image)
+    before, after = (run_convolutions(m, image) for m in (_original(name), fused))
+    assert after < before or all(map(_adds_its_input, _findings(name).blocks))
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -193,22 +218,27 @@ def test_a_model_keeps_its_outputs_in_float32(name):
 
 @pytest.mark.parametrize("name", BARE)
 def test_bare_tensors_give_bit_for_bit_the_weights_of_the_live_model(name):
-    fused = acfuse.fuse_tensors(_original(name).state_dict(), bn_eps=SAMPLES[name].bn_eps)
+    fused = _bare(name)
     assert [b.names for b in fused.found] == [b.names for b in _findings(name).found]
     live = _parameters(_fused(name).state_dict())
     bare = _parameters(fused.tensors)
     assert set(bare) == set(live)
     for key, tensor in live.items():
         assert same_bits(bare[key], tensor), key
-    assert any("eps" in note for note in fused.notes)
+    replaced = _layers_replaced(fused)
+    norms = any(k.startswith(replaced) and "running_var" in k for k in _original(name).state_dict())
+    assert norms == any("eps" in note for note in fused.notes)
     assert any("parallel" in note for note in fused.notes)
+    for assumed_name in SAMPLES[name].assume:
+        assert any("--assume" in note and assumed_name in note for note in fused.notes)
 
 
 @pytest.mark.parametrize("name", ONLY_BARE)
 def test_what_only_tensors_tell_is_what_the_block_computes(name):
     sample, model = SAMPLES[name], copy.deepcopy(_original(name)).double()
-    tensors = model.state_dict()
-    fused = acfuse.fuse_tensors(tensors, bn_eps=sample.bn_eps)
+    fused = acfuse.fuse_tensors(
+        model.state_dict(), bn_eps=sample.bn_eps, patterns=assumed(PATTERNS, sample.assume)
+    )
     assert len(fused.found) == sample.blocks
     assert set(sample.deploy_keys) <= set(fused.tensors)
     for block in fused.found:
@@ -227,8 +257,7 @@ def test_what_only_tensors_tell_is_what_the_block_computes(name):
 
 @pytest.mark.parametrize("name", BARE)
 def test_bare_tensors_have_their_certificate_too(name):
-    tensors = _original(name).state_dict()
-    fused = acfuse.fuse_tensors(tensors, bn_eps=SAMPLES[name].bn_eps)
+    fused = _bare(name)
     for block in fused.found:
         certificate = certify_tensors(fused.tensors, block)
         assert certificate.passed, certificate.fault
@@ -242,7 +271,8 @@ def test_bare_tensors_have_their_certificate_too(name):
 def test_bare_tensors_are_untouched(name):
     tensors = _original(name).state_dict()
     before = {key: (id(t), t.clone()) for key, t in tensors.items()}
-    fused = acfuse.fuse_tensors(tensors, bn_eps=SAMPLES[name].bn_eps)
+    patterns = assumed(PATTERNS, SAMPLES[name].assume)
+    fused = acfuse.fuse_tensors(tensors, bn_eps=SAMPLES[name].bn_eps, patterns=patterns)
     assert list(tensors) == list(before)
     for key, (identity, tensor) in before.items():
         assert id(tensors[key]) == identity
@@ -251,6 +281,19 @@ def test_bare_tensors_are_untouched(name):
             f"{n}.{kind}" for b in fused.found for n in b.names for kind in ("weight", "bias")
         }:
             assert fused.tensors[key] is tensors[key]
+
+
+@pytest.mark.parametrize("name", ASSUMED)
+def test_what_has_to_be_assumed_is_refused_unless_it_is(name):
+    sample = SAMPLES[name]
+    tensors = _original(name).state_dict()
+    findings = find_in_tensors(tensors, PATTERNS, sample.bn_eps)
+    blocks = {block.where for block in _bare(name).found}
+    assert blocks.isdisjoint(block.where for block in findings.found)
+    refused = {r.where: r.why for r in findings.refused}
+    assert blocks <= set(refused)
+    for where in blocks:
+        assert f"--assume {sample.assume[0]} if" in refused[where]
 
 
 @pytest.mark.parametrize("name", NEED_CODE)
@@ -315,11 +358,7 @@ def test_each_pattern_says_where_it_comes_from_and_has_a_sample(pattern):
     assert pattern.fused
     assert pattern.source
     assert pattern.name.partition("/")[0] == pattern.family
-    found = {block.pattern for name in BLOCKS for block in _findings(name).found}
-    for name in ONLY_BARE:
-        tensors = _original(name).state_dict()
-        found |= {b.pattern for b in find_in_tensors(tensors, PATTERNS, SAMPLES[name].bn_eps).found}
-    assert pattern.name in found
+    assert pattern.name in _sampled()
 
 
 def test_every_batch_norm_of_every_sample_is_awake():

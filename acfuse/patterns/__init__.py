@@ -1,8 +1,13 @@
 """What each published block looks like. The registry is the tuple `PATTERNS`, and nothing else.
 
+`known_patterns` adds those of plug-ins and of the user's own files.
+
 To add a family: a file with a `Pattern`, its name in the tuple below, and a sample in
 `sample_models/`. The tests iterate over both.
 """
+
+from collections.abc import Iterable
+from pathlib import Path
 
 from acfuse.patterns.acnet import ACNET
 from acfuse.patterns.dbb import DBB
@@ -12,6 +17,9 @@ from acfuse.patterns.large_kernel import LARGE_KERNEL
 from acfuse.patterns.mobileone import MOBILEONE
 from acfuse.patterns.pplcnet import PPLCNET
 from acfuse.patterns.qarepvgg import QAREPVGG
+from acfuse.patterns.registry import registry
+from acfuse.patterns.repghost import REPGHOST
+from acfuse.patterns.repnext import REPNEXT
 from acfuse.patterns.repoptimizer import REPOPTIMIZER
 from acfuse.patterns.repvgg import REPVGG
 from acfuse.patterns.repvit import REPVIT
@@ -24,6 +32,8 @@ PATTERNS: tuple[Pattern, ...] = (
     *MOBILEONE,
     *FASTVIT,
     *REPVIT,
+    *REPGHOST,
+    *REPNEXT,
     *LARGE_KERNEL,
     *DBB,
     *SUPER_RESOLUTION,
@@ -31,10 +41,17 @@ PATTERNS: tuple[Pattern, ...] = (
     *REPOPTIMIZER,
 )
 
+
+def known_patterns(files: Iterable[Path] = (), assume: Iterable[str] = ()) -> tuple[Pattern, ...]:
+    """The patterns of these files, of plug-ins, and acfuse's own; some taken at their word."""
+    return registry(PATTERNS, files, assume)
+
+
 __all__ = [
     "PATTERNS",
     "Pattern",
     "each",
+    "known_patterns",
     "layer",
     "maybe",
     "padded",

@@ -121,16 +121,6 @@ ACNET = (
         source="github.com/huggingface/transformers, TextNet",
     ),
     _acnet(
-        "repnext",
-        ("conv_3_3",),
-        ("conv_3_w",),
-        ("conv_3_h",),
-        ("conv_2_2",),
-        fused="conv_3_3",
-        source="arXiv:2406.16004, github.com/suous/RepNeXt",
-        alone="the same names are parallel at stride 1 and one after the other at stride 2",
-    ),
-    _acnet(
         "inlined",
         ("conv1", "bn1"),
         ("ver_conv", "ver_bn"),

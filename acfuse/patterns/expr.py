@@ -2,6 +2,10 @@
 
     seq("square_conv", "square_bn") + seq("ver_conv", "ver_bn") + maybe(seq("hor_conv", "hor_bn"))
 
+or, as it is printed and as `notation.parse` reads it,
+
+    square_conv > square_bn + ver_conv > ver_bn + [hor_conv > hor_bn]
+
 A name is a layer, looked up on a module or among tensors; `seq` chains, `+` and `-` add, `maybe`
 may be absent, `each` is as many as there are, `x` is what the expression reads (the block's input),
 `scaled` multiplies by a stored parameter. `layer` is a name with what only the code says of it,
@@ -9,8 +13,10 @@ may be absent, `each` is as many as there are, `x` is what the expression reads 
 data: it never touches a tensor and never decides what is exact.
 """
 
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -45,15 +51,22 @@ __all__ = [
 
 Lookup = Callable[[str], Any]  # a name to its layer; None: there is no such layer
 
+PLAIN_NAME = re.compile(r"(?:\w+|\*)(?:\.(?:\w+|\*))*")
+"""A name that needs no quotes. A star stands for the number of a repeated layer."""
+
 
 class Expr:
     """Something that a block computes from its input."""
 
     def __add__(self, other: "Expr | str") -> "Expr":
-        return _Sum((self, _expr(other)), (1.0, 1.0))
+        return self._with(_expr(other), 1.0)
 
     def __sub__(self, other: "Expr | str") -> "Expr":
-        return _Sum((self, _expr(other)), (1.0, -1.0))
+        return self._with(_expr(other), -1.0)
+
+    def _with(self, other: "Expr", sign: float) -> "Expr":
+        parts, signs = (self.parts, self.signs) if isinstance(self, _Sum) else ((self,), (1.0,))
+        return _Sum((*parts, other), (*signs, sign))
 
     def value(self, look: Lookup, start: Value) -> Any:
         """What it makes of the block's input `start`; None where it is absent.
@@ -72,7 +85,7 @@ class Expr:
         return 1
 
     def first(self) -> str:
-        """The first layer that it names."""
+        """The first layer that is always there; "" if each may be absent."""
         return next(filter(None, (part.first() for part in self.inner())), "")
 
     def inner(self) -> "tuple[Expr, ...]":
@@ -108,19 +121,25 @@ x = _Input()
 @dataclass(frozen=True)
 class _Layer(Expr):
     name: str
-    size: int | None = None
+    size: tuple[int, ...] | None = None  # equal numbers are meant for every axis
     dilation: int = 1
     depthwise: bool = False
 
     def __str__(self) -> str:
-        told = [f"{self.size}x{self.size}"] if self.size is not None else []
+        told = ["x".join(map(str, self.size))] if self.size is not None else []
         told += [f"dilation {self.dilation}"] if self.dilation > 1 else []
         told += ["depthwise"] if self.depthwise else []
-        return f"{self.name} ({', '.join(told)})" if told else self.name
+        name = _written(self.name)
+        return f"{name} ({', '.join(told)})" if told else name
 
     def value(self, look: Lookup, start: Value) -> Any:
         found = self.layer(look)
         return start.then(self._as_told(found) if self.size is not None else found)
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether its kernel has a middle by what is said of it, also if its size is even."""
+        return all((n - 1) * self.dilation % 2 == 0 for n in self.size or (2,))
 
     def layer(self, look: Lookup) -> Any:
         found = look(self.name)
@@ -130,17 +149,19 @@ class _Layer(Expr):
 
     def _as_told(self, found: Any) -> Any:
         """The layer with what the pattern says of it. Raises NotFusable for another kernel."""
+        assert self.size is not None
         size = kernel_size_of(found)
-        if any(n != self.size for n in size):
-            why = f"{self.name} has a kernel of {size}, where its pattern has {self.size}"
+        told = self.size if len(set(self.size)) > 1 else self.size[:1] * len(size)
+        if size != told:
+            why = f"{self.name} has a kernel of {size}, where its pattern has {told}"
             raise NotFusable(Reason.ASSUMPTION, why)
         if self.depthwise and isinstance(found, Conv) and found.weight.shape[1] != 1:
             why = f"{self.name} is not depthwise, and its pattern's is"
             raise NotFusable(Reason.ASSUMPTION, why)
         if self.dilation == 1:
             return found
-        half = (size[0] - 1) * self.dilation // 2
-        return placed(found, (half,) * len(size), (self.dilation,) * len(size))
+        half = tuple((n - 1) * self.dilation // 2 for n in size)
+        return placed(found, half, (self.dilation,) * len(size))
 
     def names(self, look: Lookup) -> list[str]:
         self.layer(look)
@@ -155,7 +176,7 @@ class _Seq(Expr):
     parts: tuple[Expr, ...]
 
     def __str__(self) -> str:
-        return " > ".join(f"({p})" if isinstance(p, _Sum) else str(p) for p in self.parts)
+        return " > ".join(map(_as_part, self.parts))
 
     def value(self, look: Lookup, start: Value) -> Any:
         value: Any = start
@@ -181,16 +202,18 @@ class _Sum(Expr):
     signs: tuple[float, ...]
 
     def __str__(self) -> str:
-        text = str(self.parts[0])
-        for part, sign in zip(self.parts[1:], self.signs[1:], strict=True):
-            text += f" {'+' if sign > 0 else '-'} {part}"
-        return text
+        texts = [f"({p})" if isinstance(p, _Sum) else str(p) for p in self.parts]
+        for i, sign in enumerate(self.signs[1:], 1):
+            texts[i] = f"{'+' if sign > 0 else '-'} {texts[i]}"
+        return " ".join(texts)
 
     def value(self, look: Lookup, start: Value) -> Any:
+        values = [part.value(look, start) for part in self.parts]
+        certain = [v for v, part in zip(values, self.parts, strict=True) if part != MAYBE_INPUT]
+        fits = any(start.fits(value) for value in certain if value is not None)
         total: Any = None
-        for part, sign in zip(self.parts, self.signs, strict=True):
-            value = part.value(look, start)
-            if value is not None:
+        for part, value, sign in zip(self.parts, values, self.signs, strict=True):
+            if value is not None and (fits or part != MAYBE_INPUT):
                 value = value if sign == 1 else value.then(Affine(sign))
                 total = value if total is None else total + value
         return total
@@ -233,6 +256,13 @@ class _Maybe(Expr):
     def inner(self) -> tuple[Expr, ...]:
         return (self.of,)
 
+    def first(self) -> str:
+        return ""
+
+
+MAYBE_INPUT = _Maybe(x)
+"""The input as a branch, where it has as many channels as the others give."""
+
 
 @dataclass(frozen=True)
 class _Each(Expr):
@@ -248,7 +278,8 @@ class _Each(Expr):
             arms.append(seq(*names))
 
     def __str__(self) -> str:
-        return " > ".join(".".join(filter(None, (self.prefix, "*", p))) for p in self.parts)
+        names = (".".join(filter(None, (self.prefix, "*", p))) for p in self.parts)
+        return f"{{{' > '.join(map(_written, names))}}}"
 
     def value(self, look: Lookup, start: Value) -> Any:
         arms = self._arms(look)
@@ -270,15 +301,15 @@ class _Scaled(Expr):
     of: Expr
 
     def __str__(self) -> str:
-        return f"{self.name} * ({self.of})"
+        of = f"({self.of})" if isinstance(self.of, _Seq) else _as_part(self.of)
+        return f"{_written(self.name)} * {of}"
 
     def value(self, look: Lookup, start: Value) -> Any:
         value = self.of.value(look, start)
         return None if value is None else value.then(_Layer(self.name).layer(look))
 
     def names(self, look: Lookup) -> list[str]:
-        factor = [] if look(self.name) is None else [self.name]  # a bare parameter is no layer
-        return [*self.of.names(look), *factor]
+        return [*self.of.names(look), *_Layer(self.name).names(look)]
 
     def arms(self, look: Lookup) -> int:
         return self.of.arms(look)
@@ -295,7 +326,7 @@ class _Padded(Expr):
     of: Expr
 
     def __str__(self) -> str:
-        return f"pad as {self.like} > {self.of}"
+        return f"pad as {_written(self.like)} > {_as_part(self.of)}"
 
     def value(self, look: Lookup, start: Value) -> Any:
         size = kernel_size_of(_Layer(self.like).layer(look))
@@ -323,7 +354,7 @@ class _Pool(Expr):
     like: str
 
     def __str__(self) -> str:
-        return f"average pool as {self.like}"
+        return f"average pool as {_written(self.like)}"
 
     def value(self, look: Lookup, start: Value) -> Any:
         return start.pooled(_Layer(self.like).layer(look))
@@ -345,9 +376,23 @@ def _expr(part: Expr | str) -> Expr:
     return _Layer(part) if isinstance(part, str) else part
 
 
+def _written(name: str) -> str:
+    """A name as it is written: in quotes where it would be read as something else."""
+    plain = PLAIN_NAME.fullmatch(name) and name != "x"
+    return name if plain else "'" + name.replace("'", "''") + "'"
+
+
+def _as_part(part: Expr) -> str:
+    """A part of a chain as it is written."""
+    return f"({part})" if isinstance(part, _Sum | _Padded) else str(part)
+
+
 def seq(*parts: Expr | str) -> Expr:
     """One after the other, each part reading what the one before gives. Parts may be `maybe`."""
-    return _Seq(tuple(map(_expr, parts)))
+    flat: list[Expr] = []
+    for part in map(_expr, parts):
+        flat += part.parts if isinstance(part, _Seq) else [part]
+    return flat[0] if len(flat) == 1 else _Seq(tuple(flat))
 
 
 def maybe(*parts: Expr | str) -> Expr:
@@ -363,9 +408,11 @@ def each(prefix: str, *parts: str) -> Expr:
     return _Each(prefix, parts or ("",))
 
 
-def layer(name: str, size: int, dilation: int = 1, *, depthwise: bool = False) -> Expr:
+def layer(
+    name: str, size: int | tuple[int, ...], dilation: int = 1, *, depthwise: bool = False
+) -> Expr:
     """A layer with the shape of its kernel, and its dilation, which no state dict holds."""
-    return _Layer(name, size, dilation, depthwise)
+    return _Layer(name, (size, size) if isinstance(size, int) else size, dilation, depthwise)
 
 
 def padded(like: str, *parts: Expr | str) -> Expr:
@@ -393,10 +440,12 @@ class Pattern:
 
     `block` is the expression, `fused` the name of the one convolution in the authors' deploy form,
     `tail` the names that may stand beside and take no part (an activation, a squeeze-excite).
-    `bn_eps` is what the family's BatchNorms are built with: a state dict does not hold it.
-    `alone` says, if it is not so, why a state dict without its code does not decide the block.
-    `witness` is a layer beside the block without which the same names may mean something else.
-    `anchored` is a layer that is always there, where the first of the expression may be absent.
+    `bn_eps` is what the family's BatchNorms are built with: a state dict does not hold it. Where
+    it differs from one code to the other, it is None, and `usual_eps` says what it is in which.
+    `alone` says, if it is not so, why a state dict without its code does not decide the block, and
+    `claim` what has to be so for the expression to hold; with `is_assumed` the user says that it
+    is. `witness` is a layer or tensor without which the same names may mean something else.
+    `owner` is who brought the pattern, and `file` the file that it was read from, if it was.
     """
 
     family: str
@@ -406,9 +455,13 @@ class Pattern:
     dialect: str = "original"
     tail: tuple[str, ...] = ()
     bn_eps: float | None = 1e-5
+    usual_eps: str = ""
     alone: str = ""
-    anchored: str = ""
+    claim: str = ""
     witness: str = ""
+    is_assumed: bool = field(default=False, compare=False)
+    owner: str = field(default="acfuse", compare=False)
+    file: Path | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -421,6 +474,14 @@ class Pattern:
             return list(dict.fromkeys(self.block.names(look)))
         except _Absent:
             return []
+
+    def missing(self, look: Lookup) -> str:
+        """The first layer that must be there and is not; "" if there is none."""
+        try:
+            self.block.names(look)
+        except _Absent as missing:
+            return str(missing)
+        return ""
 
     def arms(self, look: Lookup) -> int:
         """How many branches the block under this lookup adds; 0 where there is none."""
@@ -435,23 +496,40 @@ class Pattern:
         return frozenset(e.name for e in self.block.everywhere() if isinstance(e, _Scaled))
 
     @property
+    def placed(self) -> frozenset[str]:
+        """The layers of which it says where they stand: even kernels have no middle."""
+        told = (e for e in self.block.everywhere() if isinstance(e, _Layer))
+        return frozenset(e.name for e in told if e.is_placed)
+
+    @property
+    def depthwise(self) -> frozenset[str]:
+        """The layers that it says have one channel a group."""
+        told = (e for e in self.block.everywhere() if isinstance(e, _Layer))
+        return frozenset(e.name for e in told if e.depthwise)
+
+    @property
     def assumptions(self) -> tuple[str, ...]:
         """What its word alone says of the layers, beyond parallel, centred branches."""
-        found = [e for e in self.block.everywhere() if isinstance(e, _Layer | _Padded | _Pool)]
+        found = list(self.block.everywhere())
         told = [f"{e.name} has dilation {e.dilation}" for e in found
                 if isinstance(e, _Layer) and e.dilation > 1]  # fmt: skip
         told += [f"what leads to {e.like} is padded at its beginning" for e in found
                  if isinstance(e, _Padded)]  # fmt: skip
         told += [f"an average pooling has the window of {e.like}" for e in found
                  if isinstance(e, _Pool)]  # fmt: skip
-        if any(isinstance(e, _Input) for e in self.block.everywhere()):
+        if MAYBE_INPUT in found:
+            told.append(
+                "the input itself is a branch wherever it has as many channels as the output, and "
+                "no layer is grouped"
+            )
+        elif x in found:
             told.append("the input itself is one of the branches")
         return tuple(dict.fromkeys(told))
 
     @property
     def anchor(self) -> str:
         """The layer by whose key the block is looked for among bare tensors."""
-        return self.anchored or self.block.first()
+        return self.block.first()
 
     def run(self, look: Lookup, image: Tensor) -> Tensor:
         """What the block computes from an image, its layers run as modules."""

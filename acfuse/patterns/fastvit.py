@@ -5,12 +5,14 @@
 Source: arXiv:2303.14189 (ICCV 2023), github.com/apple/ml-fastvit. Its large kernels are RepLKNet's.
 """
 
-from acfuse.patterns.expr import Expr, Pattern, each, maybe, scaled, x
+from acfuse.patterns.expr import Expr, Pattern, each, layer, maybe, scaled, x
 
 INSIDE = (
     "its mixer is a MobileOne block and can be fused as one; what is added to it, and times which "
     "factor, stands in the code"
 )
+MIXED = "what mixer gives less what norm gives, times layer_scale, is added to the input"
+WITHOUT = "an input that is added as it is leaves no tensor"
 
 
 def _mixed(convs: str, scale: str, skip: str, norm: str, gamma: str) -> Expr:
@@ -26,18 +28,35 @@ FASTVIT = (
     Pattern(
         family="repmixer",
         block=_mixed("rbr_conv", "rbr_scale", "rbr_skip", "rbr_skip", "layer_scale"),
-        anchored="mixer.rbr_conv.0.conv",
         fused="reparam_conv",
         source="arXiv:2303.14189, github.com/apple/ml-fastvit",
         alone=INSIDE,
+        claim=MIXED,
     ),
     Pattern(
         family="repmixer",
         dialect="timm",
         block=_mixed("conv_kxk", "conv_scale", "identity", "identity", "layer_scale.gamma"),
-        anchored="mixer.conv_kxk.0.conv",
         fused="reparam_conv",
         source="github.com/huggingface/pytorch-image-models, fastvit",
         alone=INSIDE,
+        claim=MIXED,
+    ),
+    Pattern(
+        family="repcpe",
+        block=layer("pe", 7, depthwise=True) + x,
+        fused="reparam_conv",
+        source="github.com/apple/ml-fastvit, RepCPE",
+        alone=WITHOUT,
+        claim="the input is added to what pe gives",
+    ),
+    Pattern(
+        family="repcpe",
+        dialect="timm",
+        block=layer("pos_enc", 7, depthwise=True) + x,
+        fused="reparam_conv",
+        source="github.com/huggingface/pytorch-image-models, fastvit",
+        alone=WITHOUT,
+        claim="the input is added to what pos_enc gives",
     ),
 )

@@ -15,7 +15,6 @@ def _mobileone(
         family="mobileone",
         dialect=dialect,
         block=maybe(f"{scale}.conv", f"{scale}.{norm}") + maybe(skip) + each(convs, "conv", norm),
-        anchored=f"{convs}.0.conv",
         fused=fused,
         tail=("se", "se_layer", "attn", "act", "activation"),
         source=source,

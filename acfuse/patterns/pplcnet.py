@@ -11,10 +11,8 @@ PPLCNET = (
         block=maybe("identity")
         + each("conv_kxk", "conv", "bn")
         + maybe("conv_1x1.conv", "conv_1x1.bn"),
-        anchored="conv_kxk.0.conv",
         fused="reparam_conv",
-        tail=("lab", "act"),
+        tail=("lab", "act"),  # they stay, as in the authors' deploy form
         source="github.com/PaddlePaddle/PaddleOCR, github.com/frotms/PaddleOCR2Pytorch",
-        alone="whether lab's factor and the activation take part depends on the stride",
     ),
 )

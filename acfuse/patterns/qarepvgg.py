@@ -6,28 +6,34 @@ Source: arXiv:2212.01593 (AAAI 2024), github.com/meituan/YOLOv6. YOLOv6 keeps th
 its deploy form, to calibrate; here it is part of the one convolution.
 """
 
-from acfuse.patterns.expr import Pattern, maybe, scaled, seq
+from acfuse.patterns.expr import Pattern, maybe, scaled, seq, x
 
 IDENTITY = (
     "an input that is added as it is leaves no tensor, and whether it is depends on the stride "
     "and the variant"
 )
+FIRST = (
+    "nothing without tensors is added but the input, wherever it has as many channels as the "
+    "output, and no layer is grouped"
+)
 
 QAREPVGG = (
     Pattern(
         family="qarepvgg",
-        block=seq(seq("rbr_dense.conv", "rbr_dense.bn") + "rbr_1x1", "bn"),
+        block=seq(seq("rbr_dense.conv", "rbr_dense.bn") + "rbr_1x1" + maybe(x), "bn"),
         fused="rbr_reparam",
         tail=("nonlinearity", "se"),
-        bn_eps=1e-3,
-        source="arXiv:2212.01593, github.com/meituan/YOLOv6",
+        bn_eps=None,
+        usual_eps="1e-3 in YOLOv6, 1e-5 in QARepVGG's own code",
+        source="arXiv:2212.01593, github.com/meituan/YOLOv6, github.com/cxxgtxy/QARepVGG",
         alone=IDENTITY,
+        claim=FIRST,
     ),
     Pattern(
         family="qarepvgg",
         dialect="super-gradients",
         block=seq(
-            seq("branch_3x3.conv", "branch_3x3.bn") + scaled("alpha", "branch_1x1"),
+            seq("branch_3x3.conv", "branch_3x3.bn") + scaled("alpha", "branch_1x1") + maybe(x),
             maybe("post_bn"),
         ),
         fused="rbr_reparam",
@@ -35,5 +41,6 @@ QAREPVGG = (
         bn_eps=1e-3,
         source="github.com/Deci-AI/super-gradients, YOLO-NAS",
         alone=IDENTITY,
+        claim=FIRST,
     ),
 )

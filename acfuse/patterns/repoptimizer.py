@@ -18,7 +18,8 @@ REPOPTIMIZER = (
             "bn",
         ),
         fused="fused_conv",
-        bn_eps=None,  # 1e-3 in YOLOv6, 1e-5 elsewhere
+        bn_eps=None,
+        usual_eps="1e-3 in YOLOv6, 1e-5 in RepOptimizers' own code",
         tail=("relu", "se", "post_se", "act"),
         source="arXiv:2205.15242, github.com/DingXiaoH/RepOptimizers; YOLOv6 LinearAddBlock",
     ),

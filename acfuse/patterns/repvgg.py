@@ -6,12 +6,13 @@ Source: arXiv:2101.03697 (CVPR 2021), github.com/DingXiaoH/RepVGG. The dialects 
 names that other repositories give the same block.
 """
 
-from acfuse.patterns.expr import Pattern, layer, maybe, seq
+from acfuse.patterns.expr import Pattern, layer, maybe, scaled, seq
 
 SEQUENTIAL = (
     "two layers of these names may as well stand one after the other, where the channels "
     "stay the same"
 )
+ADDED = "the two read the same input and are added"
 
 REPVGG = (
     Pattern(
@@ -21,7 +22,9 @@ REPVGG = (
         + maybe("rbr_identity"),
         fused="rbr_reparam",
         tail=("nonlinearity", "se", "post_se"),
-        source="arXiv:2101.03697, github.com/DingXiaoH/RepVGG",
+        bn_eps=None,
+        usual_eps="1e-5 in RepVGG's own code, 1e-3 in YOLOv6 and mmyolo",
+        source="arXiv:2101.03697, github.com/DingXiaoH/RepVGG; YOLOv6, mmyolo, DAMO-YOLO",
     ),
     Pattern(
         family="repvgg",
@@ -29,7 +32,8 @@ REPVGG = (
         block=seq("rbr_dense.conv") + "rbr_1x1.conv" + maybe("rbr_identity"),
         fused="rbr_reparam",
         tail=("nonlinearity", "se"),
-        bn_eps=None,  # 1e-3 in YOLOv6, 1e-5 elsewhere; the identity alone still needs it
+        bn_eps=None,  # the identity alone still needs it
+        usual_eps="1e-3 in YOLOv6",
         source="github.com/meituan/YOLOv6, after its fuse_model took up the BatchNorms of the arms",
     ),
     Pattern(
@@ -50,7 +54,8 @@ REPVGG = (
         + maybe("rbr_identity"),
         fused="rbr_reparam",
         tail=("act", "nonlinearity", "se"),
-        bn_eps=None,  # YOLOv7 sets 1e-3 after it is built, NanoDet keeps torch's 1e-5
+        bn_eps=None,
+        usual_eps="1e-3 in YOLOv7, 1e-5 in NanoDet",
         source="arXiv:2207.02696, github.com/WongKinYiu/yolov7; github.com/RangiLyu/nanodet",
     ),
     Pattern(
@@ -71,6 +76,7 @@ REPVGG = (
         tail=("act",),
         source="github.com/lyuwenyu/RT-DETR, github.com/Peterande/D-FINE",
         alone=SEQUENTIAL,
+        claim=ADDED,
     ),
     Pattern(
         family="repvgg",
@@ -78,9 +84,21 @@ REPVGG = (
         block=seq("conv1.conv", "conv1.bn") + seq("conv2.conv", "conv2.bn") + maybe("bn"),
         fused="conv",
         tail=("act",),
-        bn_eps=1e-3,
+        bn_eps=None,
+        usual_eps="1e-3 in YOLOv9 and ultralytics, 1e-5 in PP-YOLOE",
         source="github.com/WongKinYiu/yolov9, github.com/ultralytics/ultralytics, PP-YOLOE",
         alone=SEQUENTIAL,
+        claim=ADDED,
+    ),
+    Pattern(
+        family="repvgg",
+        dialect="ppyoloe",
+        block=seq("conv1.conv", "conv1.bn") + scaled("alpha", seq("conv2.conv", "conv2.bn")),
+        fused="conv",
+        tail=("act",),
+        source="github.com/PaddlePaddle/PaddleDetection, PP-YOLOE with alpha, in torch",
+        alone=SEQUENTIAL,
+        claim=ADDED,
     ),
     Pattern(
         family="repvgg",
@@ -91,6 +109,7 @@ REPVGG = (
         bn_eps=1e-3,
         source="github.com/ultralytics/ultralytics, Conv2",
         alone=SEQUENTIAL,
+        claim=ADDED,
     ),
     Pattern(
         family="repvgg",

@@ -1,6 +1,6 @@
 """Looks names up among bare tensors: what a state dict holds, and what has to be assumed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from acfuse.algebra import Affine, Conv, LinearConv, batch_norm
 from acfuse.algebra.lower import CONVOLUTION_LAYERS
 from acfuse.errors import NotFusable, Reason
-from acfuse.patterns.expr import Layer, Pattern
+from acfuse.patterns.expr import MAYBE_INPUT, Layer, Pattern
 
 LAYER_KEYS = ("weight", "bias", "running_mean", "running_var")
 KEYS = {*LAYER_KEYS, "num_batches_tracked"}
@@ -27,6 +27,7 @@ class TensorBlock:
     eps: float
     channels: int = 0  # of the input, where an identity arm tells; groups follow from it
     factors: frozenset[str] = frozenset()  # names that are one number per channel
+    placed: frozenset[str] = frozenset()  # layers of which the pattern says where they stand
 
     def __call__(self, name: str) -> Layer | None:
         """The layer of that name, or None. Raises NotFusable for a kernel that has no centre."""
@@ -37,6 +38,8 @@ class TensorBlock:
         if mean is not None:
             variance = self.tensors.get(path + "running_var")
             return batch_norm(weight, bias, mean, variance, self.eps)
+        if name in self.factors and weight is None:
+            weight = self.tensors.get(f"{self.prefix}{name}")  # a parameter of the block itself
         if name in self.factors and weight is not None:
             shift = 0.0 if bias is None else bias.detach().double().reshape(-1)
             return Affine(weight.detach().double().reshape(-1), shift)
@@ -45,7 +48,7 @@ class TensorBlock:
         if weight is None or weight.ndim not in (3, 4, 5):
             return None
         size = weight.shape[2:]
-        if any(n % 2 == 0 for n in size):
+        if any(n % 2 == 0 for n in size) and name not in self.placed:
             raise NotFusable(
                 Reason.ASSUMPTION,
                 f"{name} has an even kernel {tuple(size)}: only the code says where it is centred",
@@ -61,15 +64,25 @@ def layers_at(pattern: Pattern, tensors: Mapping[str, Tensor], prefix: str) -> l
 
     That is two convolutions, or one with another branch beside it.
     """
-
-    def look(name: str) -> bool | None:
-        keys = (f"{prefix}{name}.weight", f"{prefix}{name}.running_mean")
-        return True if any(key in tensors for key in keys) else None
-
+    look = presence(pattern, tensors, prefix)
     names = pattern.layers(look)
     convolutions = convolutions_among(names, tensors, prefix)
     several = convolutions > 1 or (convolutions == 1 and pattern.arms(look) > 1)
     return names if several else []
+
+
+def presence(
+    pattern: Pattern, tensors: Mapping[str, Tensor], prefix: str
+) -> Callable[[str], bool | None]:
+    """A lookup that says which of a pattern's names have tensors below `prefix`."""
+    factors = pattern.factors
+
+    def look(name: str) -> bool | None:
+        path = f"{prefix}{name}"
+        found = f"{path}.weight" in tensors or f"{path}.running_mean" in tensors
+        return True if found or (name in factors and path in tensors) else None
+
+    return look
 
 
 def convolutions_among(names: Sequence[str], tensors: Mapping[str, Tensor], prefix: str) -> int:
@@ -85,11 +98,16 @@ def value_of(pattern: Pattern, block: TensorBlock) -> tuple[LinearConv, TensorBl
     follows; where there is none, the kernels are added alike for any number. Raises NotFusable.
     """
     names = layers_at(pattern, block.tensors, block.prefix)
-    block = replace(block, factors=pattern.factors)
-    if pattern.witness and f"{block.prefix}{pattern.witness}.weight" not in block.tensors:
-        why = f"without {pattern.witness} beside them, these layers may be padded elsewhere"
+    block = replace(block, factors=pattern.factors, placed=pattern.placed)
+    witness = f"{block.prefix}{pattern.witness}"
+    if pattern.witness and block.tensors.keys().isdisjoint((witness, f"{witness}.weight")):
+        why = f"without {pattern.witness} beside them, these layers may be placed otherwise"
         raise NotFusable(Reason.ASSUMPTION, f"{why}. Give --model with the code")
     widths = [layer.channels for layer in map(block, names) if isinstance(layer, Affine)]
+    if MAYBE_INPUT in pattern.block.everywhere():
+        widths = []  # whether the input fits is known without groups alone
+    weights = (block.tensors.get(f"{block.prefix}{n}.weight") for n in pattern.depthwise)
+    widths += [weight.shape[0] for weight in weights if weight is not None]
     refusal: NotFusable | None = None
     for channels in dict.fromkeys([0, *(width for width in widths if width)]):
         known = replace(block, channels=channels)
@@ -153,6 +171,7 @@ def strangers(
     others = [
         key
         for key in beside
-        if key.rpartition(".")[0] not in layers or key.rpartition(".")[2] not in KEYS
+        if key not in pattern.factors
+        and (key.rpartition(".")[0] not in layers or key.rpartition(".")[2] not in KEYS)
     ]
     return sorted({key.rpartition(".")[0] or key for key in others if not key.startswith(tail)})

@@ -28,6 +28,8 @@ class Value(Protocol):
 
     def pooled(self, like: Any) -> Any: ...
 
+    def fits(self, other: Any) -> bool: ...
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -65,6 +67,13 @@ class Linear:
         one = identity(channels, axes)
         return one if self.by is None else self.by.of(one)
 
+    def fits(self, other: "Linear") -> bool:
+        """Whether this can be added to the other as it is: it has as many channels."""
+        if other.conv is None:
+            return False
+        own = self.solid(other.conv.geometry.in_channels, len(other.conv.geometry.axes))
+        return own.geometry.out_channels == other.conv.geometry.out_channels
+
     def __add__(self, other: "Linear") -> "Linear":
         known = self.conv or other.conv
         if known is None:
@@ -97,6 +106,9 @@ class Image:
     def pooled(self, like: Any) -> "Image":
         pool = POOLS[len(like.kernel_size)]
         return self.then(pool(like.kernel_size, like.stride, like.padding))
+
+    def fits(self, other: "Image") -> bool:
+        return self.image.shape == other.image.shape
 
     def __add__(self, other: "Image") -> "Image":
         return Image(self.image + other.image, is_input=False)

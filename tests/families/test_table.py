@@ -9,6 +9,7 @@ from pathlib import Path
 
 from acfuse.find import find_in_module, find_in_tensors
 from acfuse.patterns import PATTERNS
+from acfuse.patterns.registry import assumed
 from acfuse.patterns.unnamed import UNNAMED
 from sample_models import samples
 
@@ -41,6 +42,7 @@ NOT_LIVE = {
 }
 
 
+BARE = {"pplcnet": "found; its factor stays behind the convolution, as in the authors' deploy form"}
 NOT_ONNX = {"dbb": "in parts", "rrrb": "in parts"}
 
 
@@ -54,9 +56,9 @@ def sampled():
         model = sample.build()
         if sample.live:
             live |= {block.pattern for block in find_in_module(model, PATTERNS).found}
-        if sample.bare:
-            found = find_in_tensors(model.state_dict(), PATTERNS, sample.bn_eps).found
-            bare |= {block.pattern for block in found}
+        patterns = assumed(PATTERNS, sample.assume)
+        found = find_in_tensors(model.state_dict(), patterns, sample.bn_eps).found
+        bare |= {block.pattern for block in found}
     return live, bare
 
 
@@ -66,11 +68,13 @@ def table() -> str:
     rows = []
     for p in PATTERNS:
         found = "found" if p.name in live else NOT_LIVE[p.family]
-        alone = f"refused: {p.alone}" if p.alone else "found"
+        alone = f"refused: {p.alone}" if p.alone else BARE.get(p.family, "found")
+        if p.claim:
+            alone = f"`--assume`, if {p.claim}; otherwise {alone}"
         onnx = NOT_ONNX.get(p.family, "found")
         eps = "given" if p.bn_eps is None else f"{p.bn_eps:g}"
         rows.append(f"| {p.name} | `{p.fused}` | {eps} | {found} | {alone} | {onnx} | {p.source} |")
-        assert (p.name in bare) == (not p.alone), p.name
+        assert (p.name in bare) == (not p.alone or bool(p.claim)), p.name
     others = [f"| {u.family} | {u.live} | {u.bare} | {u.source} |" for u in UNNAMED]
     return HEAD + "\n".join(rows) + "\n" + FOOT + "\n".join(others) + "\n"
 

@@ -1,0 +1,79 @@
+"""All patterns that count: acfuse's own, those of plug-ins, those of the user's files."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from acfuse.errors import InputError, UsageError
+from acfuse.patterns.expr import Pattern
+from acfuse.patterns.toml_files import read_patterns
+from acfuse.text import one_line, safe
+
+GROUP = "acfuse.patterns"
+
+
+def registry(
+    own: Sequence[Pattern], files: Iterable[Path] = (), assume: Iterable[str] = ()
+) -> tuple[Pattern, ...]:
+    """The patterns that count: of files, of plug-ins, then `own`. The first of equals is taken.
+
+    `assume` names those of which the user says that they hold where tensors alone do not decide.
+    Raises InputError for a file or plug-in that cannot be used, and for two patterns of one name;
+    UsageError for a pattern that cannot be assumed.
+    """
+    read = [pattern for path in files for pattern in read_patterns(path)]
+    patterns = (*read, *plug_ins(), *own)
+    known: dict[str, Pattern] = {}
+    for pattern in patterns:
+        other = known.setdefault(pattern.name, pattern)
+        if other is not pattern:
+            raise InputError(
+                f"two patterns are called {pattern.name!r}: one of {safe(other.owner)}, one of "
+                f"{safe(pattern.owner)}. Rename yours."
+            )
+    return assumed(patterns, assume)
+
+
+def assumed(patterns: Sequence[Pattern], names: Iterable[str]) -> tuple[Pattern, ...]:
+    """The patterns, some of them taken at their word. Raises UsageError for one that cannot be."""
+    wanted = set(names)
+    known = {pattern.name: pattern for pattern in patterns}
+    for name in sorted(wanted):
+        if name not in known:
+            raise UsageError(f"--assume: there is no pattern {name!r}. See `acfuse patterns`.")
+        if not known[name].alone:
+            raise UsageError(f"--assume: {name} is found without it: its tensors decide.")
+        if not known[name].claim:
+            raise UsageError(f"--assume: {name} cannot be assumed: {known[name].alone}.")
+    return tuple(replace(p, is_assumed=True) if p.name in wanted else p for p in patterns)
+
+
+@cache
+def plug_ins() -> tuple[Pattern, ...]:
+    """The patterns of installed packages: entry points of the group `acfuse.patterns`.
+
+    Each is a Pattern, or several. Raises InputError for one that cannot be loaded.
+    """
+    found = sorted(entry_points(group=GROUP), key=lambda point: (_owner(point), point.name))
+    return tuple(pattern for point in found for pattern in _patterns_of(point))
+
+
+def _owner(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value
+
+
+def _patterns_of(point: EntryPoint) -> list[Pattern]:
+    what = f"the plug-in {safe(_owner(point))} ({GROUP}: {safe(point.name)} = {safe(point.value)})"
+    try:
+        loaded = point.load()
+    except Exception as error:
+        kind = type(error).__name__
+        raise InputError(
+            f"{what} cannot be imported: {kind}: {safe(one_line(error))}. Mend or uninstall it."
+        ) from error
+    given = [loaded] if isinstance(loaded, Pattern) else loaded
+    if not isinstance(given, list | tuple) or not all(isinstance(p, Pattern) for p in given):
+        raise InputError(f"{what} gives {type(loaded).__name__}, expected patterns of acfuse.")
+    return [replace(pattern, owner=_owner(point)) for pattern in given]

@@ -1,0 +1,151 @@
+"""Patterns as TOML: data that is read, checked key by key, and never run.
+
+[[pattern]]
+name = "house"
+block = "main > main_bn + [side > side_bn]"
+fused = "deploy"
+"""
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from acfuse.errors import InputError
+from acfuse.patterns.expr import Expr, Pattern
+from acfuse.patterns.notation import NotationError, parse
+from acfuse.text import one_line, safe
+
+BYTES, LINE, PATTERNS = 2**16, 2_000, 256  # a key of thousands of dots takes tomllib minutes
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}(/[\w.-]{1,64})?")
+KINDS: Mapping[str, tuple[type, ...]] = {
+    "name": (str,),
+    "block": (str,),
+    "fused": (str,),
+    "source": (str,),
+    "tail": (list,),
+    "bn_eps": (float, int),
+    "usual_eps": (str,),
+    "alone": (str,),
+    "claim": (str,),
+    "witness": (str,),
+}
+REQUIRED = ("name", "block", "fused")
+IN_WORDS = {str: "a string", list: "a list of strings", float: "a number"}
+
+
+def read_patterns(path: Path) -> tuple[Pattern, ...]:
+    """The patterns of a TOML file. Raises InputError, in one line, for what is none."""
+    name = safe(path.name)
+    try:
+        with path.open("rb") as file:
+            data = file.read(BYTES + 1)
+        if len(data) > BYTES:
+            raise InputError(f"{name} has more than {BYTES:,} bytes: is it a file of patterns?")
+        if any(len(line) > LINE for line in data.splitlines()):
+            raise InputError(f"{name} has a line of more than {LINE:,} bytes: break it in two.")
+        table = tomllib.loads(data.decode("utf-8"))
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} cannot be read as TOML: {safe(one_line(error))}.") from error
+    unknown = sorted(set(table) - {"pattern"})
+    entries = table.get("pattern")
+    if unknown or not isinstance(entries, list) or not entries:
+        found = f"it has {safe(repr(unknown[0]))}" if unknown else "it has none"
+        raise InputError(f"{name}: {found}, expected tables [[pattern]]. See docs/patterns.md.")
+    if len(entries) > PATTERNS:
+        raise InputError(f"{name} has {len(entries):,} patterns, at most {PATTERNS} are read.")
+    try:
+        return tuple(
+            _pattern(entry, f"pattern {i}", path) for i, entry in enumerate(entries, start=1)
+        )
+    except _Wrong as wrong:
+        raise InputError(f"{name}: {safe(wrong)}.") from wrong
+
+
+class _Wrong(Exception):
+    """What is wrong with a pattern, and where."""
+
+
+def _pattern(entry: Any, where: str, path: Path) -> Pattern:
+    if not isinstance(entry, dict):
+        raise _Wrong(f"{where}: expected a table [[pattern]]")
+    name = entry.get("name")
+    if isinstance(name, str) and NAME.fullmatch(name):
+        where = f"{where} ({name})"
+    for key, value in entry.items():
+        if key not in KINDS:
+            raise _Wrong(f"{where}: unknown key {key!r}, expected one of {', '.join(KINDS)}")
+        right = isinstance(value, KINDS[key]) and not isinstance(value, bool)
+        if right and isinstance(value, list):
+            right = all(isinstance(part, str) for part in value)
+        if not right:
+            raise _Wrong(f"{where}: {key} is {_short(value)}, expected {IN_WORDS[KINDS[key][0]]}")
+    for key in REQUIRED:
+        if not entry.get(key):
+            raise _Wrong(f"{where}: {key} is missing")
+    family, _, dialect = entry["name"].partition("/")
+    if not NAME.fullmatch(entry["name"]) or dialect == "original":
+        raise _Wrong(
+            f"{where}: name is {_short(entry['name'])}, expected letters, digits and . _ - with at "
+            "most one /"
+        )
+    for layer in (entry["fused"], *entry.get("tail", ()), *filter(None, [entry.get("witness")])):
+        if not all(layer.split(".")) or not layer.isprintable():
+            raise _Wrong(f"{where}: {_short(layer)} is no name of a layer")
+    eps = entry.get("bn_eps")
+    if eps is not None and not (math.isfinite(eps) and 0 <= eps <= 1):
+        raise _Wrong(f"{where}: bn_eps is {eps}, expected a number from 0 to 1")
+    return Pattern(
+        family=family,
+        dialect=dialect or "original",
+        block=_block(entry["block"], where),
+        fused=entry["fused"],
+        source=entry.get("source", path.name),
+        tail=tuple(entry.get("tail", ())),
+        bn_eps=None if eps is None else float(eps),
+        usual_eps=entry.get("usual_eps", ""),
+        alone=entry.get("alone", ""),
+        claim=entry.get("claim", ""),
+        witness=entry.get("witness", ""),
+        owner=path.name,
+        file=path,
+    )
+
+
+def _block(text: str, where: str) -> Expr:
+    try:
+        block = parse(text)
+    except NotationError as error:
+        raise _Wrong(f"{where}: block: {error}") from error
+    if not block.first():
+        raise _Wrong(f"{where}: block: every layer may be absent; one must always be there")
+    return block
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def to_toml(pattern: Pattern) -> str:
+    """A pattern as `read_patterns` reads it."""
+    values = {
+        "name": pattern.name,
+        "block": str(pattern.block),
+        "fused": pattern.fused,
+        "tail": list(pattern.tail),
+        "bn_eps": pattern.bn_eps,
+        "usual_eps": pattern.usual_eps,
+        "alone": pattern.alone,
+        "claim": pattern.claim,
+        "witness": pattern.witness,
+        "source": pattern.source,
+    }
+    written = {key: v for key, v in values.items() if v or v == 0.0}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in written.items()]  # both are TOML
+    return "\n".join(["[[pattern]]", *lines]) + "\n"
