@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -20,7 +21,7 @@ from acfuse.errors import NotFusable, Reason, UsageError
 from acfuse.graph.copies import copied
 from acfuse.graph.from_fx import layer_rule, spatial_axes, steps_of
 from acfuse.graph.into_fx import nodes_between, region_graph
-from acfuse.graph.regions import Miss, Region, as_layer, choose, kernels
+from acfuse.graph.regions import Miss, Region, as_layer, choose, kernels, planned
 from acfuse.graph.steps import Graph, Inside, Opaque, Scaled, Through, Unit
 from acfuse.graph.trace import Call, Traced, has_hooks, is_layer, reading, trace, write_once
 from acfuse.patterns import Pattern
@@ -38,11 +39,20 @@ from acfuse.patterns.tensors import (
 
 @dataclass(frozen=True)
 class Summand:
-    """One convolution of a fused block: of which value, under which name. No value: added as is."""
+    """One convolution of a fused block: of which value, under which name. No name: added as is.
+
+    It is multiplied when it is asked for: the kernels of all blocks in float64 would take more
+    memory than the whole model.
+    """
 
     source: str
-    name: str | None
-    value: LinearConv | None
+    name: str | None = None
+    multiply: Callable[[], LinearConv] | None = field(default=None, repr=False)
+
+    @property
+    def value(self) -> LinearConv | None:
+        """The convolution, in float64. Computed at each call."""
+        return None if self.multiply is None else self.multiply()
 
 
 @dataclass(frozen=True)
@@ -311,8 +321,9 @@ class _Finder:
         analysis = self.analyses[id(module)]
         graph = analysis.traced.graph
         if graph is None or analysis.graph is None:
+            if self._unread(module, analysis):
+                return
             self.needed |= _parts_at(module, analysis.traced.used)
-            self._unread(module, analysis)
             for child in module.children():
                 for inner in child.modules():
                     if id(inner) in self.analyses:
@@ -329,6 +340,10 @@ class _Finder:
 
     def _choose(self, module: nn.Module, graph: Graph, forward: fx.Graph) -> set[fx.Node]:
         where = self.paths[id(module)]
+        known = self._by_pattern(module) if self._hides_unread(module, forward) else None
+        if known is not None:
+            self.found.append(known)
+            return set(forward.nodes)
         regions, misses = choose(graph, folds=self.folds)
         random = [s.rule for s in graph.steps if _draws_random_numbers(s.rule)]
         if random and (regions or misses):
@@ -392,7 +407,7 @@ class _Finder:
         dtypes += [t.dtype for n in inside if n.op == "get_attr" for t in [_tensor(module, n)]]
         floating = [d for d in dtypes if d.is_floating_point]
         try:
-            values = kernels(graph, region)
+            plan = planned(graph, region)
         except NotFusable as refusal:
             return Refused(where, refusal.code, refusal.why, pattern.name if pattern else None)
         own = set(inside)
@@ -403,13 +418,13 @@ class _Finder:
         if not region.is_block:  # a fold keeps the name of its convolution
             base = next((n for n, m in layers if hasattr(m, "kernel_size")), base)
         summands = []
-        for source, value in values.items():
-            if isinstance(value, Unit):
-                summands.append(Summand(source, None, None))
+        for source, term in plan.items():
+            if isinstance(term, Unit):
+                summands.append(Summand(source))
                 continue
             name = _free_name(module, base, taken, used)
             taken = taken | {name}
-            summands.append(Summand(source, name, value))
+            summands.append(Summand(source, name, partial(_kernel, graph, region, source)))
         nodes = {node.name: node for node in forward.nodes}
         return Found(
             where,
@@ -421,7 +436,7 @@ class _Finder:
             tuple(name for name, _ in layers),
             region.is_block,
             region.output,
-            region_graph(nodes[region.output], [nodes[s] for s in values]),
+            region_graph(nodes[region.output], [nodes[s] for s in plan]),
             forward,
             self._fixed(module),
         )
@@ -449,20 +464,41 @@ class _Finder:
             why = "its forward does not add these layers up"
             self.refused.append(Refused(where, Reason.NOT_CONFIRMED, why, name))
 
-    def _unread(self, module: nn.Module, analysis: _Analysis) -> None:
-        """A forward that cannot be read: a pattern may know it, if the numbers agree."""
+    def _unread(self, module: nn.Module, analysis: _Analysis) -> bool:
+        """A forward that cannot be read: whether a pattern knows it, and the numbers agree."""
         unread, refusal = analysis.traced, analysis.traced.refusal
         if refusal is None:
-            return
+            return False
         where = self.paths[id(module)]
-        pattern = _label(module, self.patterns, None)
-        if pattern is not None and refusal.code == Reason.UNTRACEABLE and not unread.decides:
-            found = _confirmed(module, where, pattern)
+        if refusal.code == Reason.UNTRACEABLE and not unread.decides:
+            found = self._by_pattern(module)
             if found is not None:
                 self.found.append(found)
-                return
+                return True
+        pattern = _label(module, self.patterns, None)
         name = pattern.name if pattern else None
         self.refused.append(Refused(where, refusal.code, refusal.why, name))
+        return False
+
+    def _hides_unread(self, module: nn.Module, forward: fx.Graph) -> bool:
+        """Whether a forward calls something that cannot be read, and that does not decide."""
+        inner = [self.analyses.get(id(m)) for m in _children_of(module, forward)]
+        unread = [known.traced for known in inner if known is not None and known.graph is None]
+        codes = {traced.refusal.code for traced in unread if traced.refusal is not None}
+        return codes == {Reason.UNTRACEABLE} and not any(traced.decides for traced in unread)
+
+    def _by_pattern(self, module: nn.Module) -> Found | None:
+        """A block that cannot be read, if a pattern knows it and the numbers agree."""
+        pattern = _label(module, self.patterns, None)
+        if pattern is None or id(module) in self.twice or has_hooks(module):
+            return None
+        return _confirmed(module, self.paths[id(module)], pattern)
+
+
+def _kernel(graph: Graph, region: Region, source: str) -> LinearConv:
+    value = kernels(graph, region)[source]
+    assert isinstance(value, LinearConv)
+    return value
 
 
 def _norms_first(graph: Graph) -> bool:
@@ -594,7 +630,7 @@ def _confirmed(module: nn.Module, where: str, pattern: Pattern) -> Found | None:
     found = Found(
         where,
         pattern.name,
-        (Summand("x", pattern.fused, value),),
+        (Summand("x", pattern.fused, lambda: value),),
         dtype,
         (sum(hasattr(module.get_submodule(n), "kernel_size") for n in names), 1),
         (0, value.geometry.multiply_adds),
@@ -683,8 +719,8 @@ def state_of(
     differences: dict[str, float] = {}
     for block in found:
         for summand, name in zip((s for s in block.summands if s.name), block.names, strict=True):
-            if summand.value is not None and summand.name not in block.layers:
-                worst = difference_of_stored(tensors, name, summand.value, block.dtype)
+            if summand.multiply is not None and summand.name not in block.layers:
+                worst = difference_of_stored(tensors, name, summand.multiply, block.dtype)
                 differences |= {} if worst is None else {name: worst}
     if differences:
         name = max(differences, key=differences.__getitem__)
@@ -754,7 +790,7 @@ def _bare_block(
     return Found(
         where,
         pattern.name,
-        (Summand("x", pattern.fused, value),),
+        (Summand("x", pattern.fused, lambda: value_of(pattern, block)[0]),),
         dtype,
         (convolutions_among(names, tensors, prefix), 1),
         (0, value.geometry.multiply_adds),

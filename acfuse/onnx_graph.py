@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,15 +201,15 @@ def _fuse_graph(
             dtype = _dtype_of(region, around)
             values = kernels(steps.graph, region)
             layers = lowered(values, dtype)
+            reference = _reference(graph, around, steps, region.output, tuple(values))
         except NotFusable as refusal:
             refused.append(Refused(region.output, refusal.code, refusal.why))
             continue
         chosen.append((region, layers))
-        reference = _reference(graph, around, steps, region.output, tuple(values))
         found.append(_found(region, values, dtype, reference))
     placed = iter(put_back(graph, steps, chosen, model, around.opset) if chosen else ())
     stored = [
-        tuple(next(placed) if summand.value else None for summand in block.summands)
+        tuple(next(placed) if summand.name else None for summand in block.summands)
         for block in found
     ]
     return found, stored, refused
@@ -222,6 +223,10 @@ def _dtype_of(region: Region, around: Surroundings) -> torch.dtype:
     return FLOATS[known.kind]
 
 
+def _given(value: LinearConv) -> LinearConv:
+    return value
+
+
 def _found(
     region: Region,
     values: Mapping[str, LinearConv | Unit],
@@ -229,7 +234,7 @@ def _found(
     reference: Callable[..., Tensor],
 ) -> Found:
     summands = tuple(
-        Summand(s, None, None) if isinstance(v, Unit) else Summand(s, "conv", v)
+        Summand(s) if isinstance(v, Unit) else Summand(s, "conv", partial(_given, v))
         for s, v in values.items()
     )
     return Found(
@@ -253,7 +258,10 @@ def _reference(
     output: str,
     sources: tuple[str, ...],
 ) -> Callable[..., Tensor]:
-    """The nodes of a region, run one by one by onnx's reference implementation in float64."""
+    """The nodes of a region, run one by one by onnx's reference implementation in float64.
+
+    Raises NotFusable for nodes of an older opset that it does not run.
+    """
     views = {name: s for s in sources for name in steps.views[s]}
     nodes = _nodes_between(graph, output, {*views, *around.constants})
     reads = {name for node in nodes for name in node.input}
@@ -269,7 +277,11 @@ def _reference(
     opsets = [onnx.helper.make_opsetid("", around.opset)]
     model = onnx.helper.make_model(alone, opset_imports=opsets)
     if around.opset < REFERENCE_OPSET:  # it takes older BatchNormalizations to be in training
-        model = onnx.version_converter.convert_version(model, REFERENCE_OPSET)
+        try:
+            model = onnx.version_converter.convert_version(model, REFERENCE_OPSET)
+        except Exception as error:
+            why = f"onnx cannot run its nodes of opset {around.opset} to prove it"
+            raise NotFusable(Reason.UNKNOWN_LAYER, why) from error
     evaluator = ReferenceEvaluator(model, new_ops=[ConvTranspose])
     order = steps.views[output][output]
 

@@ -1,16 +1,18 @@
 """From findings to a fused model: a copy in which each found block is its one convolution."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from acfuse.algebra import ConvLayer, LinearConv, lower
+from acfuse.algebra import ConvLayer, lower
 from acfuse.errors import AcfuseError, InputError, NotFusable
-from acfuse.find import Found
+from acfuse.find import Found, Summand
 from acfuse.graph.copies import copied
-from acfuse.graph.into_fx import Summand, rewrite_module
+from acfuse.graph.into_fx import Summand as NewLayer
+from acfuse.graph.into_fx import rewrite_module
 
 
 def fused_copy(
@@ -19,8 +21,10 @@ def fused_copy(
     """A fused copy of a live model, in eval mode. The given model is not touched.
 
     Fused weights are rounded once, to the dtype of the weights that they replace, or to `dtype`.
+    The weights that are replaced are not copied first.
     """
-    work = copied(model).eval()
+    borrowed = _replaced_weights(model, found)
+    work = copied(model, borrowed).eval()
     by_module: dict[str, list[Found]] = {}
     for block in found:
         by_module.setdefault(block.where, []).append(block)
@@ -29,7 +33,27 @@ def fused_copy(
         id(module): _replacement(module, by_module[where], dtype)
         for where, module in places.items()
     }
-    return _exchange(work, replaced)
+    fused = _exchange(work, replaced)
+    for module in fused.modules():  # whatever stays after all is its own
+        for name, weight in module._parameters.items():
+            if id(weight) in borrowed:
+                module._parameters[name] = copy.deepcopy(weight)
+    return fused
+
+
+def _replaced_weights(model: nn.Module, found: Sequence[Found]) -> dict[int, nn.Parameter]:
+    """The parameters that only layers have which are replaced, by id."""
+    names = [f"{f.where}.{n}" if f.where else n for f in found for n in f.layers if n not in f.keep]
+    layers = {id(model.get_submodule(name)) for name in names}
+    own: dict[int, nn.Parameter] = {}
+    others: set[int] = set()
+    for module in model.modules():
+        for weight in module._parameters.values():
+            if id(module) not in layers:
+                others.add(id(weight))
+            elif weight is not None:
+                own[id(weight)] = weight
+    return {key: weight for key, weight in own.items() if key not in others}
 
 
 def _replacement(module: nn.Module, found: Sequence[Found], dtype: torch.dtype | None) -> nn.Module:
@@ -43,22 +67,24 @@ def _replacement(module: nn.Module, found: Sequence[Found], dtype: torch.dtype |
     return nn.Sequential(parts).eval()
 
 
-def _layers(block: Found, dtype: torch.dtype | None) -> list[Summand]:
-    layers: list[Summand] = []
+def _layers(block: Found, dtype: torch.dtype | None) -> list[NewLayer]:
+    layers: list[NewLayer] = []
     for summand in block.summands:
-        if summand.value is None or summand.name is None:
+        if summand.multiply is None or summand.name is None:
             layers.append((summand.source, None, None))
             continue
-        layer = _lowered(block, summand.value, dtype).module()
+        layer = _lowered(block, summand, dtype).module()
         layers.append((summand.source, summand.name, layer))
     return layers
 
 
-def _lowered(block: Found, value: LinearConv, dtype: torch.dtype | None = None) -> ConvLayer:
+def _lowered(block: Found, summand: Summand, dtype: torch.dtype | None = None) -> ConvLayer:
+    assert summand.multiply is not None
     try:
-        return lower(value, dtype or block.dtype)
+        return lower(summand.multiply(), dtype or block.dtype)
     except NotFusable as refusal:
-        raise InputError(f"{block.label}: {refusal.why}.") from refusal
+        name = ".".join(filter(None, (block.where, summand.name)))
+        raise InputError(f"{name}: {refusal.why}.") from refusal
 
 
 def _exchange(root: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
@@ -88,8 +114,8 @@ def fused_bare(tensors: Mapping[str, Tensor], found: Sequence[Found]) -> dict[st
     }
     for block in found:
         for name, summand in zip(block.names, block.summands, strict=True):
-            if summand.value is not None:
-                layer = _lowered(block, summand.value)
+            if summand.multiply is not None:
+                layer = _lowered(block, summand)
                 state[f"{name}.weight"], state[f"{name}.bias"] = layer.weight, layer.bias
     return fused_tensors(tensors, state, found)
 

@@ -4,7 +4,7 @@ Told from all tensors of a block, never from one key. Where the branches are all
 the truth: some authors store a fused tensor beside them, which is out of date during training.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,7 +77,7 @@ def is_half_fused(pattern: Pattern, patterns: Sequence[Pattern]) -> bool:
 
 
 def difference_of_stored(
-    tensors: Mapping[str, Tensor], name: str, value: LinearConv, dtype: torch.dtype
+    tensors: Mapping[str, Tensor], name: str, multiply: Callable[[], LinearConv], dtype: torch.dtype
 ) -> float | None:
     """How much a fused convolution that lies beside its branches differs from them.
 
@@ -88,7 +88,7 @@ def difference_of_stored(
     if weight is None or bias is None:
         return None
     try:
-        exact = lower(value, torch.float64)
+        exact = lower(multiply(), torch.float64)
     except NotFusable:
         return None
     if weight.shape != exact.weight.shape or bias.shape != exact.bias.shape:
