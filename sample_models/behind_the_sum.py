@@ -125,9 +125,9 @@ SAMPLES = {
     "repvit": _in_frame(lambda: RepVGGDW(6), 6, 6, "repvit"),
     "repvit_legacy": _in_frame(lambda: RepVGGDW(6, legacy=True), 6, 6, "repvit"),
     "repoptimizer": _in_frame(
-        lambda: LinearAddBlock(6, 6), 6, 6, "repoptimizer", eps=1e-5, live=False
+        lambda: LinearAddBlock(6, 6), 6, 6, "repoptimizer", eps=1e-5
     ),
     "repoptimizer_wider": _in_frame(
-        lambda: LinearAddBlock(6, 8), 6, 8, "repoptimizer", eps=1e-5, live=False
+        lambda: LinearAddBlock(6, 8), 6, 8, "repoptimizer", eps=1e-5
     ),
 }

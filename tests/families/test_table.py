@@ -36,9 +36,8 @@ An eps of `given` has no usual value: `--bn-eps` is asked for.
 |---|---|---|---|
 """
 NOT_LIVE = {
-    "dbb": "in parts: the rest writes borders in place",
-    "rrrb": "refused: it writes borders in place",
-    "repoptimizer": "refused: its factors are modules that reshape a tensor",
+    "dbb": "found by its pattern, and tried on images: it writes borders in place",
+    "rrrb": "found by its pattern, and tried on images: it writes borders in place",
 }
 
 
