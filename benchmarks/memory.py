@@ -65,7 +65,8 @@ def run(*command: str) -> tuple[int, str]:
 
 def converted(path: Path) -> int:
     """The peak of converting a checkpoint without its code."""
-    peak, _ = run("-m", "acfuse", "convert", str(path), "--no-onnx", "--quiet", "--force")
+    options = ("--bn-eps", "1e-5", "--no-onnx", "--quiet", "--force")
+    peak, _ = run("-m", "acfuse", "convert", str(path), *options)
     return peak
 
 
