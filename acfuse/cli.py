@@ -81,11 +81,12 @@ PATTERN_FILES = _option(
     metavar="FILE",
     help="Patterns of your own, as TOML. Repeatable.",
 )
+KEY = _option("--key", help="Entry of the checkpoint that holds the weights.")
 MODEL_OPTIONS = (
     _option("--model", metavar="MODULE:NAME", help="The network's code: package.module:factory or "
             "path/to/file.py:Class."),
     _option("--model-args", type=JsonObject(), default=None, help="Arguments for it, as JSON."),
-    _option("--key", help="Entry of the checkpoint that holds the weights."),
+    KEY,
     _option("--allow-class", multiple=True, metavar="MODULE:CLASS",
             help="A class of your own that a pickled module may hold. Repeatable."),
     _option("--bn-eps", type=click.FloatRange(min=0), help="BatchNorm eps, for checkpoints without "
@@ -320,6 +321,30 @@ def show_pattern(
         report.print_json(report.describe_pattern(found))
     else:
         report.print_pattern(found)
+
+
+@list_patterns.command("test")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@_options((KEY,), COMMON_OPTIONS)
+def try_patterns(
+    file: Path, checkpoint: Path, key: str | None, format: str, quiet: bool, verbose: int
+) -> None:
+    """Try the patterns of FILE on a CHECKPOINT: what matches, what nearly does, and why not."""
+    with _progress("Loading PyTorch", quiet=quiet, verbose=verbose):
+        from acfuse import report
+        from acfuse.checkpoint import read_tensors
+        from acfuse.patterns import known_patterns
+        from acfuse.trial import trials
+
+        own = [pattern for pattern in known_patterns([file]) if pattern.file == file]
+        found = trials(read_tensors(checkpoint, key=key)[1], own)
+    if format == "json":
+        report.print_json(report.describe_trials(found))
+    elif not quiet:
+        report.print_trials(found, own, checkpoint)
+    if all(trial.why for trial in found):
+        sys.exit(Exit.NOTHING)
 
 
 def _again(manifest: "Manifest", options: dict[str, Any]) -> "Job":

@@ -249,6 +249,13 @@ def _nothing(job: Job, findings: Findings) -> str:
             f"{job.source.name}: nothing to fuse. {first.where or 'the model'}: {first.why}{more}. "
             "`acfuse inspect` lists every candidate."
         )
+    if findings.suspects:
+        group, count = findings.suspects[0], len(findings.suspects)
+        return (
+            f"{job.source.name}: nothing to fuse by any pattern. {group.where or 'the model'}: "
+            f"{group} may be branches of one sum ({count} such groups). `acfuse inspect` shows "
+            "what to do."
+        )
     hint = "" if job.model else " Give --model with the network's code to look by algebra as well."
     return f"{job.source.name}: nothing to fuse: no block of parallel branches was found.{hint}"
 

@@ -27,6 +27,7 @@ from acfuse.graph.trace import Call, Traced, has_hooks, is_layer, reading, trace
 from acfuse.patterns import Pattern
 from acfuse.patterns.expr import Layer
 from acfuse.patterns.states import deployed, difference_of_stored, is_half_fused
+from acfuse.patterns.suspects import Suspect, suspects_in
 from acfuse.patterns.tensors import (
     TensorBlock,
     convolutions_among,
@@ -111,6 +112,7 @@ class Findings:
     refused: tuple[Refused, ...]
     notes: tuple[str, ...] = ()  # what had to be assumed
     state: tuple[str, ...] = ()  # what had been fused before
+    suspects: tuple[Suspect, ...] = ()  # what looks like branches, and matches no pattern
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -704,7 +706,9 @@ def find_in_tensors(
     if found:
         notes["branches are parallel, of one stride, and centred on each other"] = None
     state = state_of(tensors, found, patterns)
-    return Findings(tuple(found), tuple(refused), tuple(notes), state)
+    known = {p + name for p, pattern in candidates for name in layers_at(pattern, tensors, p)}
+    suspects = suspects_in(tensors, known)
+    return Findings(tuple(found), tuple(refused), tuple(notes), state, suspects)
 
 
 def state_of(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,7 +12,9 @@ from acfuse.find import Findings, Found
 from acfuse.job import Conversion
 from acfuse.manifest import VERSION, describe
 from acfuse.patterns import Pattern
+from acfuse.patterns.suspects import Suspect
 from acfuse.text import columns, plain, safe
+from acfuse.trial import Trial
 from acfuse.verify import Check
 
 
@@ -50,6 +53,7 @@ def print_findings(seen: Conversion) -> None:
     _echo("", *columns(header, rows), "") if rows else _echo("")
     count = f"{len(findings.blocks)} blocks can be fused, {len(findings.refused)} were refused"
     _echo(count, f"in all: {_sizes(seen)}", *_refused(findings))
+    _echo(*_suspects(findings))
     for told in findings.state:
         _echo(f"state   {safe(told)}")
     for note in findings.notes:
@@ -114,6 +118,32 @@ def print_pattern(pattern: Pattern) -> None:
         _echo(f"{name:<8} {safe(text)}")
 
 
+def describe_trials(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """What `patterns test --format json` prints."""
+    return [asdict(trial) for trial in trials]
+
+
+def print_trials(trials: Sequence[Trial], patterns: Sequence[Pattern], checkpoint: Path) -> None:
+    """Where each pattern matches, and the nearest misses."""
+    for pattern in patterns:
+        own = [trial for trial in trials if trial.pattern == pattern.name]
+        matched = [trial for trial in own if not trial.why]
+        missed = [trial for trial in own if trial.why]
+        _echo(f"{safe(pattern.name)}: {len(matched)} blocks of {safe(checkpoint.name)} match")
+        rows = [(t, f"{', '.join(t.layers)} -> {pattern.fused}") for t in matched]
+        for trial, text in [*rows, *((t, t.why) for t in missed[:NEAREST])]:
+            sign = "misses " if trial.why else "matches"
+            _echo(f"{sign} {safe(trial.where or 'the model')}: {safe(text)}")
+        if len(missed) > NEAREST:
+            _echo(f"        and {len(missed) - NEAREST} more that miss")
+        if not own:
+            names = ", ".join(f"{name}.weight" for name in pattern.names[:4])
+            _echo(f"        no two of its names stand below one prefix: {safe(names)} ...")
+
+
+NEAREST = 5
+
+
 def describe_findings(seen: Conversion) -> dict[str, Any]:
     """What `inspect --format json` prints."""
     findings = seen.findings
@@ -136,6 +166,10 @@ def describe_findings(seen: Conversion) -> dict[str, Any]:
         "refused": [
             {"where": r.where, "pattern": r.pattern, "code": str(r.code), "why": r.why}
             for r in findings.refused
+        ],
+        "suspects": [
+            {"where": s.where, "layers": [b[0] for b in s.branches], "pattern": s.stub}
+            for s in findings.suspects
         ],
         "state": list(findings.state),
         "notes": list(findings.notes),
@@ -252,6 +286,23 @@ def _check_line(check: Check) -> str:
     if check.name in ("rounding", "onnx"):
         line += f"; max |a-b| {check.absolute:.1e}"
     return line
+
+
+def _suspects(findings: Findings) -> list[str]:
+    """What looks like branches, each kind with a pattern to start from."""
+    kinds: dict[str, list[Suspect]] = {}
+    for suspect in findings.suspects:
+        kinds.setdefault(suspect.stub, []).append(suspect)
+    lines = []
+    for stub, alike in kinds.items():
+        where = safe(alike[0].where or "the model")
+        where += f" and {len(alike) - 1} more" if len(alike) > 1 else ""
+        lines.append(
+            f"suspect {where}: {safe(alike[0])} may be branches of one sum. Give --model with the "
+            "code, or --patterns FILE if they are, with"
+        )
+        lines += [f"        {safe(line)}" for line in stub.splitlines()]
+    return lines
 
 
 def _refused(findings: Findings) -> list[str]:

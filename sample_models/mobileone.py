@@ -173,6 +173,23 @@ class LearnableRepLayer(nn.Module):
         return self.act(out) if self.stride != 2 else out
 
 
+class RepDepthwiseSeparable(nn.Module):
+    """PP-LCNetV2's: depthwise kernels of 5, 3 and 1, then a pointwise one. Deploy: ``dw_conv``."""
+
+    def __init__(self, dim: int, out: int) -> None:
+        super().__init__()
+        self.dw_conv_list = nn.ModuleList([conv_norm((dim, dim, k), 1, dim) for k in (5, 3, 1)])
+        self.dw_act = nn.ReLU()
+        self.pw_conv = conv_norm((dim, out, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.dw_conv_list[0](x)
+        for i, dw_conv in enumerate(self.dw_conv_list):
+            if i > 0:
+                out = out + dw_conv(x)
+        return self.pw_conv(self.dw_act(out))
+
+
 def _in_frame(
     make: Callable[[], nn.Module],
     a: int,
@@ -223,6 +240,7 @@ SAMPLES = {
     "pplcnet_stride2": _in_frame(
         lambda: LearnableRepLayer((6, 6, 5), 2, 6), 6, 6, "reparam_conv", "pplcnet", bare=False
     ),
+    "pplcnet_v2": _in_frame(lambda: RepDepthwiseSeparable(6, 8), 6, 8, "dw_conv", "pplcnet"),
     # Without a 1 x 1 beside it, its layers bear the names of timm's MobileOne.
     "pplcnet_pointwise": Sample(
         built(lambda: framed(LearnableRepLayer((6, 8, 1)), 6, 8)), images(3), 1, None, bare=False

@@ -17,7 +17,7 @@ from acfuse.patterns.large_kernel import LARGE_KERNEL
 from acfuse.patterns.mobileone import MOBILEONE
 from acfuse.patterns.pplcnet import PPLCNET
 from acfuse.patterns.qarepvgg import QAREPVGG
-from acfuse.patterns.registry import registry
+from acfuse.patterns.registry import all_patterns
 from acfuse.patterns.repghost import REPGHOST
 from acfuse.patterns.repnext import REPNEXT
 from acfuse.patterns.repoptimizer import REPOPTIMIZER
@@ -42,9 +42,11 @@ PATTERNS: tuple[Pattern, ...] = (
 )
 
 
-def known_patterns(files: Iterable[Path] = (), assume: Iterable[str] = ()) -> tuple[Pattern, ...]:
+def known_patterns(
+    files: Iterable[str | Path] = (), assume: Iterable[str] = ()
+) -> tuple[Pattern, ...]:
     """The patterns of these files, of plug-ins, and acfuse's own; some taken at their word."""
-    return registry(PATTERNS, files, assume)
+    return all_patterns(PATTERNS, files, assume)
 
 
 __all__ = [

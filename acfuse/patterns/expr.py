@@ -269,10 +269,14 @@ class _Each(Expr):
     prefix: str
     parts: tuple[str, ...]
 
+    def numbered(self, number: int) -> list[str]:
+        """The names of the layers of one arm."""
+        return [".".join(filter(None, (self.prefix, str(number), p))) for p in self.parts]
+
     def _arms(self, look: Lookup) -> list[Expr]:
         arms: list[Expr] = []
         while True:
-            names = [f"{self.prefix}.{len(arms)}{part and '.' + part}" for part in self.parts]
+            names = self.numbered(len(arms))
             if look(names[0]) is None:
                 return arms
             arms.append(seq(*names))
@@ -292,7 +296,7 @@ class _Each(Expr):
         return len(self._arms(look))
 
     def first(self) -> str:
-        return ".".join(filter(None, (self.prefix, "0", self.parts[0])))
+        return self.numbered(0)[0]
 
 
 @dataclass(frozen=True)
@@ -380,6 +384,11 @@ def _written(name: str) -> str:
     """A name as it is written: in quotes where it would be read as something else."""
     plain = PLAIN_NAME.fullmatch(name) and name != "x"
     return name if plain else "'" + name.replace("'", "''") + "'"
+
+
+def _own(part: Expr) -> tuple[str, ...]:
+    """The name of a layer or factor."""
+    return (part.name,) if isinstance(part, _Layer | _Scaled) else ()
 
 
 def _as_part(part: Expr) -> str:
@@ -489,6 +498,13 @@ class Pattern:
             return self.block.arms(look)
         except _Absent:
             return 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name in it, repeated layers with the number 0."""
+        found = self.block.everywhere()
+        names = [n for e in found for n in (e.numbered(0) if isinstance(e, _Each) else _own(e))]
+        return tuple(dict.fromkeys(names))
 
     @property
     def factors(self) -> frozenset[str]:

@@ -1,5 +1,7 @@
 """PP-LCNetV3: MobileOne's branches, then one learned factor and shift for all channels.
 
+PP-LCNetV2: depthwise kernels of falling size, each with its BatchNorm.
+
 Source: PaddleOCR's PP-LCNetV3, ported as frotms/PaddleOCR2Pytorch.
 """
 
@@ -14,5 +16,13 @@ PPLCNET = (
         fused="reparam_conv",
         tail=("lab", "act"),  # they stay, as in the authors' deploy form
         source="github.com/PaddlePaddle/PaddleOCR, github.com/frotms/PaddleOCR2Pytorch",
+    ),
+    Pattern(
+        family="pplcnet",
+        dialect="v2",
+        block=each("dw_conv_list", "conv", "bn"),
+        fused="dw_conv",
+        tail=("dw_act", "se", "pw_conv"),
+        source="github.com/huggingface/pytorch-image-models, lcnetv2",
     ),
 )

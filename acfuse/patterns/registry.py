@@ -14,8 +14,8 @@ from acfuse.text import one_line, safe
 GROUP = "acfuse.patterns"
 
 
-def registry(
-    own: Sequence[Pattern], files: Iterable[Path] = (), assume: Iterable[str] = ()
+def all_patterns(
+    own: Sequence[Pattern], files: Iterable[str | Path] = (), assume: Iterable[str] = ()
 ) -> tuple[Pattern, ...]:
     """The patterns that count: of files, of plug-ins, then `own`. The first of equals is taken.
 
@@ -23,7 +23,7 @@ def registry(
     Raises InputError for a file or plug-in that cannot be used, and for two patterns of one name;
     UsageError for a pattern that cannot be assumed.
     """
-    read = [pattern for path in files for pattern in read_patterns(path)]
+    read = [pattern for path in files for pattern in read_patterns(Path(path))]
     patterns = (*read, *plug_ins(), *own)
     known: dict[str, Pattern] = {}
     for pattern in patterns:

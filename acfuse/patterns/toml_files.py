@@ -127,6 +127,11 @@ def _block(text: str, where: str) -> Expr:
     return block
 
 
+def _quoted(value: object) -> str:
+    """A string, number or list as TOML, which is JSON but for one character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
@@ -147,5 +152,5 @@ def to_toml(pattern: Pattern) -> str:
         "source": pattern.source,
     }
     written = {key: v for key, v in values.items() if v or v == 0.0}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in written.items()]  # both are TOML
+    lines = [f"{key} = {_quoted(value)}" for key, value in written.items()]
     return "\n".join(["[[pattern]]", *lines]) + "\n"
