@@ -29,7 +29,7 @@ from acfuse.convert import (
 )
 from acfuse.errors import InputError, NotEqual, OutputError, UsageError
 from acfuse.export import OnnxFile, compare_onnx
-from acfuse.files import check_outputs, write_all
+from acfuse.files import Written, check_outputs, write_all
 from acfuse.find import Findings, find_in_module
 from acfuse.job import Conversion, Fused, Job
 from acfuse.manifest import Manifest, record, to_json
@@ -182,10 +182,6 @@ def export_again(
         write_all({output: onnx_file.bytes})
         return output
     data = dict(manifest.data)
-    data["outputs"] = [
-        *(o for o in data["outputs"] if o["file"] != path.name),
-        record(path, onnx_file.bytes),
-    ]
     data["onnx"] = {
         **(data["onnx"] or {}),
         "opset": job.opset,
@@ -193,7 +189,12 @@ def export_again(
         "inputs": list(onnx_file.inputs),
         "outputs": list(onnx_file.outputs),
     }
-    write_all({path: onnx_file.bytes, manifest.path: to_json(data)})
+    others = [output for output in data["outputs"] if output["file"] != path.name]
+
+    def renewed(written: Mapping[Path, Written]) -> bytes:
+        return to_json({**data, "outputs": [*others, record(path, written[path])]})
+
+    write_all({path: onnx_file.bytes}, (manifest.path, renewed))
     return path
 
 

@@ -18,11 +18,11 @@ from acfuse.checkpoint import (
     check_finite,
     load,
     read_tensors,
-    to_bytes,
+    writer,
 )
 from acfuse.errors import AcfuseError, InputError, NothingToFuse, UsageError
 from acfuse.export import OnnxFile, compare_onnx, to_onnx
-from acfuse.files import check_outputs, write_all
+from acfuse.files import Write, check_outputs, write_all
 from acfuse.find import Findings, find_in_module, find_in_tensors, state_of
 from acfuse.job import Conversion, Fused, Job, Size
 from acfuse.manifest import describe, provenance, to_json
@@ -274,15 +274,16 @@ def save(conversion: Conversion, checkpoint: Checkpoint, fused: Fused) -> Conver
     """Writes the fused checkpoint, the ONNX file and, last, the manifest."""
     paths = conversion.job.paths
     whole = fused.model if checkpoint.wrapper.kind == "module" else None
-    contents = {paths.checkpoint: to_bytes(checkpoint.wrapper, whole or fused.tensors)}
+    contents: dict[Path, bytes | Write] = {
+        paths.checkpoint: writer(checkpoint.wrapper, whole or fused.tensors)
+    }
     if conversion.onnx is not None:
         contents[paths.onnx] = conversion.onnx.bytes
     return write(conversion, contents)
 
 
-def write(conversion: Conversion, contents: Mapping[Path, bytes]) -> Conversion:
+def write(conversion: Conversion, contents: Mapping[Path, bytes | Write]) -> Conversion:
     """Writes the files of a conversion and, last, its manifest."""
-    manifest = {conversion.job.paths.manifest: to_json(describe(conversion, contents))}
-    whole = {**contents, **manifest}
-    write_all(whole)
-    return replace(conversion, written=tuple(whole))
+    manifest = conversion.job.paths.manifest
+    write_all(contents, (manifest, lambda written: to_json(describe(conversion, written))))
+    return replace(conversion, written=(*contents, manifest))

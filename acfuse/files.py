@@ -2,11 +2,14 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from acfuse.errors import OutputError
 
@@ -34,21 +37,48 @@ def _check_outputs(paths: Sequence[Path], inputs: Sequence[Path], *, force: bool
             raise OutputError(f"{path} exists; give --force to replace it, or another --output.")
 
 
-def write_all(contents: Mapping[Path, bytes]) -> None:
+Write = Callable[[IO[bytes]], None]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a file holds: how many bytes, and their SHA-256 in hex."""
+
+    size: int
+    sha256: str
+
+
+def written_to(path: Path) -> Written:
+    """What a file holds now."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Written(path.stat().st_size, digest)
+
+
+def write_all(
+    contents: Mapping[Path, bytes | Write],
+    last: tuple[Path, Callable[[Mapping[Path, Written]], bytes]] | None = None,
+) -> None:
     """Writes all files, or none: each whole beside its place, then all renamed, the last one last.
 
-    Raises OutputError; whatever was there before is then still there.
+    Contents are bytes, or a function that writes them to an open file. `last` is a file more, which
+    is made from what the others hold. Raises OutputError; whatever was there before is then still
+    there.
     """
     waiting: dict[Path, Path] = {}
     before: dict[Path, Path | None] = {}  # what stood at each place that was already written
     try:
         for path, data in contents.items():
             waiting[path] = _write_beside(path, data)
+        if last is not None:
+            path, made_from = last
+            others = {place: written_to(beside) for place, beside in waiting.items()}
+            waiting[path] = _write_beside(path, made_from(others))
         for path, temporary in list(waiting.items()):
             before[path] = _kept(path)
             temporary.replace(path)
             del waiting[path]
-        for folder in {path.parent for path in contents}:
+        for folder in {path.parent for path in before}:
             _sync_folder(folder)
     except BaseException as error:
         for path, old in before.items():
@@ -78,12 +108,15 @@ def _put_back(path: Path, old: Path | None, *, written: bool) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_beside(path: Path, data: bytes) -> Path:
+def _write_beside(path: Path, data: bytes | Write) -> Path:
     number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(number, "wb") as file:
-            file.write(data)
+            if isinstance(data, bytes):
+                file.write(data)
+            else:
+                data(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
@@ -108,14 +141,15 @@ def _sync_folder(folder: Path) -> None:
             os.close(number)
 
 
-def _explain(error: OSError, contents: Mapping[Path, bytes]) -> str:
-    needed = sum(len(data) for data in contents.values())
+def _explain(error: OSError, contents: Mapping[Path, bytes | Write]) -> str:
     folder = next(iter(contents)).parent
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        known = sum(len(data) for data in contents.values() if isinstance(data, bytes))
+        needed = f"{known:,}" if all(isinstance(d, bytes) for d in contents.values()) else "more"
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(folder).free
             return (
-                f"{folder} has no room: {needed:,} bytes are needed, {free:,} are free. "
+                f"{folder} has no room: {needed} bytes are needed, {free:,} are free. "
                 "Nothing was written."
             )
     return f"{folder} cannot be written to: {error.strerror or error}. Nothing was written."

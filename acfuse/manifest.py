@@ -1,6 +1,5 @@
 """The manifest: the record that a conversion leaves, and a job read from it again."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -14,6 +13,7 @@ import torch
 from acfuse.checkpoint import files_of, sha256_of
 from acfuse.errors import InputError, UsageError
 from acfuse.export import DEFAULT_OPSET
+from acfuse.files import Written
 from acfuse.find import Found
 from acfuse.job import Conversion, Job
 from acfuse.paths import Paths
@@ -39,18 +39,18 @@ def to_json(data: Mapping[str, Any]) -> bytes:
     return (json.dumps(plain(data), indent=2, allow_nan=False) + "\n").encode()
 
 
-def record(path: Path, data: bytes) -> dict[str, Any]:
+def record(path: Path, written: Written) -> dict[str, Any]:
     """A written file, as the manifest names it."""
-    return {"file": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return {"file": path.name, "bytes": written.size, "sha256": written.sha256}
 
 
 def describe(
-    conversion: Conversion, contents: Mapping[Path, bytes] | None = None
+    conversion: Conversion, written: Mapping[Path, Written] | None = None
 ) -> dict[str, Any]:
     """A conversion as plain data: what the manifest holds and `--format json` prints."""
     job, proofs = conversion.job, conversion.proofs
     folder = job.paths.manifest.parent
-    outputs = [record(path, data) for path, data in (contents or {}).items()]
+    outputs = [record(path, data) for path, data in (written or {}).items()]
     return {
         "schema_version": SCHEMA_VERSION,
         "acfuse": VERSION,

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from acfuse.files import written_to
 from acfuse.find import Findings, Found
 from acfuse.job import Conversion
 from acfuse.manifest import VERSION, describe
@@ -178,8 +179,7 @@ def describe_findings(seen: Conversion) -> dict[str, Any]:
 
 def conversion_json(conversion: Conversion) -> dict[str, Any]:
     """What `--format json` prints of a conversion: its manifest, and the paths it wrote."""
-    contents = {path: path.read_bytes() for path in conversion.written[:-1]}
-    data = describe(conversion, contents)
+    data = describe(conversion, {path: written_to(path) for path in conversion.written[:-1]})
     return {**data, "written": [str(path) for path in conversion.written]}
 
 
