@@ -124,10 +124,6 @@ SAMPLES = {
     "yolo_nas_wider": _qarep(lambda: YoloNasBlock(6, 8, 2), 6, 8, "qarepvgg/super-gradients"),
     "repvit": _in_frame(lambda: RepVGGDW(6), 6, 6, "repvit"),
     "repvit_legacy": _in_frame(lambda: RepVGGDW(6, legacy=True), 6, 6, "repvit"),
-    "repoptimizer": _in_frame(
-        lambda: LinearAddBlock(6, 6), 6, 6, "repoptimizer", eps=1e-5
-    ),
-    "repoptimizer_wider": _in_frame(
-        lambda: LinearAddBlock(6, 8), 6, 8, "repoptimizer", eps=1e-5
-    ),
+    "repoptimizer": _in_frame(lambda: LinearAddBlock(6, 6), 6, 6, "repoptimizer", eps=1e-5),
+    "repoptimizer_wider": _in_frame(lambda: LinearAddBlock(6, 8), 6, 8, "repoptimizer", eps=1e-5),
 }

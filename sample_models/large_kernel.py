@@ -35,6 +35,26 @@ class ReparamLargeKernelConv(nn.Module):
         return out
 
 
+class TimmLargeKernel(nn.Module):
+    """timm's names in FastViT; None holds the place of the fused convolution, ``reparam_conv``."""
+
+    def __init__(self, channels: int, kernel_size: int, small_kernel: int) -> None:
+        super().__init__()
+        self.reparam_conv: nn.Module | None = None
+        self.large_conv = _conv_bn(channels, (kernel_size, kernel_size), 2)
+        self.small_conv = _conv_bn(channels, (small_kernel, small_kernel), 2)
+        self.se = nn.Identity()
+        self.act = nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.reparam_conv is not None:
+            return self.act(self.se(self.reparam_conv(x)))
+        out = self.large_conv(x)
+        if self.small_conv is not None:
+            out = out + self.small_conv(x)
+        return self.act(self.se(out))
+
+
 class DecomposedKernel(nn.Module):
     """SLaK's: tall and wide, with names as of adapters, and no square of that size."""
 
@@ -79,6 +99,7 @@ def _in_frame(make: Callable[[], nn.Module], width: int, family: str, fused: str
 SAMPLES = {
     "replknet": _in_frame(lambda: ReparamLargeKernelConv(4, 13, 5), 4, "replknet", "lkb_reparam"),
     "fastvit": _in_frame(lambda: ReparamLargeKernelConv(4, 7, 3, 2), 4, "replknet", "lkb_reparam"),
+    "fastvit_timm": _in_frame(lambda: TimmLargeKernel(4, 7, 3), 4, "replknet", "reparam_conv"),
     "slak": _in_frame(lambda: DecomposedKernel(4, 7, 5), 4, "slak", "lkb_reparam"),
     "unireplknet_k5": _in_frame(lambda: DilatedReparamBlock(4, 5), 4, "unireplknet", "lk_origin"),
     "unireplknet_k7": _in_frame(lambda: DilatedReparamBlock(4, 7), 4, "unireplknet", "lk_origin"),
