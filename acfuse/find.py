@@ -606,7 +606,10 @@ def _free_name(module: nn.Module, base: str, taken: set[str], used: set[str]) ->
 def _is_used(module: nn.Module, name: str, used: set[str]) -> bool:
     if any(target == name or target.startswith(name + ".") for target in used):
         return True
-    return "." not in name and hasattr(module, name) and name not in module._modules
+    if "." in name or name in module._modules or not hasattr(module, name):
+        return False
+    # What is None holds the place of the fused convolution in many a training form.
+    return vars(module).get(name, module) is not None or hasattr(type(module), name)
 
 
 def _confirmed(module: nn.Module, where: str, pattern: Pattern) -> Found | None:

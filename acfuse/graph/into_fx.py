@@ -176,6 +176,8 @@ def _exchange(
     first = next((i for i, name in enumerate(names) if name not in module._modules), len(names))
     children = list(module._modules.items())
     new = [(name, layer) for name, layer in layers.items() if name not in placed]
+    for name, _ in new:
+        vars(module).pop(name, None)  # a place that was held by None
     place = sum(n in module._modules for n in names[:first])
     module._modules.clear()
     module._modules.update([*children[:place], *new, *children[place:]])

@@ -23,6 +23,14 @@ LARGE_KERNEL = (
         source="arXiv:2203.06717, github.com/DingXiaoH/RepLKNet-pytorch; apple/ml-fastvit",
     ),
     Pattern(
+        family="replknet",
+        dialect="timm",
+        block=seq("large_conv.conv", "large_conv.bn") + seq("small_conv.conv", "small_conv.bn"),
+        fused="reparam_conv",
+        tail=("se", "act"),
+        source="github.com/huggingface/pytorch-image-models, fastvit",
+    ),
+    Pattern(
         family="slak",
         block=seq("LoRA1.conv", "LoRA1.bn")
         + seq("LoRA2.conv", "LoRA2.bn")

@@ -13,18 +13,11 @@ class Unnamed(NamedTuple):
 
 
 ALGEBRA = "by algebra, without a label"
-ONE_LAYER = "one layer with an input beside it: its keys do not tell the sum"
+COSTLY = "refused: a dense 3x3 would cost four times its layers"
 COMPUTED = "its kernel is computed by the forward from other tensors"
 PLAIN = "nothing to fuse: in eval mode it computes its kernel and is one convolution"
 
 UNNAMED = (
-    Unnamed("RepCPE", ALGEBRA, ONE_LAYER, "github.com/apple/ml-fastvit"),
-    Unnamed(
-        "RepGhost",
-        ALGEBRA,
-        "an identity that is added as it is leaves no tensor",
-        "arXiv:2211.06088, github.com/ChengpengChen/RepGhost",
-    ),
     Unnamed(
         "GhostNetV3",
         ALGEBRA,
@@ -32,10 +25,40 @@ UNNAMED = (
         "github.com/huggingface/pytorch-image-models",
     ),
     Unnamed(
-        "RepNeXt, large",
+        "MobileOne of PaddleDetection and of shoutOutYangJie",
         ALGEBRA,
-        "the same names are parallel or one after the other",
-        "arXiv:2406.16004, github.com/suous/RepNeXt",
+        "one module holds two blocks, depthwise and pointwise, with an activation between",
+        "github.com/PaddlePaddle/PaddleDetection, github.com/shoutOutYangJie/MobileOne",
+    ),
+    Unnamed(
+        "RepConvBlock with seven kinds of branches",
+        ALGEBRA,
+        "one public file with names of its own: a pattern of your own",
+        "a public detector",
+    ),
+    Unnamed(
+        "Spike-Driven Transformer's RepConv",
+        COSTLY,
+        COSTLY,
+        "github.com/BICLab/Spike-Driven-Transformer-V2",
+    ),
+    Unnamed(
+        "SESR, ExpandNets, overparam, mnncompress",
+        "layers in sequence: by algebra, where one convolution costs no more",
+        "ports differ in their names: a pattern of your own",
+        "arXiv:2103.09404, arXiv:1811.10495, github.com/minyoungg/overparam",
+    ),
+    Unnamed(
+        "RepSR, RepRFN, RepUNet, RepAn, RepUX-Net",
+        ALGEBRA,
+        "no public names were at hand: a pattern of your own",
+        "super-resolution and segmentation networks",
+    ),
+    Unnamed(
+        "PSConv",
+        "nothing to fuse: kernels of mixed dilation on parts of the channels",
+        "nothing is added",
+        "arXiv:2007.06191",
     ),
     Unnamed(
         "DyRep",

@@ -92,6 +92,7 @@ BRANCHED = (
     Network("timm", "repvit_m0_9", 126, 103),
     Network("timm", "repghostnet_100", 95, 95),
     Network("timm", "ghostnetv3_100", 309, 137),
+    Network("timm", "lcnetv2_base", 60, 46),
     Network("doctr", "textnet_tiny", 40, 16),
     Network("ultralytics", "yolov10n", 84, 83, (96, 64)),
     Network("ultralytics", "yolov9t", 228, 186, (96, 64)),
