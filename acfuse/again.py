@@ -34,7 +34,9 @@ from acfuse.find import Findings, find_in_module
 from acfuse.job import Conversion, Fused, Job
 from acfuse.manifest import Manifest, record, to_json
 from acfuse.onnx_graph import fuse_onnx, read_onnx, verify_onnx, with_tensors
+from acfuse.paths import Paths
 from acfuse.patterns import PATTERNS, Pattern
+from acfuse.pt2 import compare_pt2_file
 from acfuse.rewrite import fused_copy
 from acfuse.verify import Check
 
@@ -86,6 +88,13 @@ def verify_files(
         stored = _with_tensors(checkpoint, fused, tensors, fused_path.name)
     proofs = verify(checkpoint, stored, findings, job, progress)
     proofs = replace(proofs, checks=(_untouched(checkpoint, stored, findings), *proofs.checks))
+    program_path = Paths.beside(fused_path).pt2
+    if job.pt2 and unchanged and isinstance(checkpoint, LiveModel) and job.inputs is not None:
+        progress("the .pt2 file in torch")
+        check = compare_pt2_file(
+            program_path, checkpoint.model, job.inputs, job.tolerance, job.dynamic
+        )
+        proofs = replace(proofs, checks=(*proofs.checks, check))
     if onnx_path is not None and isinstance(checkpoint, LiveModel) and job.inputs is not None:
         check = compare_onnx(
             onnx_path,

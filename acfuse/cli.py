@@ -197,6 +197,7 @@ def _is_shape(value: Any) -> bool:
 @cli.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @_options(MODEL_OPTIONS, INPUT_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS)
+@_option("--pt2", is_flag=True, help="Write a program of torch.export (.pt2) as well.")
 @_option("--no-onnx", is_flag=True, help="Write the checkpoint alone.")
 @_option("--allow-empty", is_flag=True, help="Succeed where there is nothing to fuse.")
 @_option("-n", "--dry-run", is_flag=True, help="Find and prove, write nothing.")
@@ -409,6 +410,7 @@ def _job(source: Path, options: dict[str, Any]) -> "Job":
         source,
         output=options.get("output"),
         onnx=not options.get("no_onnx", False),
+        pt2=options.get("pt2", False),
         fold_bn=options.get("fold_bn", False),
         allow_empty=options.get("allow_empty", False),
         dry_run=options.get("dry_run", False),
@@ -424,7 +426,8 @@ def _early_output_checks(source: Path, options: dict[str, Any]) -> None:
     if options["dry_run"]:
         return
     paths = Paths.beside(fused_path(source, options["output"]))
-    check_outputs(paths.wanted(onnx=not options["no_onnx"]), [source], force=options["force"])
+    wanted = paths.wanted(onnx=not options["no_onnx"], pt2=options["pt2"])
+    check_outputs(wanted, [source], force=options["force"])
 
 
 def _show(conversion: "Conversion", format: str, quiet: bool, report: Any) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from onnx import ModelProto
-from torch import nn
+from torch import fx, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from acfuse.checkpoint import (
@@ -27,6 +28,7 @@ from acfuse.find import Findings, find_in_module, find_in_tensors, state_of
 from acfuse.job import Conversion, Fused, Job, Size
 from acfuse.manifest import describe, provenance, to_json
 from acfuse.onnx_graph import FusedOnnx, as_file, fuse_onnx, read_onnx, size_of_onnx, verify_onnx
+from acfuse.pt2 import Program, compare_pt2, to_pt2
 from acfuse.rewrite import fused_bare, fused_copy, fused_tensors
 from acfuse.verify import Check, Proofs, diagnose, verify_models
 from acfuse.verify.certificate import certify_tensors
@@ -52,14 +54,14 @@ def convert(job: Job, progress: Progress = lambda _: None) -> Conversion:
     progress("finding blocks")
     findings = find(checkpoint, job)
     if not findings.found and not job.allow_empty:
-        raise NothingToFuse(_nothing(job, findings))
+        raise NothingToFuse(_nothing(job, findings, is_bare=isinstance(checkpoint, BareTensors)))
     fused = rewrite(checkpoint, findings)
     proofs = verify(checkpoint, fused, findings, job, progress)
     onnx_file, proofs, notes = _export(checkpoint, fused, job, proofs, progress)
+    program, proofs, more = _export_pt2(checkpoint, fused, job, proofs, progress)
     sizes = size_of(checkpoint, job.inputs), size_of(fused, job.inputs)
-    conversion = Conversion(
-        job, findings, proofs, sizes, (*checkpoint.notes, *findings.told, *notes), onnx_file
-    )
+    told = (*checkpoint.notes, *findings.told, *notes, *more)
+    conversion = Conversion(job, findings, proofs, sizes, told, onnx_file, program)
     if not proofs.passed:
         return replace(conversion, diagnosis=diagnosis(checkpoint, fused, findings, proofs))
     return conversion if job.dry_run else save(conversion, checkpoint, fused)
@@ -169,6 +171,22 @@ def _export(
     return onnx_file, replace(proofs, checks=(*proofs.checks, check)), ()
 
 
+def _export_pt2(
+    checkpoint: Checkpoint, fused: Fused, job: Job, proofs: Proofs, progress: Progress
+) -> tuple[Program | None, Proofs, tuple[str, ...]]:
+    """The same for the .pt2 file; where the input is one, the result is."""
+    is_own = checkpoint.wrapper.kind == "exported"
+    if not (job.pt2 or is_own) or not proofs.passed or (is_own and job.inputs is None):
+        return None, proofs, ()
+    if not isinstance(checkpoint, LiveModel) or fused.model is None or job.inputs is None:
+        note = "no .pt2 file: it needs the model's code; give --model and --input-shape"
+        return None, proofs, (note,)
+    progress("exporting to .pt2")
+    program = to_pt2(fused.model, job.inputs, job.dynamic)
+    check = compare_pt2(program, checkpoint.model, job.inputs, job.tolerance, job.dynamic, progress)
+    return program, replace(proofs, checks=(*proofs.checks, check)), ()
+
+
 def checked_onnx(
     model: nn.Module, original: nn.Module, inputs: Inputs, job: Job, progress: Progress
 ) -> tuple[OnnxFile, Check]:
@@ -204,6 +222,8 @@ def size_of(side: Checkpoint | Fused, inputs: Inputs | None) -> Size:
         weights = sum(t.ndim > 2 and k.endswith("weight") for k, t in side.tensors.items())
         return Size(weights, parameters)
     convolutions = sum(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
+    graphs = [m.graph for m in model.modules() if isinstance(m, fx.GraphModule)]
+    convolutions += sum(n.target in (F.conv1d, F.conv2d, F.conv3d) for g in graphs for n in g.nodes)
     return Size(convolutions, parameters, multiply_adds(model, inputs))
 
 
@@ -239,7 +259,7 @@ def _already_fused(job: Job, error: InputError) -> AcfuseError:
     return NothingToFuse(_nothing(job, findings)) if alone else error
 
 
-def _nothing(job: Job, findings: Findings) -> str:
+def _nothing(job: Job, findings: Findings, *, is_bare: bool = False) -> str:
     if findings.state:
         return f"{job.source.name}: nothing to fuse: it is {'; '.join(findings.state)}."
     if findings.refused:
@@ -256,7 +276,7 @@ def _nothing(job: Job, findings: Findings) -> str:
             f"{group} may be branches of one sum ({count} such groups). `acfuse inspect` shows "
             "what to do."
         )
-    hint = "" if job.model else " Give --model with the network's code to look by algebra as well."
+    hint = " Give --model with the network's code to look by algebra as well." if is_bare else ""
     return f"{job.source.name}: nothing to fuse: no block of parallel branches was found.{hint}"
 
 
@@ -271,12 +291,14 @@ def diagnosis(checkpoint: Checkpoint, fused: Fused, findings: Findings, proofs: 
 
 
 def save(conversion: Conversion, checkpoint: Checkpoint, fused: Fused) -> Conversion:
-    """Writes the fused checkpoint, the ONNX file and, last, the manifest."""
+    """Writes the fused checkpoint, the ONNX and .pt2 files and, last, the manifest."""
     paths = conversion.job.paths
-    whole = fused.model if checkpoint.wrapper.kind == "module" else None
-    contents: dict[Path, bytes | Write] = {
-        paths.checkpoint: writer(checkpoint.wrapper, whole or fused.tensors)
-    }
+    contents: dict[Path, bytes | Write] = {}
+    if checkpoint.wrapper.kind != "exported":
+        whole = fused.model if checkpoint.wrapper.kind == "module" else None
+        contents[paths.checkpoint] = writer(checkpoint.wrapper, whole or fused.tensors)
+    if conversion.pt2 is not None:
+        contents[paths.pt2] = conversion.pt2.bytes
     if conversion.onnx is not None:
         contents[paths.onnx] = conversion.onnx.bytes
     return write(conversion, contents)

@@ -71,14 +71,14 @@ def to_onnx(
     free is not. Node metadata, which names source files of this machine, is taken out.
     """
     shapes = named_shapes(model, inputs)
-    axes = _dynamic_axes(shapes, dynamic)
+    axes = dynamic_axes(shapes, dynamic)
     # An axis of size 1 counts as fixed for torch: free ones are shown to it with 2.
     seen = {n: tuple(2 if i in axes[n] and d == 1 else d for i, d in enumerate(s))
             for n, s in shapes.items()}  # fmt: skip
     given = {n: t.to(floating_dtype(model)) for n, t in images(seen, inputs.seed).items()}
     names = [_input_name(n, len(shapes)) for n in shapes]
     outputs = _output_names(model, given)
-    with _quiet():
+    with quiet():
         try:
             program = torch.onnx.export(
                 model,
@@ -89,10 +89,10 @@ def to_onnx(
                 dynamo=True,
                 external_data=False,
                 verbose=False,
-                dynamic_shapes={n: {i: _dimension(i, n, shapes) for i in axes[n]} for n in shapes},
+                dynamic_shapes={n: {i: dimension(i, n, shapes) for i in axes[n]} for n in shapes},
             )
         except Exception as error:
-            raise InputError(_export_failure(error, dynamic)) from error
+            raise InputError(export_failure(error, "ONNX", "Give --no-onnx", dynamic)) from error
     if program is None:
         raise AcfuseError("torch's exporter gave nothing.")
     proto = program.model_proto
@@ -109,13 +109,14 @@ def to_onnx(
     return OnnxFile(proto, opset, dynamic, tuple(names), tuple(outputs))
 
 
-def _dynamic_axes(shapes: Mapping[str, tuple[int, ...]], dynamic: str) -> dict[str, list[int]]:
+def dynamic_axes(shapes: Mapping[str, tuple[int, ...]], dynamic: str) -> dict[str, list[int]]:
+    """Which axes of each input --dynamic leaves free."""
     if dynamic not in AXES:
         raise UsageError(f"--dynamic {dynamic}: expected one of {', '.join(AXES)}.")
     return {n: [i for i in AXES[dynamic] if i < len(s)] for n, s in shapes.items()}
 
 
-def _dimension(axis: int, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+def dimension(axis: int, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Any:
     """The symbol of a free axis. The batch is one for all inputs, a size belongs to its input."""
     label = AXIS_NAMES[axis]
     return torch.export.Dim(label if axis == 0 or len(shapes) == 1 else f"{name}_{label}", min=1)
@@ -140,7 +141,7 @@ def _output_names(model: nn.Module, given: Mapping[str, Tensor]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps the exporter's progress lines and its own deprecation warnings off the streams."""
     logger = logging.getLogger("torch")
     level = logger.level
@@ -157,16 +158,17 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _export_failure(error: Exception, dynamic: str) -> str:
+def export_failure(error: Exception, form: str, without: str, dynamic: str) -> str:
+    """Torch's reason for not exporting a model, in one line, with what may help."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     text = lines[0][:240].rstrip(".") if lines else type(cause).__name__
-    hint = "Give --no-onnx to write the checkpoint alone"
+    hint = f"{without} to write the checkpoint alone"
     if "onstraint" in str(cause) or "dynamic" in str(cause).lower():
         hint = f"A size may be fixed in the model: try another --dynamic than {dynamic}"
-    return f"torch cannot export the model to ONNX: {text}. {hint}."
+    return f"torch cannot export the model to {form}: {text}. {hint}."
 
 
 def _clean(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
@@ -239,11 +241,11 @@ def compare_onnx(
     dtype = floating_dtype(original)
     source = onnx_file if isinstance(onnx_file, bytes) else str(onnx_file)
     difference = Difference(tolerance=tolerance)
-    free = _dynamic_axes(shapes, dynamic)
+    free = dynamic_axes(shapes, dynamic)
     for optimised in (False, True):
         progress("the ONNX file in onnxruntime")
         session = session_of(source, optimised=optimised)
-        for sizes, seed in _sizes(shapes, free, inputs):
+        for sizes, seed in sizes_to_try(shapes, free, inputs):
             given = images(sizes, seed)
             true = run(original, given, dtype)
             answer = run_session(session, given)
@@ -256,9 +258,10 @@ def _failed(check: Check) -> Check:
     return Check(check.name, False, check.error, check.limit, detail="onnxruntime gives NaN or Inf")
 
 
-def _sizes(
+def sizes_to_try(
     shapes: Mapping[str, tuple[int, ...]], free: Mapping[str, list[int]], inputs: Inputs
 ) -> Iterator[tuple[dict[str, tuple[int, ...]], int]]:
+    """The given sizes with several seeds, then two others of each free axis."""
     for sample in range(max(1, inputs.samples)):
         yield dict(shapes), inputs.seed + sample
     if any(free.values()):

@@ -12,6 +12,7 @@ from acfuse.export import DEFAULT_OPSET, OnnxFile
 from acfuse.find import Findings
 from acfuse.paths import Paths, fused_path
 from acfuse.patterns import Pattern, known_patterns
+from acfuse.pt2 import Program
 from acfuse.verify import Inputs, Proofs, Tolerance
 
 
@@ -28,6 +29,7 @@ class Job:
     inputs: Inputs | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
     onnx: bool = True
+    pt2: bool = False
     opset: int = DEFAULT_OPSET
     dynamic: str = "batch"
     bn_eps: float | None = None
@@ -45,7 +47,7 @@ class Job:
     @property
     def wanted(self) -> list[Path]:
         """The files that it will write."""
-        return self.paths.wanted(onnx=self.onnx)
+        return self.paths.wanted(onnx=self.onnx, pt2=self.pt2)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Conversion:
     sizes: tuple[Size, Size]
     notes: tuple[str, ...] = ()
     onnx: OnnxFile | None = None
+    pt2: Program | None = None
     written: tuple[Path, ...] = ()
     diagnosis: str = ""
 

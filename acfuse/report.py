@@ -273,6 +273,7 @@ NAMES = {
     "weights": "whole model in float64, weights as stored",
     "rounding": "whole model as it ships",
     "onnx": "ONNX file in onnxruntime against the original model",
+    "pt2": ".pt2 file in torch against the original model",
 }
 
 
@@ -283,7 +284,7 @@ def _check_line(check: Check) -> str:
     line = f"{name}: {check.error:.1e} of the largest output"
     if check.own is not None:
         line += f" (the original's own rounding: {check.own:.1e})"
-    if check.name in ("rounding", "onnx"):
+    if check.name in ("rounding", "onnx", "pt2"):
         line += f"; max |a-b| {check.absolute:.1e}"
     return line
 

@@ -4,6 +4,7 @@ Source: github.com/DingXiaoH/ACNet, save_hdf5 and read_hdf5 of its utils. Read w
 lead elsewhere: links, external data, and filters, which the library loads as plugins.
 """
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -65,7 +66,9 @@ def write_hdf5(
 ) -> None:
     """Writes each tensor as a dataset of its name, as the authors' code reads it."""
     h5py = _library("the result")
-    with h5py.File(file, "w") as out:
+    buffer = io.BytesIO()  # the library reads what it writes, which not every file allows
+    with h5py.File(buffer, "w") as out:
         out.attrs.update(attributes)
         for name, tensor in tensors.items():
             out.create_dataset(name, data=tensor.detach().numpy())
+    file.write(buffer.getbuffer())

@@ -3,12 +3,13 @@
 import stat
 from pathlib import Path
 
+from acfuse.checkpoint.exported_files import is_exported
 from acfuse.checkpoint.shards import INDEX
 from acfuse.errors import InputError
 
 
 def recognise(source: Path) -> str:
-    """What a file is: "torch", "safetensors", "hdf5" or "index" (of shards).
+    """What a file is: "torch", "exported", "safetensors", "hdf5" or "index" (of shards).
 
     Raises InputError for anything else, with what it is and what to give.
     """
@@ -43,6 +44,8 @@ def recognise(source: Path) -> str:
         return "index"
     if _is_safetensors(head, size):
         return "safetensors"
+    if head.startswith(b"PK\x03\x04") and is_exported(source):
+        return "exported"
     if head.startswith((b"PK\x03\x04", b"\x80")) or head.startswith(b"ustar", 257):
         return "torch"
     if _is_onnx(head):

@@ -21,7 +21,7 @@ from acfuse.text import one_line
 def read_torch(source: Path, allow_classes: Sequence[str]) -> Any:
     """torch.load of tensors and plain values, and of what the user allowed by name."""
     name = source.name
-    _check_records(source)
+    check_records(source)
     allowed = _allowed_globals(_blocked_globals(source), allow_classes)
     while True:
         try:
@@ -64,7 +64,7 @@ def _is_zip(source: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _check_records(source: Path) -> None:
+def check_records(source: Path) -> None:
     """Raises InputError if a record of a zip file is not what its checksum says."""
     if not _is_zip(source):
         return

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from acfuse.checkpoint.exported_files import read_exported
 from acfuse.checkpoint.hdf5_files import read_hdf5
 from acfuse.checkpoint.kinds import recognise
 from acfuse.checkpoint.models import build_model, fit_prefix, load_into
@@ -81,6 +82,12 @@ def _read_hdf5(source: Path, key: str | None, _: Sequence[str]) -> Read:
     return Wrapper("hdf5", metadata=metadata), tensors
 
 
+def _read_exported(source: Path, key: str | None, _: Sequence[str]) -> Read:
+    _no_key(source, key)
+    program = read_exported(source)
+    return Wrapper("exported", program), dict(program.state_dict())
+
+
 def _no_key(source: Path, key: str | None) -> None:
     if key is not None:
         raise UsageError(f"{source.name} holds tensors and no entries: leave --key away.")
@@ -90,6 +97,7 @@ READERS: dict[str, Callable[[Path, str | None, Sequence[str]], Read]] = {
     "torch": _read_torch,
     "safetensors": _read_safetensors,
     "hdf5": _read_hdf5,
+    "exported": _read_exported,
 }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 class Wrapper:
     """The form in which tensors came: the whole object, where in it they stood, their prefix."""
 
-    kind: str  # "state_dict", "module", "safetensors" or "hdf5"
+    kind: str  # "state_dict", "module", "exported", "safetensors" or "hdf5"
     whole: Any = field(default=None, repr=False)
     path: tuple[str, ...] = ()
     prefix: str = ""
@@ -28,7 +28,7 @@ class Wrapper:
         found = self.whole
         for part in self.path if self.kind == "module" else ():
             found = found[part]
-        return found if self.kind == "module" else None
+        return found if self.kind in ("module", "exported") else None
 
 
 @dataclass(frozen=True)
