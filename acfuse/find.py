@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from acfuse.algebra import Affine, LinearConv
+from acfuse.checkpoint.memory import give_back
 from acfuse.errors import NotFusable, Reason, UsageError
 from acfuse.graph.copies import copied
 from acfuse.graph.from_fx import layer_rule, spatial_axes, steps_of
@@ -696,6 +697,7 @@ def find_in_tensors(
                 f"{pattern.usual_eps and f' ({pattern.usual_eps})'}."
             )
         result = results[prefix] = _bare_block(tensors, prefix, pattern, eps or 0.0)
+        give_back()
         if isinstance(result, Refused):
             continue
         taken.update(layers)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from acfuse.algebra import ConvLayer, lower
+from acfuse.checkpoint.memory import give_back
 from acfuse.errors import AcfuseError, InputError, NotFusable
 from acfuse.find import Found, Summand
 from acfuse.graph.copies import copied
@@ -81,7 +82,9 @@ def _layers(block: Found, dtype: torch.dtype | None) -> list[NewLayer]:
 def _lowered(block: Found, summand: Summand, dtype: torch.dtype | None = None) -> ConvLayer:
     assert summand.multiply is not None
     try:
-        return lower(summand.multiply(), dtype or block.dtype)
+        layer = lower(summand.multiply(), dtype or block.dtype)
+        give_back()
+        return layer
     except NotFusable as refusal:
         name = ".".join(filter(None, (block.where, summand.name)))
         raise InputError(f"{name}: {refusal.why}.") from refusal

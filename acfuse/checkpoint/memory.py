@@ -38,11 +38,18 @@ def let_go(address: int, size: int) -> None:
         _madvise(first, last - first, PAGE_OUT)
 
 
-def _find_madvise() -> Any:
-    function = getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+def give_back() -> None:
+    """Returns what was freed to the system: glibc keeps pieces of up to 32 MB for itself."""
+    if _malloc_trim is not None:
+        _malloc_trim(0)
+
+
+def _of_libc(name: str, *arguments: Any) -> Any:
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
     if function is not None:
-        function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        function.argtypes = arguments
     return function
 
 
-_madvise = _find_madvise()
+_madvise = _of_libc("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_malloc_trim = _of_libc("malloc_trim", ctypes.c_size_t)

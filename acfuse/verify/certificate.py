@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from acfuse.algebra import Axis, Geometry, LinearConv, lower
 from acfuse.algebra.linear_conv import on_axes
+from acfuse.checkpoint.memory import give_back
 from acfuse.find import Found
 from acfuse.graph.from_fx import conv_of
 from acfuse.graph.into_fx import add_constants
@@ -25,7 +26,7 @@ ULP_LIMIT = 0.51
 BLOCK_LIMIT = 1e-11  # float64, relative to the largest output
 NOISE = 64 * 2.0**-53  # of float64 sums, relative to the largest weight of an output channel
 ROOM = 64  # the most that images are enlarged by for layers that need it
-CHUNK = 2**24  # numbers in one batch of impulses
+CHUNK = 2**22  # numbers in one batch of impulses
 
 Run = Callable[..., Tensor]
 
@@ -81,6 +82,7 @@ def fused_layers(fused: nn.Module, found: Found) -> list[LinearConv | None]:
 def certify_tensors(fused: Mapping[str, Tensor], found: Found) -> Certificate:
     """Compares what is stored for a block of bare tensors with its layers, rebuilt as assumed."""
     assert found.rebuilt is not None
+    give_back()
     stored: list[LinearConv | None] = []
     for name, summand in zip(found.names, found.summands, strict=True):
         assert summand.value is not None
