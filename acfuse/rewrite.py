@@ -83,11 +83,11 @@ def _lowered(block: Found, summand: Summand, dtype: torch.dtype | None = None) -
     assert summand.multiply is not None
     try:
         layer = lower(summand.multiply(), dtype or block.dtype)
-        give_back()
-        return layer
     except NotFusable as refusal:
         name = ".".join(filter(None, (block.where, summand.name)))
         raise InputError(f"{name}: {refusal.why}.") from refusal
+    give_back()
+    return layer
 
 
 def _exchange(root: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
