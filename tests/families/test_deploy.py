@@ -19,7 +19,14 @@ from sample_models import samples
 from .deploy import FORMS, deployed
 
 SAMPLES = samples()
-BARE = [name for name, s in SAMPLES.items() if s.blocks and s.bare]
+BARE = list(
+    {
+        (s.pattern, s.assume, s.deploy_keys): name
+        for name, s in SAMPLES.items()
+        if s.blocks and s.bare
+    }.values()
+)
+"""A sample of each dialect."""
 NESTS = {
     "state_dict": lambda t: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in t.items()}},
     "model": lambda t: {"model": {f"backbone.0.{k}": v for k, v in t.items()}, "optimizer": {}},
