@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from acfuse.algebra import ConvLayer, lower
 from acfuse.checkpoint.memory import give_back
-from acfuse.errors import AcfuseError, InputError, NotFusable
+from acfuse.errors import AcfuseError, InputError, NotFusable, Reason
 from acfuse.find import Found, Summand
 from acfuse.graph.copies import copied
 from acfuse.graph.into_fx import Summand as NewLayer
@@ -85,7 +85,9 @@ def _lowered(block: Found, summand: Summand, dtype: torch.dtype | None = None) -
         layer = lower(summand.multiply(), dtype or block.dtype)
     except NotFusable as refusal:
         name = ".".join(filter(None, (block.where, summand.name)))
-        raise InputError(f"{name}: {refusal.why}.") from refusal
+        way = " Save the checkpoint in bfloat16 or float32, and convert that."
+        hint = way if refusal.code == Reason.OVERFLOW and block.dtype == torch.float16 else ""
+        raise InputError(f"{name}: {refusal.why}.{hint}") from refusal
     give_back()
     return layer
 

@@ -99,8 +99,10 @@ def lower(value: LinearConv, dtype: torch.dtype, *, symmetric: bool = True) -> C
     bias = grown.bias.to(dtype)
     for name, rounded, exact in (("weight", weight, grown.kernel), ("bias", bias, grown.bias)):
         if not torch.isfinite(rounded).all():
+            kind = str(dtype).removeprefix("torch.")
             cause = (
-                f"does not fit into {str(dtype).removeprefix('torch.')}"
+                f"does not fit into {kind}: it reaches {float(exact.abs().max()):.1e}, of at most "
+                f"{torch.finfo(dtype).max:.1e}"
                 if torch.isfinite(exact).all()
                 else "holds NaN or Inf"
             )

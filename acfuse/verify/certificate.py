@@ -26,7 +26,7 @@ ULP_LIMIT = 0.51
 BLOCK_LIMIT = 1e-11  # float64, relative to the largest output
 NOISE = 64 * 2.0**-53  # of float64 sums, relative to the largest weight of an output channel
 ROOM = 64  # the most that images are enlarged by for layers that need it
-CHUNK = 2**22  # numbers in one batch of impulses
+CHUNK = 2**24  # numbers in one batch of impulses
 
 Run = Callable[..., Tensor]
 
