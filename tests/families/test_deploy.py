@@ -4,6 +4,7 @@ And the way in: a checkpoint of each family converts by one command, whatever li
 """
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -19,14 +20,7 @@ from sample_models import samples
 from .deploy import FORMS, deployed
 
 SAMPLES = samples()
-BARE = list(
-    {
-        (s.pattern, s.assume, s.deploy_keys): name
-        for name, s in SAMPLES.items()
-        if s.blocks and s.bare
-    }.values()
-)
-"""A sample of each dialect."""
+BARE = [pattern for pattern in PATTERNS if not pattern.alone or pattern.claim]
 NESTS = {
     "state_dict": lambda t: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in t.items()}},
     "model": lambda t: {"model": {f"backbone.0.{k}": v for k, v in t.items()}, "optimizer": {}},
@@ -34,6 +28,7 @@ NESTS = {
 }
 
 
+@cache
 def blocks_of(name):
     """Where the blocks of a sample are."""
     sample = SAMPLES[name]
@@ -90,12 +85,21 @@ def test_every_family_with_a_deploy_form_has_one_here():
     assert {p.family for p in PATTERNS} == families | set(without)
 
 
-@pytest.mark.parametrize("name", BARE)
-def test_a_checkpoint_converts_with_one_command_in_any_nest(name, tmp_path):
+def sample_of(pattern):
+    """A sample in which a pattern is found, and what is made of it."""
+    for name, sample in SAMPLES.items():
+        if sample.pattern == pattern.family and sample.blocks:
+            fused = blocks_of(name)
+            if pattern.name in {block.pattern for block in fused.found}:
+                return sample, fused
+    raise AssertionError(pattern.name)
+
+
+@pytest.mark.parametrize("pattern", BARE, ids=lambda pattern: pattern.name)
+def test_a_checkpoint_converts_with_one_command_in_any_nest(pattern, tmp_path):
     """The same weights come out under the same names, and what lies beside is as it was."""
-    sample, alone = SAMPLES[name], blocks_of(name)
-    kind = list(NESTS)[BARE.index(name) % len(NESTS)]
-    nest = NESTS[kind]
+    sample, alone = sample_of(pattern)
+    nest = list(NESTS.values())[BARE.index(pattern) % len(NESTS)]
     tensors = sample.build().state_dict()
     torch.save(nest(tensors), tmp_path / "model.pth")
     acfuse.convert(
