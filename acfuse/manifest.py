@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from acfuse.checkpoint import files_of, sha256_of
+from acfuse.checkpoint import files_of
 from acfuse.errors import InputError, UsageError
 from acfuse.export import DEFAULT_OPSET
-from acfuse.files import Written
+from acfuse.files import Written, sha256_of
 from acfuse.find import Found
 from acfuse.job import Conversion, Job
 from acfuse.paths import Paths

@@ -8,7 +8,7 @@ puts them into a network, `writing` brings them back into the form that they cam
 from acfuse.checkpoint.kinds import recognise
 from acfuse.checkpoint.models import build_model, fit_prefix, load_into, resolve
 from acfuse.checkpoint.numbers import check_finite
-from acfuse.checkpoint.reading import files_of, load, read_tensors, sha256_of
+from acfuse.checkpoint.reading import files_of, load, read_tensors
 from acfuse.checkpoint.records import BareTensors, Checkpoint, LiveModel, Wrapper
 from acfuse.checkpoint.writing import Write, to_bytes, writer
 
@@ -27,7 +27,6 @@ __all__ = [
     "read_tensors",
     "recognise",
     "resolve",
-    "sha256_of",
     "to_bytes",
     "writer",
 ]

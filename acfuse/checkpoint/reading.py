@@ -1,6 +1,5 @@
 """A file to a live model or bare tensors. Nothing is chosen silently, and nothing is run."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -125,9 +124,3 @@ def files_of(source: Path) -> list[Path]:
     if not source.name.endswith(INDEX):
         return [source]
     return [source, *(shard_of(source, name) for name in sorted(set(read_index(source).values())))]
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
