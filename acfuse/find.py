@@ -697,7 +697,7 @@ def find_in_tensors(
                 f"{pattern.usual_eps and f' ({pattern.usual_eps})'}."
             )
         result = results[prefix] = _bare_block(tensors, prefix, pattern, eps or 0.0)
-        give_back()
+        give_back(sum(tensors[f"{n}.weight"].numel() for n in layers if f"{n}.weight" in tensors))
         if isinstance(result, Refused):
             continue
         taken.update(layers)

@@ -88,7 +88,7 @@ def _lowered(block: Found, summand: Summand, dtype: torch.dtype | None = None) -
         way = " Save the checkpoint in bfloat16 or float32, and convert that."
         hint = way if refusal.code == Reason.OVERFLOW and block.dtype == torch.float16 else ""
         raise InputError(f"{name}: {refusal.why}.{hint}") from refusal
-    give_back()
+    give_back(layer.weight.numel())
     return layer
 
 

@@ -38,9 +38,12 @@ def let_go(address: int, size: int) -> None:
         _madvise(first, last - first, PAGE_OUT)
 
 
-def give_back() -> None:
-    """Returns what was freed to the system: glibc keeps pieces of up to 32 MB for itself."""
-    if _malloc_trim is not None:
+def give_back(numbers: int) -> None:
+    """Returns what so many numbers took in float64: glibc keeps pieces of up to 32 MB for itself.
+
+    Looking through all that is free takes longer than a small block: there it is left.
+    """
+    if _malloc_trim is not None and 8 * numbers > PIECE:
         _malloc_trim(0)
 
 

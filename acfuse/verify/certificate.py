@@ -82,11 +82,11 @@ def fused_layers(fused: nn.Module, found: Found) -> list[LinearConv | None]:
 def certify_tensors(fused: Mapping[str, Tensor], found: Found) -> Certificate:
     """Compares what is stored for a block of bare tensors with its layers, rebuilt as assumed."""
     assert found.rebuilt is not None
-    give_back()
+    give_back(sum(fused[f"{name}.weight"].numel() for name in found.names))
     stored: list[LinearConv | None] = []
     for name, summand in zip(found.names, found.summands, strict=True):
-        assert summand.value is not None
-        layer = lower(summand.value, found.dtype)
+        assert summand.multiply is not None
+        layer = lower(summand.multiply(), found.dtype)
         weight, bias = fused[f"{name}.weight"], fused[f"{name}.bias"]
         stored.append(replace(layer, weight=weight, bias=bias).linear())
     return compare(found.rebuilt, stored, found)
