@@ -6,8 +6,9 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,7 @@ def to_onnx(
     """
     shapes = named_shapes(model, inputs)
     axes = dynamic_axes(shapes, dynamic)
-    # An axis of size 1 counts as fixed for torch: free ones are shown to it with 2.
-    seen = {n: tuple(2 if i in axes[n] and d == 1 else d for i, d in enumerate(s))
-            for n, s in shapes.items()}  # fmt: skip
-    given = {n: t.to(floating_dtype(model)) for n, t in images(seen, inputs.seed).items()}
+    given = example(model, shapes, axes, inputs.seed)
     names = [_input_name(n, len(shapes)) for n in shapes]
     outputs = _output_names(model, given)
     with quiet():
@@ -237,28 +235,62 @@ def compare_onnx(
     Runs the given shape with several seeds, and at least one further size of each free axis: that
     proves the axis by execution.
     """
-    shapes = named_shapes(original, inputs)
-    dtype = floating_dtype(original)
     source = onnx_file if isinstance(onnx_file, bytes) else str(onnx_file)
-    difference = Difference(tolerance=tolerance)
+
+    def sessions() -> Iterator[Answer]:
+        for optimised in (False, True):
+            progress("the ONNX file in onnxruntime")
+            yield partial(_answer, session_of(source, optimised=optimised))
+
+    return compared("onnx", "onnxruntime", sessions(), original, inputs, tolerance, dynamic)
+
+
+def _answer(session: onnxruntime.InferenceSession, given: Mapping[str, Tensor]) -> list[Tensor]:
+    return [torch.from_numpy(np.array(a)) for a in run_session(session, given)]
+
+
+Answer = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
+
+
+def compared(
+    name: str,
+    runtime: str,
+    answers: Iterable[Answer],
+    original: nn.Module,
+    inputs: Inputs,
+    tolerance: Tolerance,
+    dynamic: str,
+) -> Check:
+    """What answers to images, each in turn, against the original model, on all sizes to try."""
+    shapes, dtype = named_shapes(original, inputs), floating_dtype(original)
     free = dynamic_axes(shapes, dynamic)
-    for optimised in (False, True):
-        progress("the ONNX file in onnxruntime")
-        session = session_of(source, optimised=optimised)
-        for sizes, seed in sizes_to_try(shapes, free, inputs):
+    difference = Difference(tolerance=tolerance)
+    for answer in answers:
+        for sizes, seed in _sizes_to_try(shapes, free, inputs):
             given = images(sizes, seed)
-            true = run(original, given, dtype)
-            answer = run_session(session, given)
-            difference.add(true, [torch.from_numpy(np.array(a)) for a in answer])
-    check = judge("onnx", difference, tolerance, dtype)
-    return check if math.isfinite(check.error) else _failed(check)
+            difference.add(run(original, given, dtype), answer(given))
+    check = judge(name, difference, tolerance, dtype)
+    if math.isfinite(check.error):
+        return check
+    return Check(check.name, False, check.error, check.limit, detail=f"{runtime} gives NaN or Inf")
 
 
-def _failed(check: Check) -> Check:
-    return Check(check.name, False, check.error, check.limit, detail="onnxruntime gives NaN or Inf")
+def example(
+    model: nn.Module,
+    shapes: Mapping[str, tuple[int, ...]],
+    axes: Mapping[str, list[int]],
+    seed: int,
+) -> dict[str, Tensor]:
+    """Images to export a model with.
+
+    An axis of size 1 counts as fixed for torch: free ones are shown to it with 2.
+    """
+    seen = {n: tuple(2 if i in axes[n] and d == 1 else d for i, d in enumerate(s))
+            for n, s in shapes.items()}  # fmt: skip
+    return {n: t.to(floating_dtype(model)) for n, t in images(seen, seed).items()}
 
 
-def sizes_to_try(
+def _sizes_to_try(
     shapes: Mapping[str, tuple[int, ...]], free: Mapping[str, list[int]], inputs: Inputs
 ) -> Iterator[tuple[dict[str, tuple[int, ...]], int]]:
     """The given sizes with several seeds, then two others of each free axis."""

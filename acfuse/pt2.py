@@ -2,7 +2,6 @@
 
 import inspect
 import io
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,18 +13,8 @@ from torch.utils import _pytree
 
 from acfuse.checkpoint import read_tensors
 from acfuse.errors import InputError, UsageError
-from acfuse.export import dimension, dynamic_axes, export_failure, quiet, sizes_to_try
-from acfuse.verify.whole import (
-    Check,
-    Difference,
-    Inputs,
-    Tolerance,
-    floating_dtype,
-    images,
-    judge,
-    named_shapes,
-    run,
-)
+from acfuse.export import compared, dimension, dynamic_axes, example, export_failure, quiet
+from acfuse.verify.whole import Check, Inputs, Tolerance, floating_dtype, named_shapes
 
 # What a node is told to keep: its value, and which layer it comes from. The rest names source files
 # of this machine.
@@ -48,10 +37,7 @@ def to_pt2(model: nn.Module, inputs: Inputs, dynamic: str = "batch") -> Program:
     """
     shapes = named_shapes(model, inputs)
     axes = dynamic_axes(shapes, dynamic)
-    # An axis of size 1 counts as fixed for torch: free ones are shown to it with 2.
-    seen = {n: tuple(2 if i in axes[n] and d == 1 else d for i, d in enumerate(s))
-            for n, s in shapes.items()}  # fmt: skip
-    given = {n: t.to(floating_dtype(model)) for n, t in images(seen, inputs.seed).items()}
+    given = example(model, shapes, axes, inputs.seed)
     positional = list(inspect.signature(model.forward).parameters)[: len(shapes)] == [*shapes]
     free = {n: {i: dimension(i, n, shapes) for i in axes[n]} for n in shapes}
     buffer = io.BytesIO()
@@ -115,21 +101,16 @@ def _compared(
     tolerance: Tolerance,
     dynamic: str,
 ) -> Check:
-    """The given shape with several seeds, and two further sizes of each free axis."""
-    shapes = named_shapes(original, inputs)
+    """What a call gives, against the original model."""
     dtype = floating_dtype(original)
-    difference = Difference(tolerance=tolerance)
-    for sizes, seed in sizes_to_try(shapes, dynamic_axes(shapes, dynamic), inputs):
-        given = images(sizes, seed)
+
+    def answer(given: Mapping[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():
             try:
                 result = call({name: image.to(dtype) for name, image in given.items()})
             except Exception as error:
-                tried = ", ".join(str(size) for size in sizes.values())
+                tried = ", ".join(str(tuple(image.shape)) for image in given.values())
                 raise InputError(f"the .pt2 file cannot be run on {tried}: {error}.") from error
-        answer = [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-        difference.add(run(original, given, dtype), answer)
-    check = judge("pt2", difference, tolerance, dtype)
-    if math.isfinite(check.error):
-        return check
-    return Check(check.name, False, check.error, check.limit, detail="it gives NaN or Inf")
+        return [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+
+    return compared("pt2", "it", [answer], original, inputs, tolerance, dynamic)
