@@ -23,6 +23,7 @@ from acfuse.convert import (
     diagnosis,
     find,
     load_job,
+    load_onnx,
     rewrite,
     size_of,
     verify,
@@ -137,7 +138,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _verify_onnx_files(job: Job, fused_path: Path, progress: Progress) -> Conversion:
-    original = read_onnx(job.source)
+    original = load_onnx(job)
     fused = fuse_onnx(original, fold_bn=job.fold_bn)
     stored = with_tensors(fused, read_onnx(fused_path), fused_path.name)
     proofs = verify_onnx(original, stored, job.inputs, job.tolerance, progress)

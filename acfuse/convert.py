@@ -1,7 +1,7 @@
 """The pipeline: load, find, rewrite, verify, save. Nothing is written before it is proved."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,7 @@ def convert(job: Job, progress: Progress = lambda _: None) -> Conversion:
 
 def convert_onnx(job: Job, progress: Progress) -> Conversion:
     """The same for an ONNX file: it holds its graph, and needs no code."""
-    if job.model is not None:
-        raise UsageError(f"{job.source.name} is an ONNX file; --model is for PyTorch checkpoints.")
-    original = read_onnx(job.source)
+    original = load_onnx(job)
     progress("finding blocks")
     fused = fuse_onnx(original, fold_bn=job.fold_bn)
     if not fused.found and not job.allow_empty:
@@ -101,6 +99,8 @@ def load_job(job: Job) -> Checkpoint:
         allow_classes=job.allow_classes,
     )
     check_finite(checkpoint.tensors, job.source.name)
+    if isinstance(checkpoint, LiveModel):
+        _refuse(job, ("assume", "bn_eps"), "the model's own code decides that")
     if isinstance(checkpoint, LiveModel) and job.inputs is None and not job.dry_run:
         raise UsageError(
             "--input-shape is missing: the whole model is compared on inputs, and exported with "
@@ -109,10 +109,25 @@ def load_job(job: Job) -> Checkpoint:
     return checkpoint
 
 
+def load_onnx(job: Job) -> ModelProto:
+    """The ONNX file of a job, which holds its graph, its settings and its names itself."""
+    needless = ("model", "model_args", "key", "allow_class", "bn_eps", "patterns", "assume")
+    _refuse(job, needless, "an ONNX file needs none")
+    return read_onnx(job.source)
+
+
+def _refuse(job: Job, needless: Sequence[str], why: str) -> None:
+    """A request that would change nothing is an error: it is never ignored silently."""
+    for name in needless:
+        if job.asks_for[name]:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{job.source.name}: {flag} has no effect here: {why}. Leave it away.")
+
+
 def look(job: Job) -> Conversion:
     """What would be found, what refused, and how large the result would be; nothing is proved."""
     if job.source.suffix == ".onnx":
-        original = read_onnx(job.source)
+        original = load_onnx(job)
         return conversion_of_onnx(job, original, fuse_onnx(original, fold_bn=job.fold_bn), Proofs())
     checkpoint = load_job(job)
     findings = find(checkpoint, job)

@@ -49,6 +49,19 @@ class Job:
         """The files that it will write."""
         return self.paths.wanted(onnx=self.onnx, pt2=self.pt2)
 
+    @property
+    def asks_for(self) -> dict[str, bool]:
+        """Which of the settings that not every file can use are given."""
+        return {
+            "model": self.model is not None,
+            "model_args": bool(self.model_args),
+            "key": self.key is not None,
+            "allow_class": bool(self.allow_classes),
+            "bn_eps": self.bn_eps is not None,
+            "patterns": any(pattern.file is not None for pattern in self.patterns),
+            "assume": any(pattern.is_assumed for pattern in self.patterns),
+        }
+
 
 @dataclass(frozen=True)
 class Size:
