@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from acfuse.checkpoint.exported_graph import graph_of, scalar_type
-from acfuse.checkpoint.pickled import check_records
+from acfuse.checkpoint.zips import check_zip, names_of
 from acfuse.errors import InputError, UnsafeError
 from acfuse.text import one_line
 
@@ -25,11 +25,7 @@ EXPORT_AGAIN = "Export the model again with this version of torch"
 
 def is_exported(source: Path) -> bool:
     """Whether a zip file is a program of torch.export."""
-    try:
-        with zipfile.ZipFile(source) as archive:
-            return any(n.endswith("/archive_format") for n in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
+    return any(n.endswith("/archive_format") for n in names_of(source))
 
 
 def read_exported(source: Path) -> nn.Module:
@@ -37,7 +33,7 @@ def read_exported(source: Path) -> nn.Module:
 
     Raises UnsafeError for one that holds pickled objects, InputError for what cannot be read.
     """
-    check_records(source)
+    check_zip(source)
     try:
         with zipfile.ZipFile(source) as archive:
             return _Archive(archive, source.name).module()

@@ -6,10 +6,40 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from acfuse.errors import InputError, UsageError
+from acfuse.checkpoint.limits import LIMITS
+from acfuse.errors import InputError, UnsafeError, UsageError
 
 # Entries that may hold tensors by name, but not the weights of a network.
 NOT_WEIGHTS = ("optim", "sched", "scaler", "grad", "loss", "metric", "hyper", "conf", "args")
+
+
+def values_of(whole: Any, name: str) -> list[Any]:
+    """Everything in a loaded object that is no container, shared parts once.
+
+    Raises UnsafeError for more, or deeper, than a checkpoint can be.
+    """
+    seen: set[int] = set()
+    leaves = []
+    level, depth = [whole], 0
+    while level:
+        below: list[Any] = []
+        for value in level:
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            if isinstance(value, Mapping):
+                below += value.values()
+            elif isinstance(value, (list, tuple, set)):
+                below += value
+            else:
+                leaves.append(value)
+        level, depth = below, depth + 1
+        if depth > LIMITS.depth or len(seen) + len(below) > LIMITS.nodes:
+            raise UnsafeError(
+                f"{name} is refused: its containers hold more than {LIMITS.nodes:,} values, or "
+                f"{LIMITS.depth} containers in one another, which no checkpoint needs."
+            )
+    return leaves
 
 
 def entry(whole: Any, key: str | None, name: str) -> tuple[tuple[str, ...], Any]:
@@ -29,7 +59,7 @@ def entry(whole: Any, key: str | None, name: str) -> tuple[tuple[str, ...], Any]
         return path, found
     if _holds_tensors(whole):
         return (), whole
-    candidates = dict(_candidates(whole, ()))
+    candidates = dict(_candidates(whole, (), set()))
     if not candidates:
         raise InputError(
             f"{name} holds {_entries(whole)} but no tensors. Give --key with the entry that "
@@ -57,15 +87,16 @@ def _path_of(whole: Any, key: str) -> tuple[str, ...]:
 
 
 def _candidates(
-    whole: Mapping[Any, Any], path: tuple[str, ...]
+    whole: Mapping[Any, Any], path: tuple[str, ...], seen: set[int]
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     for key, value in whole.items():
         if not isinstance(key, str) or any(word in key.lower() for word in NOT_WEIGHTS):
             continue
         if _is_weights(value):
             yield (*path, key), value
-        elif isinstance(value, Mapping) and len(path) < 3:
-            yield from _candidates(value, (*path, key))
+        elif isinstance(value, Mapping) and len(path) < 3 and id(value) not in seen:
+            seen.add(id(value))
+            yield from _candidates(value, (*path, key), seen)
 
 
 def _is_weights(value: Any) -> bool:
@@ -81,7 +112,8 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _entries(whole: Mapping[Any, Any]) -> str:
-    return "{" + ", ".join(repr(k) for k in list(whole)[:8]) + "}"
+    keys = [repr(k) if isinstance(k, (str, int)) else type(k).__name__ for k in list(whole)[:8]]
+    return "{" + ", ".join(keys) + "}"
 
 
 def rewrapped(whole: Any, path: tuple[str, ...], new: Mapping[str, Tensor] | nn.Module) -> Any:

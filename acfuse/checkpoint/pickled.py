@@ -14,27 +14,23 @@ import torch
 from torch import nn
 
 from acfuse.checkpoint.models import resolve
+from acfuse.checkpoint.pickles import contents_of
+from acfuse.checkpoint.zips import check_zip, is_zip, names_of
 from acfuse.errors import InputError, UnsafeError, UsageError
-from acfuse.text import one_line
 
 
 def read_torch(source: Path, allow_classes: Sequence[str]) -> Any:
     """torch.load of tensors and plain values, and of what the user allowed by name."""
     name = source.name
-    check_records(source)
+    _check_torch_file(source)
     allowed = _allowed_globals(_blocked_globals(source), allow_classes)
     while True:
         try:
             with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
                 warnings.simplefilter("ignore")
-                mapped = _is_zip(source)
+                mapped = is_zip(source)
                 return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:
-            if _is_torchscript(source):
-                raise UnsafeError(
-                    f"{name} is a TorchScript archive, which is code. Where you trust it, save its "
-                    f"tensors: torch.save(torch.jit.load({name!r}).state_dict(), 'weights.pth')."
-                ) from error
             # Files of the older format name what they hold only while they are read.
             blocked = _blocked_globals(source) or re.findall(BLOCKED, str(error))
             more = _allowed_globals(blocked, allow_classes)
@@ -59,33 +55,56 @@ def _refusal(name: str, missing: Sequence[str]) -> str:
     )
 
 
-def _is_zip(source: Path) -> bool:
-    with source.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
-def check_records(source: Path) -> None:
-    """Raises InputError if a record of a zip file is not what its checksum says."""
-    if not _is_zip(source):
+def _check_torch_file(source: Path) -> None:
+    """Raises InputError or UnsafeError for a file that torch should not see."""
+    if is_zip(source):
+        if any(n.endswith("constants.pkl") for n in names_of(source)):
+            raise UnsafeError(
+                f"{source.name} is a TorchScript archive, which is code. Where you trust it, save "
+                f"its tensors: torch.save(torch.jit.load({source.name!r}).state_dict(), "
+                "'weights.pth')."
+            )
+        check_zip(source)
+        _check_zipped(source)
         return
-    try:
-        with zipfile.ZipFile(source) as archive:
-            bad = archive.testzip()
-    except Exception as error:
+    with source.open("rb") as file:
+        if file.read(1) != b"\x80":
+            raise InputError(
+                f"{source.name} is in torch's oldest format, which is no longer read. Save it "
+                "again with a newer torch.save."
+            )
+        file.seek(0)
+        claimed = 0
+        for _ in range(LEGACY_PICKLES):
+            claimed += sum(contents_of(file, source.name).storages.values())
+        left = source.stat().st_size - file.tell()
+    if claimed > left:
         raise InputError(
-            f"{source.name} is damaged or cut off: {one_line(error)}. Download it again."
-        ) from error
-    if bad is not None:
-        raise InputError(
-            f"{source.name} is damaged: the checksum of {bad} is wrong. Download it again."
+            f"{source.name} is damaged or cut off: it holds {left:,} bytes of tensors, and says "
+            f"that it has {claimed:,}."
         )
 
 
-def _is_torchscript(source: Path) -> bool:
-    if not zipfile.is_zipfile(source):
-        return False
+def _check_zipped(source: Path) -> None:
+    """The storages that the pickle names are the records of the file, each of its size."""
     with zipfile.ZipFile(source) as archive:
-        return any(n.endswith("constants.pkl") for n in archive.namelist())
+        records = {i.filename.partition("/")[2]: i for i in archive.infolist()}
+        pickled = records.get("data.pkl")
+        if pickled is None:
+            raise InputError(f"{source.name} is a zip file, and none of torch.save: no data.pkl.")
+        with archive.open(pickled) as file:
+            found = contents_of(file, source.name)
+    for key, size in found.storages.items():
+        record = records.get(f"data/{key}")
+        if record is None or record.file_size != size:
+            held = "none" if record is None else f"{record.file_size:,}"
+            raise InputError(
+                f"{source.name} is damaged: the storage {key!r} should have {size:,} bytes, and "
+                f"has {held}."
+            )
+
+
+LEGACY_PICKLES = 5  # magic number, version, machine, the object, the keys of its storages
 
 
 def _blocked_globals(source: Path) -> list[str]:

@@ -11,8 +11,8 @@ from acfuse.checkpoint.exported_files import read_exported
 from acfuse.checkpoint.hdf5_files import read_hdf5
 from acfuse.checkpoint.kinds import recognise
 from acfuse.checkpoint.models import build_model, fit_prefix, load_into
-from acfuse.checkpoint.nests import entry
-from acfuse.checkpoint.numbers import check_dense
+from acfuse.checkpoint.nests import entry, values_of
+from acfuse.checkpoint.numbers import check_dense, check_stored
 from acfuse.checkpoint.pickled import read_torch
 from acfuse.checkpoint.records import BareTensors, Checkpoint, LiveModel, Wrapper
 from acfuse.checkpoint.safetensors_files import read_safetensors
@@ -62,6 +62,10 @@ def read_tensors(
 
 def _read_torch(source: Path, key: str | None, allow_classes: Sequence[str]) -> Read:
     whole = read_torch(source, allow_classes)
+    values = values_of(whole, source.name)
+    held = [v for v in values if isinstance(v, Tensor)]
+    held += [t for v in values if isinstance(v, nn.Module) for t in (*v.parameters(), *v.buffers())]
+    check_stored(held, source.name, source.stat().st_size)
     path, found = ((), whole) if isinstance(whole, nn.Module) else entry(whole, key, source.name)
     if isinstance(found, nn.Module):
         return Wrapper("module", whole, path), dict(found.state_dict())

@@ -1,0 +1,132 @@
+"""What a zip file may be before torch sees it: stored records, each once, in order, and whole.
+
+Torch and Python read zip files with two different parsers. Where a file leaves no room for two
+readings (no prefix, no tail, no comment, no gap to hide in, one name one record), they agree.
+"""
+
+import struct
+import zipfile
+from pathlib import Path
+from typing import IO
+
+from acfuse.checkpoint.limits import LIMITS
+from acfuse.errors import InputError, UnsafeError
+from acfuse.text import one_line
+
+LOCAL = struct.Struct("<4s5H3L2H")  # what stands in front of each record
+END = struct.Struct("<4s4H2LH")
+LARGEST_DIRECTORY = 2**26  # bytes
+ENCRYPTED, DESCRIBED_LATER = 0x1, 0x8  # flags of a record
+AGAIN = "Download it again, or save it again with torch.save"
+
+
+def is_zip(source: Path) -> bool:
+    """Whether a file begins as a zip file does."""
+    with source.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def names_of(source: Path) -> list[str]:
+    """The names of the records, as the directory has them; none where there is no directory."""
+    try:
+        with zipfile.ZipFile(source) as archive:
+            return archive.namelist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return []
+
+
+def check_zip(source: Path) -> None:
+    """Checks the zip file that torch.save or torch.export wrote.
+
+    Raises InputError for a damaged file, UnsafeError for one that is made to be read in two ways,
+    or to be larger in memory than on disk.
+    """
+    name = source.name
+    try:
+        _check_end(source)
+        with zipfile.ZipFile(source) as archive:
+            _check_directory(archive, name, source.stat().st_size)
+            bad = archive.testzip()
+    except (InputError, UnsafeError):
+        raise
+    except Exception as error:
+        text = f"{name} is damaged or cut off: {one_line(error)}. Download it again."
+        raise InputError(text) from error
+    if bad is not None:
+        raise InputError(f"{name} is damaged: the checksum of {bad} is wrong. Download it again.")
+
+
+def _check_end(source: Path) -> None:
+    """The directory's end is the file's end, and the directory is no larger than it may be."""
+    with source.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - END.size, 0))
+        tail = file.read(END.size)
+    if len(tail) < END.size or tail[:4] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
+        raise InputError(
+            f"{source.name} is damaged or cut off: it does not end as a zip file does. {AGAIN}."
+        )
+    _, _, _, _, count, length, _, _ = END.unpack(tail)
+    many = LIMITS.records < count < 0xFFFF or LARGEST_DIRECTORY < length < 0xFFFFFFFF
+    if many:
+        raise UnsafeError(f"{source.name} has {count:,} records; at most {LIMITS.records:,}.")
+
+
+def _check_directory(archive: zipfile.ZipFile, name: str, size: int) -> None:
+    records = archive.infolist()
+    if len(records) > LIMITS.records:
+        raise UnsafeError(f"{name} has {len(records):,} records; at most {LIMITS.records:,}.")
+    seen: set[str] = set()
+    for record in records:
+        own = record.filename
+        why = (
+            "stands twice in it" if own.lower() in seen
+            else "is no plain path" if not _is_plain(record.orig_filename)
+            else "is encrypted" if record.flag_bits & ENCRYPTED
+            else "is compressed" if record.compress_type != zipfile.ZIP_STORED
+            else "has two sizes" if record.file_size != record.compress_size
+            else ""
+        )  # fmt: skip
+        if why:
+            raise UnsafeError(f"{name}: the record {own!r} {why}. {AGAIN}.")
+        seen.add(own.lower())
+    assert archive.fp is not None
+    end = 0
+    for record in sorted(records, key=lambda r: r.header_offset):
+        if record.header_offset != end:
+            raise UnsafeError(f"{name}: there are bytes that no record names. {AGAIN}.")
+        end = _end_of(archive.fp, record, name)
+    if end != archive.start_dir:
+        raise UnsafeError(f"{name}: there are bytes that no record names. {AGAIN}.")
+
+
+def _is_plain(path: str) -> bool:
+    parts = path.removesuffix("/").split("/")
+    return "\\" not in path and "\0" not in path and not {"", ".", ".."} & set(parts)
+
+
+def _end_of(file: IO[bytes], record: zipfile.ZipInfo, name: str) -> int:
+    """Where a record ends. Its own header must say what the directory says."""
+    file.seek(record.header_offset)
+    head = LOCAL.unpack(file.read(LOCAL.size))
+    signature, _, flags, method, _, _, crc, packed, unpacked, length, extra = head
+    own = file.read(length)
+    later = bool(flags & DESCRIBED_LATER)
+    sizes = {record.file_size, 0xFFFFFFFF, *([0] if later else [])}
+    same = (
+        signature == b"PK\x03\x04"
+        and own.decode("utf-8", "replace") == record.orig_filename
+        and method == record.compress_type
+        and flags == record.flag_bits
+        and (crc == record.CRC or (later and crc == 0))
+        and {packed, unpacked} <= sizes
+    )
+    if not same:
+        raise UnsafeError(f"{name}: the record {record.filename!r} has two headers. {AGAIN}.")
+    end: int = record.header_offset + LOCAL.size + length + extra + record.file_size
+    file.seek(end)
+    # Sizes that were written behind the record: a signature, the checksum, and two sizes.
+    behind = file.read(4) if later else b""
+    return end + (
+        (24 if 0xFFFFFFFF in (packed, unpacked) else 16) if behind == b"PK\x07\x08" else 0
+    )

@@ -1,0 +1,1 @@
+"""Files that strangers made, and writes that fail: nothing runs, nothing is lost."""

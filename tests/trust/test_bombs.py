@@ -1,0 +1,223 @@
+"""Files that would cost far more than their size are refused before anything is built."""
+
+import io
+import pickle
+import struct
+import time
+import warnings
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+
+from acfuse.checkpoint import read_tensors
+from acfuse.checkpoint.limits import LIMITS
+from acfuse.errors import InputError, UnsafeError
+
+HEAD = b"\x80\x02"
+STORAGE = b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+
+
+def parts(folder: Path) -> dict[str, bytes]:
+    """The records of a small checkpoint."""
+    torch.save({"a": torch.arange(6.0), "b": torch.ones(2)}, folder / "good.pth")
+    with zipfile.ZipFile(folder / "good.pth") as archive:
+        return {i.filename: archive.read(i) for i in archive.infolist()}
+
+
+def zipped(folder: Path, records: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    """A zip file of these records."""
+    with zipfile.ZipFile(folder / "bad.pth", "w", compression) as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+    return folder / "bad.pth"
+
+
+def pickled(folder: Path, operations: bytes) -> Path:
+    """A checkpoint whose pickle does what these opcodes say."""
+    records = {**parts(folder), "good/data.pkl": HEAD + operations + b"."}
+    return zipped(folder, records)
+
+
+def refused(path: Path, kind: type[Exception], *words: str) -> None:
+    """Asserts that a file is refused in well under two seconds."""
+    before = time.perf_counter()
+    with pytest.raises(kind) as error:
+        read_tensors(path)
+    assert time.perf_counter() - before < 2
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_the_records_as_they_are_can_be_read(tmp_path):
+    _, tensors = read_tensors(zipped(tmp_path, parts(tmp_path)))
+    assert tensors["a"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_deflated_record(tmp_path):
+    records = {**parts(tmp_path), "good/data/0": bytes(2**26)}
+    path = zipped(tmp_path, records, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 2**20
+    refused(path, UnsafeError, "is compressed")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("../evil", "no plain path"),
+        ("/etc/evil", "no plain path"),
+        ("good/../../evil", "no plain path"),
+        ("good\\evil", "no plain path"),
+        ("good/DATA.pkl", "stands twice"),
+    ],
+)
+def test_a_record_by_another_name(tmp_path, name, words):
+    refused(zipped(tmp_path, {**parts(tmp_path), name: b"x"}), UnsafeError, words)
+
+
+def test_a_record_twice(tmp_path):
+    records = parts(tmp_path)
+    path = zipped(tmp_path, records)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("good/data.pkl", records["good/data.pkl"])
+    refused(path, UnsafeError, "stands twice")
+
+
+def test_bytes_in_front_between_and_behind(tmp_path):
+    path = zipped(tmp_path, parts(tmp_path))
+    good = path.read_bytes()
+    path.write_bytes(good + b"tail")
+    refused(path, InputError, "does not end")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.comment = b"two bytes more"
+    refused(path, InputError)
+    path.write_bytes(b"PK\x03\x04" + good)
+    refused(path, (InputError, UnsafeError))
+    place = good.index(b"PK\x01\x02")  # between the last record and the directory
+    end = bytearray(good[place:])
+    end[-6:-2] = struct.pack("<L", place + 4)
+    path.write_bytes(good[:place] + b"evil" + bytes(end))
+    refused(path, UnsafeError, "no record names")
+
+
+def test_two_headers_that_disagree(tmp_path):
+    path = zipped(tmp_path, parts(tmp_path))
+    data = bytearray(path.read_bytes())
+    place = data.index(b"good/data/0")
+    data[place : place + 11] = b"good/data/9"
+    path.write_bytes(data)
+    refused(path, (InputError, UnsafeError))
+
+
+def test_an_encrypted_record(tmp_path):
+    path = zipped(tmp_path, parts(tmp_path))
+    data = bytearray(path.read_bytes())
+    place = data.rindex(b"PK\x01\x02")
+    data[place + 8] |= 1
+    path.write_bytes(data)
+    refused(path, UnsafeError, "is encrypted")
+
+
+def test_a_storage_that_says_it_is_larger_than_its_record(tmp_path):
+    records = parts(tmp_path)
+    data = records["good/data.pkl"]
+    assert data.count(b"K\x06") == 2  # its numbers in the storage, and in the tensor's shape
+    changed = data.replace(b"K\x06", b"K\x08", 1)
+    path = zipped(tmp_path, {**records, "good/data.pkl": changed})
+    refused(path, InputError, "should have 32 bytes, and has 24")
+
+
+def test_a_tensor_that_is_one_number_repeated(tmp_path):
+    torch.save({"a": torch.zeros(1).expand(2**20, 2**20)}, tmp_path / "bad.pth")
+    refused(tmp_path / "bad.pth", UnsafeError, "(1048576, 1048576)", "contiguous()")
+
+
+def test_a_tensor_without_numbers(tmp_path):
+    torch.save({"a": torch.empty(2**20, 2**20, device="meta")}, tmp_path / "bad.pth")
+    refused(tmp_path / "bad.pth", InputError, "a is not a dense tensor")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_billion_laughs_of_lists(tmp_path, legacy):
+    value = torch.zeros(1)
+    for _ in range(60):
+        value = [value, value]
+    whole = {"state_dict": {"a": torch.zeros(2)}, "laughs": value}
+    torch.save(whole, tmp_path / "fine.pth", _use_new_zipfile_serialization=not legacy)
+    _, tensors = read_tensors(tmp_path / "fine.pth")  # shared parts are looked at once
+    assert list(tensors) == ["a"]
+
+
+def test_a_billion_laughs_of_dicts(tmp_path):
+    whole = {"a": torch.zeros(2)}
+    for _ in range(3):
+        whole = {f"entry{n}": whole for n in range(1000)}
+    torch.save(whole, tmp_path / "bad.pth")
+    refused(tmp_path / "bad.pth", Exception)
+
+
+def test_a_billion_laughs_of_tuples_as_a_key(tmp_path):
+    laughs = b")" + b"q\x00h\x00\x86" * 60
+    refused(pickled(tmp_path, b"}" + laughs + b"K\x01s"), UnsafeError, "without end")
+
+
+def test_containers_too_deep(tmp_path):
+    refused(pickled(tmp_path, b"]" * 1000 + b"a" * 999), UnsafeError, "in one another")
+
+
+def test_a_pickle_of_too_many_operations(tmp_path, monkeypatch):
+    refused(pickled(tmp_path, b"]0" * 20 + b"]" * LIMITS.operations), UnsafeError, "operations")
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R",
+        b"X\x00\x00\x01\x00" + b"x" * 2**16 + b"q\x00"
+        + (b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00utf-32\x86R") * 5000,
+    ],
+    ids=["bytearray", "encode"],
+)  # fmt: skip
+def test_calls_that_allocate(tmp_path, operations):
+    refused(pickled(tmp_path, operations), UnsafeError, "large values")
+
+
+def test_a_tensor_class_that_is_called(tmp_path):
+    call = b"}X\x01\x00\x00\x00actorch\nTensor\nJ\x00\x00\x10\x00M\x00\x10\x86Rs"
+    refused(pickled(tmp_path, call), UnsafeError, "more memory")
+
+
+def test_a_legacy_file_that_claims_more_than_it_holds(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save(OrderedDict(a=torch.ones(200)), path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    read_tensors(path)
+    claim = b"K\xc8"
+    assert claim in data
+    path.write_bytes(data.replace(claim, b"J\xff\xff\xff\x7f", 1))
+    refused(path, InputError, "8,589,934,588")
+
+
+def test_what_is_followed_is_what_torch_writes(tmp_path):
+    """Whatever torch.save may write of plain values goes through."""
+    whole = {
+        "state_dict": OrderedDict(a=torch.ones(3), b=torch.nn.Parameter(torch.ones(2))),
+        "epoch": 3, "lr": 0.1, "name": "x" * 300, "big": 2**70, "none": None,
+        "flags": (True, False),
+        "shape": torch.Size([1, 2]), "dtype": torch.float16, "device": torch.device("cpu"),
+        "bytes": b"abc", "set": {1, 2}, "complex": 1j, "list": list(range(2000)),
+    }  # fmt: skip
+    for zipped_ in (True, False):
+        torch.save(whole, tmp_path / "whole.pth", _use_new_zipfile_serialization=zipped_)
+        _, tensors = read_tensors(tmp_path / "whole.pth")
+        assert list(tensors) == ["a", "b"]
+
+
+def test_a_pickle_alone_is_no_checkpoint(tmp_path):
+    buffer = io.BytesIO()
+    pickle.dump({"a": 1}, buffer, protocol=2)
+    (tmp_path / "plain.pth").write_bytes(buffer.getvalue())
+    refused(tmp_path / "plain.pth", InputError, "cannot be read")
