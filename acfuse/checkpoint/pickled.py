@@ -1,6 +1,7 @@
 """Files of torch.save, read with `weights_only=True`, always: nothing runs that a file says."""
 
 import inspect
+import io
 import re
 import sys
 import warnings
@@ -92,8 +93,7 @@ def _check_zipped(source: Path) -> None:
         pickled = records.get("data.pkl")
         if pickled is None:
             raise InputError(f"{source.name} is a zip file, and none of torch.save: no data.pkl.")
-        with archive.open(pickled) as file:
-            found = contents_of(file, source.name)
+        found = contents_of(io.BytesIO(archive.read(pickled)), source.name)
     for key, size in found.storages.items():
         record = records.get(f"data/{key}")
         if record is None or record.file_size != size:

@@ -158,4 +158,4 @@ def _item_size(kind: str) -> int:
     found = kind.rpartition(".")[2]
     if found == "UntypedStorage":
         return 1
-    return torch.storage._storage_type_to_dtype_map()[found].itemsize
+    return int(torch.storage._storage_type_to_dtype_map()[found].itemsize)
