@@ -30,7 +30,7 @@ from acfuse.convert import (
 )
 from acfuse.errors import InputError, NotEqual, OutputError, UnsafeError, UsageError
 from acfuse.export import OnnxFile, compare_onnx
-from acfuse.files import Written, check_outputs, write_all
+from acfuse.files import Written, reserved, write_all
 from acfuse.find import Findings, find_in_module
 from acfuse.job import Conversion, Fused, Job
 from acfuse.manifest import Manifest, record, to_json
@@ -180,9 +180,16 @@ def export_again(
         raise UsageError(f"{job.source.name} is an ONNX file; its fused form is {path.name}.")
     if output is not None:
         output = output / path.name if output.is_dir() else output
-        check_outputs([output], [job.source, manifest.paths.checkpoint], force=job.force)
     elif path.exists() and not job.force and not manifest.is_own(path):
         raise OutputError(f"{path} is not the file that acfuse wrote; give --force to replace it.")
+    targets = [path, manifest.path] if output is None else [output]
+    inputs = [job.source, manifest.paths.checkpoint]
+    with reserved(targets, inputs, force=job.force or output is None):
+        return _export_again(manifest, job, output, progress)
+
+
+def _export_again(manifest: Manifest, job: Job, output: Path | None, progress: Progress) -> Path:
+    path = manifest.paths.onnx
     progress("loading")
     checkpoint = load_job(job)
     if not isinstance(checkpoint, LiveModel):
@@ -226,7 +233,11 @@ def export_file(job: Job, progress: Progress = lambda _: None) -> Path:
     path = job.output or job.source.with_suffix(".onnx")
     if path.is_dir():
         path = path / f"{job.source.stem}.onnx"
-    check_outputs([path], [job.source], force=job.force)
+    with reserved([path], [job.source], force=job.force):
+        return _export_file(job, path, progress)
+
+
+def _export_file(job: Job, path: Path, progress: Progress) -> Path:
     progress("loading")
     if job.model is None and not job.allow_classes:
         raise UsageError(NEEDS_CODE)

@@ -23,7 +23,7 @@ from acfuse.checkpoint import (
 )
 from acfuse.errors import AcfuseError, InputError, NothingToFuse, UsageError
 from acfuse.export import OnnxFile, compare_onnx, to_onnx
-from acfuse.files import Write, check_outputs, write_all
+from acfuse.files import Write, reserved, write_all
 from acfuse.find import Findings, find_in_module, find_in_tensors, state_of
 from acfuse.job import Conversion, Fused, Job, Size
 from acfuse.manifest import describe, provenance, to_json
@@ -42,8 +42,13 @@ def convert(job: Job, progress: Progress = lambda _: None) -> Conversion:
 
     Raises AcfuseError for what a user can mend; a failed proof is a result, and nothing is written.
     """
-    if not job.dry_run:
-        check_outputs(job.wanted, [job.source], force=job.force)
+    if job.dry_run:
+        return _convert(job, progress)
+    with reserved(job.wanted, [job.source], force=job.force):
+        return _convert(job, progress)
+
+
+def _convert(job: Job, progress: Progress) -> Conversion:
     progress("loading")
     if job.source.suffix == ".onnx":
         return convert_onnx(job, progress)

@@ -2,16 +2,24 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from acfuse.errors import OutputError
+
+if sys.platform != "win32":  # there, nothing keeps a second run away
+    import fcntl
+
+SMALLEST = 4  # no published block shrinks its weights to less than a quarter
 
 
 def check_outputs(paths: Sequence[Path], inputs: Sequence[Path], *, force: bool) -> None:
@@ -35,6 +43,79 @@ def _check_outputs(paths: Sequence[Path], inputs: Sequence[Path], *, force: bool
             raise OutputError(f"{path} exists and is not a regular file; give another --output.")
         if path.exists() and not force:
             raise OutputError(f"{path} exists; give --force to replace it, or another --output.")
+
+    needed = sum(source.stat().st_size for source in inputs if source.is_file()) // SMALLEST
+    for folder in {path.parent for path in paths}:
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OutputError(
+                f"{folder} has no room: at least {needed:,} bytes are needed, {free:,} are free."
+            )
+
+
+@contextlib.contextmanager
+def reserved(paths: Sequence[Path], inputs: Sequence[Path], *, force: bool) -> Iterator[None]:
+    """Checks the outputs, and keeps every other run away from them until the block ends.
+
+    What a run that died has left beside them is removed. Raises OutputError.
+    """
+    check_outputs(paths, inputs, force=force)
+    with _locked(_lock_of(paths[-1])):
+        check_outputs(paths, inputs, force=force)  # another run may have written them meanwhile
+        for path in paths:
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+                left.unlink(missing_ok=True)
+        yield
+
+
+def _lock_of(path: Path) -> Path:
+    """One lock for all outputs of one name: model.fused.pth, model.fused.onnx and so on."""
+    stem = path.name.removesuffix(".acfuse.json").removesuffix(path.suffix)
+    return path.with_name(f".{stem}.acfuse.lock")
+
+
+@contextlib.contextmanager
+def _locked(lock: Path) -> Iterator[None]:
+    """Holds a lock file. The system lets go of it when the process ends, however it ends."""
+    number = _lock(lock)
+    try:
+        yield
+    finally:
+        if number is not None:
+            lock.unlink(missing_ok=True)
+            os.close(number)
+
+
+def _lock(lock: Path) -> int | None:
+    """The open and locked file; None where the file system has no locks."""
+    if sys.platform == "win32":
+        return None
+    while True:
+        try:
+            number = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            raise OutputError(f"{lock} cannot be made: {error.strerror}.") from error
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(number, 0)
+            os.write(number, str(os.getpid()).encode())
+            if lock.exists() and os.path.samestat(os.fstat(number), lock.lstat()):
+                return number
+        except BlockingIOError as error:
+            holder = os.read(number, 20).decode("ascii", "replace") or "unknown"
+            os.close(number)
+            raise OutputError(
+                f"another run (process {holder}) is writing these files now ({lock}); wait for "
+                "it, or give another --output."
+            ) from error
+        except OSError as error:
+            if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
+                lock.unlink(missing_ok=True)
+                os.close(number)
+                return None
+            os.close(number)
+            raise OutputError(f"{lock} cannot be written: {error.strerror}.") from error
+        os.close(number)  # its last holder removed it just now: once more
 
 
 Write = Callable[[IO[bytes]], None]
@@ -96,12 +177,18 @@ def write_all(
 
 
 def _kept(path: Path) -> Path | None:
-    """A second name for the file at a place, so that it can be put back; None if there is none."""
+    """A second name for the file at a place, so that it can be put back; None if there is none.
+
+    Where the file system has no second names, a copy.
+    """
     if not path.is_file() and not path.is_symlink():
         return None
     old = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old.unlink(missing_ok=True)
-    os.link(path, old, follow_symlinks=False)
+    try:
+        os.link(path, old, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(path, old, follow_symlinks=False)
     return old
 
 
@@ -113,8 +200,8 @@ def _put_back(path: Path, old: Path | None, *, written: bool) -> None:
 
 
 def _write_beside(path: Path, data: bytes | Write) -> Path:
-    number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(number, "wb") as file:
             if isinstance(data, bytes):
@@ -123,17 +210,12 @@ def _write_beside(path: Path, data: bytes | Write) -> Path:
                 data(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        if path.is_file() and not path.is_symlink():
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode) & 0o777)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:
