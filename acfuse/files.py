@@ -95,10 +95,14 @@ def _lock(lock: Path) -> int | None:
             number = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         except OSError as error:
             raise OutputError(f"{lock} cannot be made: {error.strerror}.") from error
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise OutputError(f"{lock} is no regular file; remove it, or give another --output.")
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(number, 0)
-            os.write(number, str(os.getpid()).encode())
+            with contextlib.suppress(OSError):  # without room, the next run is told no number
+                os.ftruncate(number, 0)
+                os.write(number, str(os.getpid()).encode())
             if lock.exists() and os.path.samestat(os.fstat(number), lock.lstat()):
                 return number
         except BlockingIOError as error:

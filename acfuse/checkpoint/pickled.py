@@ -4,6 +4,7 @@ import inspect
 import io
 import re
 import sys
+import sysconfig
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -155,9 +156,32 @@ def _own_class(spec: str) -> type:
     found = resolve(spec, "--allow-class")
     if not inspect.isclass(found):
         raise UsageError(f"--allow-class {spec}: that is no class. Only classes can be allowed.")
-    if found.__module__.partition(".")[0] in sys.stdlib_module_names:
+    if not (_is_layer(found) or _is_own(found)):
         raise UsageError(
-            f"--allow-class {spec}: a class of Python itself may act when it is made. Only classes "
-            "of your own code can be allowed."
+            f"--allow-class {spec}: {found.__module__}.{found.__qualname__} is no layer and not "
+            "your own code: it may act when it is made. Only torch modules, and classes of your "
+            "own code, can be allowed."
         )
     return found
+
+
+def _is_layer(found: type) -> bool:
+    """Whether a class is a torch module that is only its attributes.
+
+    Torch's modules that hold code (of fx, of jit) are built by running it.
+    """
+    ours = not found.__module__.startswith("torch.") or found.__module__.startswith("torch.nn.")
+    code = (torch.fx.GraphModule, torch.jit.ScriptModule)
+    return ours and issubclass(found, nn.Module) and not issubclass(found, code)
+
+
+def _is_own(found: type) -> bool:
+    """Whether a class comes from a file that is not installed: neither Python's nor a package's."""
+    file = getattr(sys.modules.get(found.__module__), "__file__", None)
+    if file is None:
+        return False
+    path = Path(file).resolve()
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
+    installed = [Path(sysconfig.get_path(kind)).resolve() for kind in kinds]
+    parts = {"site-packages", "dist-packages"} & set(path.parts)
+    return not parts and not any(folder in path.parents for folder in installed)
