@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 import tomllib
 import traceback
@@ -10,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from acfuse.errors import AcfuseError, Exit, UsageError
+from acfuse.interrupts import Terminated, heard
 from acfuse.text import safe
 
 if TYPE_CHECKING:
@@ -24,10 +23,6 @@ if TYPE_CHECKING:
     from acfuse.manifest import Manifest
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived."""
 
 
 def _option(*names: str, **settings: Any) -> Callable[[F], F]:
@@ -463,15 +458,11 @@ def _progress(first: str, *, quiet: bool, verbose: int) -> Iterator[Callable[[st
                 yield lambda what: status.update(Text(f"{safe(what)} ..."))
 
 
-def _terminate(_: int, __: FrameType | None) -> None:
-    raise Terminated
-
-
 def main() -> None:
     """Runs the command line, and turns what goes wrong into one line and an exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        sys.exit(cli.main(standalone_mode=False) or Exit.DONE)
+        with heard():
+            sys.exit(cli.main(standalone_mode=False) or Exit.DONE)
     except click.ClickException as error:
         error.show()
         sys.exit(Exit.USAGE)

@@ -22,6 +22,16 @@ if sys.platform != "win32":  # there, nothing keeps a second run away
 SMALLEST = 4  # no published block shrinks its weights to less than a quarter
 
 
+UNFINISHED: set[Path] = set()  # what is on the disk, and is to be gone when this process ends
+
+
+def abandon() -> None:
+    """Removes what is not finished: for a process that is about to end without another word."""
+    for path in list(UNFINISHED):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 def check_outputs(paths: Sequence[Path], inputs: Sequence[Path], *, force: bool) -> None:
     """Raises OutputError if one of the files may not, or cannot, be written."""
     try:
@@ -78,11 +88,14 @@ def _lock_of(path: Path) -> Path:
 def _locked(lock: Path) -> Iterator[None]:
     """Holds a lock file. The system lets go of it when the process ends, however it ends."""
     number = _lock(lock)
+    if number is not None:
+        UNFINISHED.add(lock)
     try:
         yield
     finally:
         if number is not None:
             lock.unlink(missing_ok=True)
+            UNFINISHED.discard(lock)
             os.close(number)
 
 
@@ -166,6 +179,7 @@ def write_all(
         for path, temporary in list(waiting.items()):
             before[path] = _kept(path)
             temporary.replace(path)
+            UNFINISHED.discard(temporary)
             del waiting[path]
         for folder in {path.parent for path in before}:
             _sync_folder(folder)
@@ -178,6 +192,7 @@ def write_all(
     finally:
         for temporary in (*waiting.values(), *filter(None, before.values())):
             temporary.unlink(missing_ok=True)
+            UNFINISHED.discard(temporary)
 
 
 def _kept(path: Path) -> Path | None:
@@ -205,6 +220,7 @@ def _put_back(path: Path, old: Path | None, *, written: bool) -> None:
 
 def _write_beside(path: Path, data: bytes | Write) -> Path:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    UNFINISHED.add(temporary)
     number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(number, "wb") as file:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from acfuse.cli import Terminated
+from acfuse.interrupts import Terminated
 
 from .command import run
 from .project import snapshot
@@ -91,3 +91,59 @@ def test_an_interruption_of_any_write_leaves_the_old_files(fused, monkeypatch, s
     monkeypatch.setattr(os, "fsync", stop)
     assert run("convert", "model.pth", "--no-onnx", "--force").exit_code == code
     assert snapshot(fused) == before
+
+
+# Runs that do not hear a signal: one is long in C, the other catches whatever is raised.
+DEAF = {
+    "long": "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)",
+    "swallows": """
+while True:
+    try:
+        time.sleep(60)
+    except BaseException:
+        pass
+""",
+}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("kind", DEAF)
+def test_a_run_that_does_not_hear_is_ended_and_cleaned_up(fused, kind, number, code):
+    body = "\n".join(f"    {line}" for line in DEAF[kind].strip().splitlines())
+    stuck = STUCK.replace("    time.sleep(60)", body).replace("import os,", "import hashlib, os,")
+    before = snapshot(fused)
+    process = subprocess.Popen(
+        [sys.executable, "-c", stuck], stderr=subprocess.PIPE, text=True, cwd=fused
+    )
+    try:
+        while not (fused.parent / "writing").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == code
+    assert errors.split() == ["interrupted" if number == signal.SIGINT else "terminated"]
+    assert snapshot(fused) == before
+
+
+def test_a_second_signal_ends_a_run_at_once(fused):
+    body = "\n".join(f"    {line}" for line in DEAF["swallows"].strip().splitlines())
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK.replace("    time.sleep(60)", body)],
+        stderr=subprocess.DEVNULL,
+        cwd=fused,
+    )
+    try:
+        while not (fused.parent / "writing").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 130  # it was the first one that ended it
+    finally:
+        process.kill()
+        process.wait()
