@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from acfuse.algebra import LinearConv
-from acfuse.errors import AcfuseError, InputError, NotFusable, Reason, UsageError
+from acfuse.errors import AcfuseError, InputError, NotFusable, Reason, UnsafeError, UsageError
 from acfuse.export import OnnxFile, run_session, session_of
 from acfuse.find import Findings, Found, Refused, Summand
 from acfuse.graph.from_onnx import (
@@ -75,15 +75,39 @@ class FusedOnnx:
 def read_onnx(path: Path) -> onnx.ModelProto:
     """An ONNX file with its tensors. Raises InputError for a file that cannot be used."""
     try:
-        model = onnx.load(str(path))
+        model = onnx.load(str(path), load_external_data=False)
+        _check_external(model, path)
+        onnx.load_external_data_for_model(model, str(path.parent))
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; expected an ONNX file.") from error
+    except AcfuseError:
+        raise
     except Exception as error:
         text = " ".join(str(error).split())[:200].rstrip(".")
         raise InputError(f"{path.name} is no ONNX file that can be read: {text}.") from error
     if not model.graph.node:
         raise InputError(f"{path.name} holds no graph: it is empty, or no ONNX file.")
     return model
+
+
+def _check_external(model: onnx.ModelProto, path: Path) -> None:
+    """Raises UnsafeError for tensors that are not in a plain file beside the ONNX file."""
+    stored = (t for graph in all_graphs(model.graph) for t in graph.initializer)
+    for tensor in stored:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        said = {entry.key: entry.value for entry in tensor.external_data}
+        name = said.get("location", "")
+        file = path.parent / name
+        if Path(name).name != name or "\\" in name or name in ("", ".", ".."):
+            raise UnsafeError(f"{path.name} names {name!r}, which is no file of its own folder.")
+        if file.is_symlink() or not file.is_file() or file.stat().st_nlink != 1:
+            raise UnsafeError(
+                f"{path.name} keeps {tensor.name} in {name!r}, which is missing, or a link."
+            )
+        offset, length = (int(said.get(key) or 0) for key in ("offset", "length"))
+        if offset < 0 or length < 0 or offset + length > file.stat().st_size:
+            raise InputError(f"{path.name}: {name!r} is too short for {tensor.name}.")
 
 
 def fuse_onnx(model: onnx.ModelProto, *, fold_bn: bool = False) -> FusedOnnx:

@@ -1,5 +1,6 @@
 """What an ONNX file tells of its values: the constants, and the types and sizes of the others."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 Constants = Mapping[str, onnx.TensorProto]
 
+LARGEST_FOLDS = 2**26  # numbers in all results together, beside those that the file holds
 LARGEST_FOLD = 2**24  # numbers in the constants that one node is evaluated on
 NOT_STORED_SINCE = 4  # from this IR version on, an initializer that is an input is but a default
 CONVOLUTIONS = ("Conv", "ConvTranspose")
@@ -74,9 +76,12 @@ def constants_of(
     own = {v.name for v in graph.input} | {o for node in graph.node for o in node.output}
     found = {name: tensor for name, tensor in outer.items() if name not in own}
     found |= {t.name: t for t in graph.initializer if t.name not in replaced}
+    room = LARGEST_FOLDS + sum(_numbers(tensor) for tensor in graph.initializer)
     for node in graph.node:
-        if node.op_type in EVALUATED and node.domain in ("", "ai.onnx"):
-            found.update(_evaluated(node, found, opset))
+        if node.op_type in EVALUATED and node.domain in ("", "ai.onnx") and room > 0:
+            made = _evaluated(node, found, opset)
+            room -= sum(map(_numbers, made.values()))
+            found.update(made)
     return found
 
 
@@ -94,6 +99,8 @@ def _evaluated(
         return {}
     try:
         values = {n: numpy_helper.to_array(found[n]) for n in names}
+        if _made(node.op_type, list(values.values())) > LARGEST_FOLD:
+            return {}
         graph = onnx.helper.make_graph(
             [node],
             node.op_type,
@@ -110,8 +117,32 @@ def _evaluated(
         return {}
 
 
+def _made(kind: str, inputs: list[Any]) -> int:
+    """How many numbers a node makes of its inputs, where that can be more than they have."""
+    if kind == "ConstantOfShape":
+        return math.prod(map(int, inputs[0]))
+    if kind == "Tile":
+        return int(inputs[0].size) * math.prod(map(int, inputs[1]))
+    if kind == "Range":
+        start, limit, step = (float(value) for value in inputs)
+        return math.ceil(abs((limit - start) / step))
+    shapes = [value.shape for value in inputs]
+    if kind == "Expand":
+        shapes = [shapes[0], tuple(map(int, inputs[1]))]
+    if kind == "MatMul" and all(len(shape) > 1 for shape in shapes):
+        (*first, rows, _), (*second, _, columns) = shapes
+        many = math.prod(np.broadcast_shapes(tuple(first), tuple(second)))
+        return int(many * rows * columns)
+    if kind == "Gather":
+        return math.prod(map(math.prod, shapes))
+    try:
+        return math.prod(np.broadcast_shapes(*shapes))
+    except ValueError:  # not of the nodes that stretch their inputs
+        return sum(map(math.prod, shapes))
+
+
 def _numbers(tensor: onnx.TensorProto) -> int:
-    return int(np.prod(tensor.dims, dtype=np.int64)) if tensor.dims else 1
+    return math.prod(tensor.dims)
 
 
 def replaceable(graph: onnx.GraphProto, ir_version: int) -> frozenset[str]:
