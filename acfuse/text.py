@@ -1,5 +1,6 @@
 """What comes from a file is data: names made safe for a terminal, a log or a CI job."""
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +9,30 @@ from typing import Any
 DIRECTIONS = {chr(n) for n in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
-def safe(name: object) -> str:
-    """A string with everything that a terminal or a CI log would obey made visible."""
+# What each kind of document would obey beside what a terminal does, and how it is written there.
+OBEYED = {
+    "terminal": ("", ""),
+    "markdown": ("\\`*_{}[]()<>#+-.!|~&:@", "&#{};"),
+    "html": ("&<>\"'`=", "&#{};"),
+    "xml": ("&<>\"'", "&#{};"),
+    "ci": ("%:", "%{:02X}"),
+}
+
+
+def safe(name: object, form: str = "terminal") -> str:
+    """A string that is only text, wherever it is shown: made visible, never obeyed.
+
+    `form` is where: "terminal" (logs as well), "markdown", "html", "xml", "json" (inside the
+    quotes), or "ci" (a value in a workflow command).
+    """
     text = "".join(
         c if c.isprintable() and c not in DIRECTIONS else c.encode("unicode_escape").decode()
         for c in str(name)
     )
+    if form == "json":
+        return json.dumps(text)[1:-1].replace("::", "\\u003a\\u003a")
+    obeyed, escape = OBEYED[form]
+    text = "".join(escape.format(ord(c)) if c in obeyed else c for c in text)
     # A line that begins so is a command to some CI systems, also behind spaces.
     return text.replace("::", ":\\x3a", 1) if text.lstrip().startswith("::") else text
 
