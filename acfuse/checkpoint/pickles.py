@@ -38,9 +38,8 @@ class Global:
 
 @dataclass
 class Contents:
-    """What a pickle names, and the storages that it says it has: key -> bytes."""
+    """The storages that a pickle says it has (key -> bytes), and how much it does."""
 
-    names: set[str] = field(default_factory=set)
     storages: dict[str, int] = field(default_factory=dict)
     operations: int = 0
 
@@ -79,7 +78,6 @@ class _Reader:
     def _step(self, code: str, argument: Any) -> None:
         stack = self.stack
         if code == "GLOBAL":
-            self.found.names.add(argument.replace(" ", "."))
             stack.append(Global(argument.replace(" ", ".")))
         elif code in ("BINGET", "LONG_BINGET"):
             stack.append(self.memo[argument])

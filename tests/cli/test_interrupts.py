@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -16,7 +17,7 @@ from .project import snapshot
 
 # A run that stops in the middle of writing, where it says so.
 STUCK = """
-import os, sys, time
+import hashlib, os, sys, time
 from acfuse import cli
 
 def stuck(number):
@@ -29,26 +30,34 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_in_the_middle_of_writing_leaves_nothing_behind(fused, number, code):
-    before = snapshot(fused)
+@contextmanager
+def stuck(folder, body="time.sleep(60)"):
+    """A process that does `body` in the middle of writing; ended, if it is not, afterwards."""
+    lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
     process = subprocess.Popen(
-        [sys.executable, "-c", STUCK],
+        [sys.executable, "-c", STUCK.replace("    time.sleep(60)", lines)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=fused,
+        cwd=folder,
     )
     try:
-        while not (fused.parent / "writing").exists():
+        while not (folder.parent / "writing").exists():
             assert process.poll() is None, process.communicate()
             time.sleep(0.05)
-        assert [p.name for p in fused.iterdir() if p.name.endswith(".partial")]
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        yield process
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_the_middle_of_writing_leaves_nothing_behind(fused, number, code):
+    before = snapshot(fused)
+    with stuck(fused) as process:
+        assert [p.name for p in fused.iterdir() if p.name.endswith(".partial")]
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
     assert process.returncode == code
     assert errors.split() == ["interrupted" if number == signal.SIGINT else "terminated"]
     assert snapshot(fused) == before
@@ -109,41 +118,19 @@ while True:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("kind", DEAF)
 def test_a_run_that_does_not_hear_is_ended_and_cleaned_up(fused, kind, number, code):
-    body = "\n".join(f"    {line}" for line in DEAF[kind].strip().splitlines())
-    stuck = STUCK.replace("    time.sleep(60)", body).replace("import os,", "import hashlib, os,")
     before = snapshot(fused)
-    process = subprocess.Popen(
-        [sys.executable, "-c", stuck], stderr=subprocess.PIPE, text=True, cwd=fused
-    )
-    try:
-        while not (fused.parent / "writing").exists():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
+    with stuck(fused, DEAF[kind]) as process:
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
     assert process.returncode == code
     assert errors.split() == ["interrupted" if number == signal.SIGINT else "terminated"]
     assert snapshot(fused) == before
 
 
 def test_a_second_signal_ends_a_run_at_once(fused):
-    body = "\n".join(f"    {line}" for line in DEAF["swallows"].strip().splitlines())
-    process = subprocess.Popen(
-        [sys.executable, "-c", STUCK.replace("    time.sleep(60)", body)],
-        stderr=subprocess.DEVNULL,
-        cwd=fused,
-    )
-    try:
-        while not (fused.parent / "writing").exists():
-            assert process.poll() is None
-            time.sleep(0.05)
+    with stuck(fused, DEAF["swallows"]) as process:
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 130  # it was the first one that ended it
-    finally:
-        process.kill()
-        process.wait()
+        process.communicate(timeout=30)
+    assert process.returncode == 130  # it was the first one that ended it
