@@ -5,7 +5,6 @@ import errno
 import glob
 import hashlib
 import os
-import secrets
 import shutil
 import stat
 import sys
@@ -116,8 +115,10 @@ def _lock(lock: Path) -> int | None:
             with contextlib.suppress(OSError):  # without room, the next run is told no number
                 os.ftruncate(number, 0)
                 os.write(number, str(os.getpid()).encode())
-            if lock.exists() and os.path.samestat(os.fstat(number), lock.lstat()):
+            if os.path.samestat(os.fstat(number), lock.lstat()):
                 return number
+        except FileNotFoundError:
+            pass
         except BlockingIOError as error:
             holder = os.read(number, 20).decode("ascii", "replace") or "unknown"
             os.close(number)
@@ -219,7 +220,7 @@ def _put_back(path: Path, old: Path | None, *, written: bool) -> None:
 
 
 def _write_beside(path: Path, data: bytes | Write) -> Path:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.partial")
     UNFINISHED.add(temporary)
     number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:

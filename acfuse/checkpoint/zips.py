@@ -45,7 +45,7 @@ def check_zip(source: Path) -> None:
     try:
         _check_end(source)
         with zipfile.ZipFile(source) as archive:
-            _check_directory(archive, name, source.stat().st_size)
+            _check_directory(archive, name)
             bad = archive.testzip()
     except (InputError, UnsafeError):
         raise
@@ -72,7 +72,7 @@ def _check_end(source: Path) -> None:
         raise UnsafeError(f"{source.name} has {count:,} records; at most {LIMITS.records:,}.")
 
 
-def _check_directory(archive: zipfile.ZipFile, name: str, size: int) -> None:
+def _check_directory(archive: zipfile.ZipFile, name: str) -> None:
     records = archive.infolist()
     if len(records) > LIMITS.records:
         raise UnsafeError(f"{name} has {len(records):,} records; at most {LIMITS.records:,}.")
