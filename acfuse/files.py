@@ -14,21 +14,12 @@ from pathlib import Path
 from typing import IO
 
 from acfuse.errors import OutputError
+from acfuse.unfinished import UNFINISHED
 
 if sys.platform != "win32":  # there, nothing keeps a second run away
     import fcntl
 
 SMALLEST = 4  # no published block shrinks its weights to less than a quarter
-
-
-UNFINISHED: set[Path] = set()  # what is on the disk, and is to be gone when this process ends
-
-
-def abandon() -> None:
-    """Removes what is not finished: for a process that is about to end without another word."""
-    for path in list(UNFINISHED):
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
 
 
 def check_outputs(paths: Sequence[Path], inputs: Sequence[Path], *, force: bool) -> None:

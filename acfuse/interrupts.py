@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from acfuse.files import abandon
+from acfuse.unfinished import abandon
 
 PATIENCE = 0.7  # seconds; Python hears a signal only between two of its own steps
 
