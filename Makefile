@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := $(VENV)/.packages
 
-.PHONY: help demo test check fix samples clean
+.PHONY: help demo test trust check fix samples clean
 
 help:
 	@echo "make demo     fuse the trained sample and show the result"
 	@echo "make test     run the tests"
+	@echo "make trust    measure every promise of SECURITY.md (up to 30 minutes)"
 	@echo "make check    lint, types and import contracts"
 	@echo "make fix      format, and mend what ruff can mend"
 	@echo "make samples  train the sample networks again"
@@ -30,6 +31,9 @@ demo: $(READY)
 
 test: $(READY) $(PACKAGES)
 	$(BIN)/python -m pytest --numprocesses 2
+
+trust: $(READY)
+	$(BIN)/python -m tests.trust
 
 check: $(READY)
 	$(BIN)/ruff check .
