@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from acfuse.checkpoint import (
     Checkpoint,
     LiveModel,
+    Reading,
     build_model,
     fit_prefix,
     load_into,
@@ -85,7 +86,7 @@ def verify_files(
             )
         stored = fused
     else:
-        _, tensors = read_tensors(fused_path, key=job.key)
+        _, tensors = read_tensors(fused_path, Reading(job.key, limits=job.limits))
         stored = _with_tensors(checkpoint, fused, tensors, fused_path.name)
     proofs = verify(checkpoint, stored, findings, job, progress)
     proofs = replace(proofs, checks=(_untouched(checkpoint, stored, findings), *proofs.checks))
@@ -111,7 +112,14 @@ def verify_files(
         )
         proofs = replace(proofs, checks=(*proofs.checks, check))
     sizes = size_of(checkpoint, job.inputs), size_of(stored, job.inputs)
-    conversion = Conversion(job, findings, proofs, sizes, (*checkpoint.notes, *findings.told))
+    conversion = Conversion(
+        job,
+        findings,
+        proofs,
+        sizes,
+        (*checkpoint.notes, *findings.told),
+        digests=checkpoint.wrapper.digests,
+    )
     if proofs.passed:
         return conversion
     return replace(conversion, diagnosis=diagnosis(checkpoint, stored, findings, proofs))
@@ -138,11 +146,12 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _verify_onnx_files(job: Job, fused_path: Path, progress: Progress) -> Conversion:
-    original = load_onnx(job)
+    original, digests = load_onnx(job)
     fused = fuse_onnx(original, fold_bn=job.fold_bn)
-    stored = with_tensors(fused, read_onnx(fused_path), fused_path.name)
+    written, _ = read_onnx(fused_path, Reading(limits=job.limits))
+    stored = with_tensors(fused, written, fused_path.name)
     proofs = verify_onnx(original, stored, job.inputs, job.tolerance, progress)
-    return conversion_of_onnx(job, original, stored, proofs)
+    return conversion_of_onnx(job, original, stored, proofs, digests)
 
 
 def _with_tensors(
@@ -196,7 +205,7 @@ def _export_again(manifest: Manifest, job: Job, output: Path | None, progress: P
         raise UsageError(NEEDS_CODE)
     fused = rewrite(checkpoint, find(checkpoint, job))
     if checkpoint.wrapper.kind != "module":
-        _, tensors = read_tensors(manifest.paths.checkpoint, key=job.key)
+        _, tensors = read_tensors(manifest.paths.checkpoint, Reading(job.key, limits=job.limits))
         fused = _with_tensors(checkpoint, fused, tensors, manifest.paths.checkpoint.name)
     onnx_file = _checked_onnx(fused, checkpoint.model, job, progress)
     if output is not None:
@@ -259,7 +268,7 @@ def _as_fused(job: Job) -> LiveModel | None:
     """A fused checkpoint in the structure of the fused model; None if it does not fit."""
     if job.model is None:
         return None
-    wrapper, tensors = read_tensors(job.source, key=job.key)
+    wrapper, tensors = read_tensors(job.source, job.reading)
     try:
         model = load_fused(build_model(job.model, job.model_args), tensors, job.patterns)
     except InputError:

@@ -7,6 +7,7 @@ import tomllib
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +17,7 @@ from click.core import ParameterSource
 
 from acfuse.errors import AcfuseError, Exit, UsageError
 from acfuse.interrupts import Terminated, heard
+from acfuse.limits import LIMITS, Limits
 from acfuse.text import safe
 
 if TYPE_CHECKING:
@@ -69,6 +71,37 @@ class JsonObject(click.ParamType[Any]):
         return data
 
 
+class Limit(click.ParamType[Any]):
+    """NAME=NUMBER, one of the limits on what a file may cost."""
+
+    name = "NAME=NUMBER"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, int]:
+        """(name, number)."""
+        if isinstance(value, tuple):
+            return value
+        name, _, number = str(value).partition("=")
+        known = [f.name for f in fields(Limits)]
+        if name not in known:
+            self.fail(f"{value!r}: expected one of {', '.join(known)}, then =NUMBER", param, ctx)
+        if not number.isascii() or not number.isdigit() or int(number) < 1:
+            self.fail(f"{value!r}: expected a number above zero, as in {name}=1000", param, ctx)
+        return name, int(number)
+
+
+class Sha256(click.ParamType[Any]):
+    """A SHA-256 in hex."""
+
+    name = "HEX"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Its 64 digits in lower case."""
+        text = str(value).lower()
+        if len(text) != 64 or set(text) - set("0123456789abcdef"):
+            self.fail(f"{value!r}: expected the 64 hexadecimal digits of a SHA-256", param, ctx)
+        return text
+
+
 PATTERN_FILES = _option(
     "--patterns",
     type=click.Path(path_type=Path),
@@ -84,6 +117,9 @@ MODEL_OPTIONS = (
     KEY,
     _option("--allow-class", multiple=True, metavar="MODULE:CLASS",
             help="A class of your own that a pickled module may hold. Repeatable."),
+    _option("--sha256", type=Sha256(), help="What the file must be, as sha256sum prints it."),
+    _option("--limit", type=Limit(), multiple=True, help="Read a file beyond a limit, e.g. "
+            "operations=2000000; `acfuse inspect` names the one. Repeatable."),
     _option("--bn-eps", type=click.FloatRange(min=0), help="BatchNorm eps, for checkpoints without "
             "their code."),
     _option("--fold-bn", is_flag=True, help="Fold lone conv+BatchNorm pairs as well."),
@@ -329,12 +365,12 @@ def try_patterns(
     """Try the patterns of FILE on a CHECKPOINT: what matches, what nearly does, and why not."""
     with _progress("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
-        from acfuse.checkpoint import read_tensors
+        from acfuse.checkpoint import Reading, read_tensors
         from acfuse.patterns import known_patterns
         from acfuse.trial import trials
 
         own = [pattern for pattern in known_patterns([file]) if pattern.file == file]
-        found = trials(read_tensors(checkpoint, key=key)[1], own)
+        found = trials(read_tensors(checkpoint, Reading(key))[1], own)
     if format == "json":
         report.print_json(report.describe_trials(found))
     elif not quiet:
@@ -348,8 +384,6 @@ def _again(manifest: "Manifest", options: dict[str, Any]) -> "Job":
 
     Tolerances are no part of a conversion: those may come from the configuration as well.
     """
-    from dataclasses import replace
-
     context = click.get_current_context()
     spoken = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     own = {
@@ -380,11 +414,14 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
         "model_args": options.get("model_args"),
         "key": options.get("key"),
         "allow_classes": options.get("allow_class") or None,
+        "sha256": options.get("sha256"),
         "bn_eps": options.get("bn_eps"),
         "opset": options.get("opset"),
         "dynamic": options.get("dynamic"),
         "force": options.get("force") or None,
     }
+    if options.get("limit"):
+        changes["limits"] = replace(LIMITS, **dict(options["limit"]))
     if options.get("patterns") or options.get("assume"):
         changes["patterns"] = known_patterns(
             options.get("patterns") or (), options.get("assume") or ()
@@ -397,8 +434,6 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _job(source: Path, options: dict[str, Any]) -> "Job":
-    from dataclasses import replace
-
     from acfuse.job import Job
 
     job = Job(

@@ -57,6 +57,7 @@ def _convert(job: Job, progress: Progress) -> Conversion:
     except InputError as error:
         raise _already_fused(job, error) from error
     progress("finding blocks")
+    job = replace(job, sha256=checkpoint.wrapper.digests[job.source])
     findings = find(checkpoint, job)
     if not findings.found and not job.allow_empty:
         raise NothingToFuse(_nothing(job, findings, is_bare=isinstance(checkpoint, BareTensors)))
@@ -66,7 +67,8 @@ def _convert(job: Job, progress: Progress) -> Conversion:
     program, proofs, more = _export_pt2(checkpoint, fused, job, proofs, progress)
     sizes = size_of(checkpoint, job.inputs), size_of(fused, job.inputs)
     told = (*checkpoint.notes, *findings.told, *notes, *more)
-    conversion = Conversion(job, findings, proofs, sizes, told, onnx_file, program)
+    digests = checkpoint.wrapper.digests
+    conversion = Conversion(job, findings, proofs, sizes, told, onnx_file, program, digests=digests)
     if not proofs.passed:
         return replace(conversion, diagnosis=diagnosis(checkpoint, fused, findings, proofs))
     return conversion if job.dry_run else save(conversion, checkpoint, fused)
@@ -74,35 +76,35 @@ def _convert(job: Job, progress: Progress) -> Conversion:
 
 def convert_onnx(job: Job, progress: Progress) -> Conversion:
     """The same for an ONNX file: it holds its graph, and needs no code."""
-    original = load_onnx(job)
+    original, digests = load_onnx(job)
     progress("finding blocks")
     fused = fuse_onnx(original, fold_bn=job.fold_bn)
     if not fused.found and not job.allow_empty:
         raise NothingToFuse(_nothing(job, fused.findings))
     proofs = verify_onnx(original, fused, job.inputs, job.tolerance, progress)
-    conversion = conversion_of_onnx(job, original, fused, proofs)
+    conversion = conversion_of_onnx(job, original, fused, proofs, digests)
     if job.dry_run or not proofs.passed:
         return conversion
     return write(conversion, {job.paths.onnx: fused.model.SerializeToString()})
 
 
 def conversion_of_onnx(
-    job: Job, original: ModelProto, fused: FusedOnnx, proofs: Proofs
+    job: Job,
+    original: ModelProto,
+    fused: FusedOnnx,
+    proofs: Proofs,
+    digests: Mapping[Path, str],
 ) -> Conversion:
     """The result of converting, or of verifying, an ONNX file."""
     sizes = size_of_onnx(original), size_of_onnx(fused.model)
-    return Conversion(job, fused.findings, proofs, sizes, onnx=as_file(fused.model))
+    return Conversion(
+        job, fused.findings, proofs, sizes, onnx=as_file(fused.model), digests=digests
+    )
 
 
 def load_job(job: Job) -> Checkpoint:
     """The checkpoint of a job, every number in it finite."""
-    checkpoint = load(
-        job.source,
-        model=job.model,
-        model_args=job.model_args,
-        key=job.key,
-        allow_classes=job.allow_classes,
-    )
+    checkpoint = load(job.source, model=job.model, model_args=job.model_args, how=job.reading)
     check_finite(checkpoint.tensors, job.source.name)
     if isinstance(checkpoint, LiveModel):
         _refuse(job, ("assume", "bn_eps"), "the model's own code decides that")
@@ -114,11 +116,11 @@ def load_job(job: Job) -> Checkpoint:
     return checkpoint
 
 
-def load_onnx(job: Job) -> ModelProto:
+def load_onnx(job: Job) -> tuple[ModelProto, dict[Path, str]]:
     """The ONNX file of a job, which holds its graph, its settings and its names itself."""
     needless = ("model", "model_args", "key", "allow_class", "bn_eps", "patterns", "assume")
     _refuse(job, needless, "an ONNX file needs none")
-    return read_onnx(job.source)
+    return read_onnx(job.source, job.reading)
 
 
 def _refuse(job: Job, needless: Sequence[str], why: str) -> None:
@@ -132,13 +134,15 @@ def _refuse(job: Job, needless: Sequence[str], why: str) -> None:
 def look(job: Job) -> Conversion:
     """What would be found, what refused, and how large the result would be; nothing is proved."""
     if job.source.suffix == ".onnx":
-        original = load_onnx(job)
-        return conversion_of_onnx(job, original, fuse_onnx(original, fold_bn=job.fold_bn), Proofs())
+        original, digests = load_onnx(job)
+        fused_onnx = fuse_onnx(original, fold_bn=job.fold_bn)
+        return conversion_of_onnx(job, original, fused_onnx, Proofs(), digests)
     checkpoint = load_job(job)
     findings = find(checkpoint, job)
     fused = rewrite(checkpoint, findings)
     sizes = size_of(checkpoint, job.inputs), size_of(fused, job.inputs)
-    return Conversion(job, findings, Proofs(), sizes, (*checkpoint.notes, *findings.told))
+    notes = (*checkpoint.notes, *findings.told)
+    return Conversion(job, findings, Proofs(), sizes, notes, digests=checkpoint.wrapper.digests)
 
 
 def find(checkpoint: Checkpoint, job: Job) -> Findings:
@@ -217,7 +221,7 @@ def checked_onnx(
         inputs,
         opset=job.opset,
         dynamic=job.dynamic,
-        metadata=provenance(job.source),
+        metadata=provenance(job),
     )
     check = compare_onnx(
         onnx_file.bytes,
@@ -271,7 +275,7 @@ def _already_fused(job: Job, error: InputError) -> AcfuseError:
     if job.model is None:
         return error
     try:
-        _, tensors = read_tensors(job.source, key=job.key)
+        _, tensors = read_tensors(job.source, job.reading)
         findings = find_in_tensors(tensors, job.patterns, job.bn_eps or 1e-5)
     except AcfuseError:
         return error

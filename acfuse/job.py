@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from acfuse.checkpoint import Reading
 from acfuse.errors import Exit
 from acfuse.export import DEFAULT_OPSET, OnnxFile
 from acfuse.find import Findings
+from acfuse.limits import LIMITS, Limits
 from acfuse.paths import Paths, fused_path
 from acfuse.patterns import Pattern, known_patterns
 from acfuse.pt2 import Program
@@ -25,6 +27,8 @@ class Job:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     key: str | None = None
     allow_classes: tuple[str, ...] = ()
+    limits: Limits = LIMITS
+    sha256: str | None = None
     output: Path | None = None
     inputs: Inputs | None = None
     tolerance: Tolerance = field(default_factory=Tolerance)
@@ -38,6 +42,11 @@ class Job:
     force: bool = False
     allow_empty: bool = False
     dry_run: bool = False
+
+    @property
+    def reading(self) -> Reading:
+        """How its files are read."""
+        return Reading(self.key, self.allow_classes, self.limits, self.sha256)
 
     @property
     def paths(self) -> Paths:
@@ -92,6 +101,7 @@ class Conversion:
     onnx: OnnxFile | None = None
     pt2: Program | None = None
     written: tuple[Path, ...] = ()
+    digests: Mapping[Path, str] = field(default_factory=dict)  # SHA-256 of what was read
     diagnosis: str = ""
 
     @property

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from acfuse.checkpoint import files_of
 from acfuse.errors import InputError, UsageError
 from acfuse.export import DEFAULT_OPSET
 from acfuse.files import Written, sha256_of
 from acfuse.find import Found
 from acfuse.job import Conversion, Job
+from acfuse.limits import LIMITS, Limits
 from acfuse.paths import Paths
 from acfuse.patterns import known_patterns
 from acfuse.text import plain
@@ -25,12 +25,12 @@ VERSION = importlib.metadata.version("acfuse")
 SCHEMA_VERSION = 1
 
 
-def provenance(source: Path) -> dict[str, str]:
+def provenance(job: Job) -> dict[str, str]:
     """Where a file comes from, without a path of this machine."""
     return {
         "acfuse.version": VERSION,
-        "acfuse.source": source.name,
-        "acfuse.source.sha256": sha256_of(source),
+        "acfuse.source": job.source.name,
+        "acfuse.source.sha256": job.sha256 or sha256_of(job.source),
     }
 
 
@@ -56,14 +56,15 @@ def describe(
         "acfuse": VERSION,
         "torch": torch.__version__,
         "source": {"file": _relative(job.source, folder),
-                   "sha256": sha256_of(job.source)},
-        "shards": [{"file": _relative(path, folder), "sha256": sha256_of(path)}
-                   for path in files_of(job.source)[1:]],
+                   "sha256": conversion.digests[job.source]},
+        "shards": [{"file": _relative(path, folder), "sha256": digest}
+                   for path, digest in sorted(conversion.digests.items()) if path != job.source],
         "outputs": outputs,
         "model": _moved(job.model, lambda p: _relative(p, folder)),
         "model_args": dict(job.model_args),
         "key": job.key,
         "allow_class": [_moved(c, lambda p: _relative(p, folder)) for c in job.allow_classes],
+        "limits": vars_of(job.limits),
         "bn_eps": job.bn_eps,
         "fold_bn": job.fold_bn,
         "patterns": [
@@ -208,6 +209,7 @@ class Manifest:
                 inputs["seed"],
                 inputs["samples"],
             ),
+            limits=Limits(**data["limits"]) if "limits" in data else LIMITS,
             bn_eps=data["bn_eps"],
             fold_bn=data["fold_bn"],
             patterns=known_patterns(self.pattern_files, self.assume),

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from acfuse.algebra import LinearConv
+from acfuse.checkpoint import AS_IT_IS, Reading, opened
 from acfuse.errors import AcfuseError, InputError, NotFusable, Reason, UnsafeError, UsageError
 from acfuse.export import OnnxFile, run_session, session_of
 from acfuse.find import Findings, Found, Refused, Summand
@@ -43,6 +44,7 @@ from acfuse.graph.onnx_values import (
 from acfuse.graph.regions import Region, choose, kernels
 from acfuse.graph.steps import Unit
 from acfuse.job import Size
+from acfuse.limits import Limits
 from acfuse.text import one_line
 from acfuse.verify import Check, Inputs, Proofs, Tolerance
 from acfuse.verify.certificate import compare
@@ -72,14 +74,15 @@ class FusedOnnx:
         return self.findings.refused
 
 
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """An ONNX file with its tensors. Raises InputError for a file that cannot be used."""
+def read_onnx(path: Path, how: Reading = AS_IT_IS) -> tuple[onnx.ModelProto, dict[Path, str]]:
+    """An ONNX file with its tensors, and the SHA-256 of each file that was read.
+
+    Raises InputError for a file that cannot be used.
+    """
     try:
-        model = onnx.load(str(path), load_external_data=False)
-        _check_external(model, path)
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; expected an ONNX file.") from error
+        with opened(path, how.limits, how.sha256) as file, file.open() as raw:
+            model = onnx.load_model_from_string(raw.read())
+        digests = {path: file.sha256, **_load_external(model, path, how.limits)}
     except AcfuseError:
         raise
     except Exception as error:
@@ -87,11 +90,15 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path.name} is no ONNX file that can be read: {text}.") from error
     if not model.graph.node:
         raise InputError(f"{path.name} holds no graph: it is empty, or no ONNX file.")
-    return model
+    return model, digests
 
 
-def _check_external(model: onnx.ModelProto, path: Path) -> None:
-    """Raises UnsafeError for tensors that are not in a plain file beside the ONNX file."""
+def _load_external(model: onnx.ModelProto, path: Path, limits: Limits) -> dict[Path, str]:
+    """Reads the tensors that are kept in files beside the ONNX file; the SHA-256 of those.
+
+    Raises UnsafeError for tensors that are not in a plain file of its own folder.
+    """
+    kept: dict[Path, list[tuple[onnx.TensorProto, int, int]]] = {}
     stored = (t for graph in all_graphs(model.graph) for t in graph.initializer)
     for tensor in stored:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
@@ -106,8 +113,21 @@ def _check_external(model: onnx.ModelProto, path: Path) -> None:
                 f"{path.name} keeps {tensor.name} in {name!r}, which is missing, or a link."
             )
         offset, length = (int(said.get(key) or 0) for key in ("offset", "length"))
+        if "length" not in said:
+            length = file.stat().st_size - offset
         if offset < 0 or length < 0 or offset + length > file.stat().st_size:
             raise InputError(f"{path.name}: {name!r} is too short for {tensor.name}.")
+        kept.setdefault(file, []).append((tensor, offset, length))
+    digests: dict[Path, str] = {}
+    for place, tensors in kept.items():
+        with opened(place, limits) as beside, beside.open() as raw:
+            digests[place] = beside.sha256
+            for tensor, offset, length in tensors:
+                raw.seek(offset)
+                tensor.raw_data = raw.read(length)
+                del tensor.external_data[:]
+                tensor.data_location = onnx.TensorProto.DEFAULT
+    return digests
 
 
 def fuse_onnx(model: onnx.ModelProto, *, fold_bn: bool = False) -> FusedOnnx:

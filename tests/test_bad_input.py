@@ -18,7 +18,7 @@ from cli.command import refused, run, worked
 from cli.nets import Net, TwoInputs
 from cli.project import CHECKPOINT, MODEL, make_project, snapshot, state, trained
 
-from acfuse.checkpoint import recognise
+from acfuse.checkpoint import read_tensors
 from acfuse.errors import InputError
 
 NOT_A_CHECKPOINT = 3
@@ -117,7 +117,7 @@ def test_a_pipe_does_not_keep_us_waiting(project):
 
     def look():
         try:
-            recognise(Path("pipe.pth"))
+            read_tensors(Path("pipe.pth"))
         except InputError as error:
             errors.append(error)
 

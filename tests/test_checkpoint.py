@@ -32,7 +32,7 @@ from safetensors import safe_open
 from torch import nn
 
 import acfuse
-from acfuse.checkpoint import BareTensors, LiveModel, build_model, load, read_tensors
+from acfuse.checkpoint import BareTensors, LiveModel, Reading, build_model, load, read_tensors
 from acfuse.errors import InputError, UnsafeError, UsageError
 
 ACFUSE = Path(acfuse.__file__).parent
@@ -661,7 +661,7 @@ def test_load_gives_a_live_model_or_bare_tensors(project):
     [
         (InputError, {"source": Path("nothing.pth")}),
         (UsageError, {"source": Path("model.pth"), "model": "nets.py:Nothing"}),
-        (UsageError, {"source": Path("model.pth"), "key": "nothing"}),
+        (UsageError, {"source": Path("model.pth"), "how": Reading(key="nothing")}),
     ],
 )
 def test_load_raises_what_a_caller_can_catch(project, error, arguments):

@@ -271,7 +271,7 @@ def test_external_data_is_read_and_written_into_one_file(tmp_path: Path) -> None
     path = tmp_path / "net.onnx"
     onnx.save(graph_of(two_arms(), "y"), path, save_as_external_data=True, size_threshold=0)
     assert len(list(tmp_path.iterdir())) == 2
-    original = read_onnx(path)
+    original, _ = read_onnx(path)
     proved(original, fuse_onnx(original), SHAPE)
 
 

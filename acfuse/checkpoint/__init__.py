@@ -8,14 +8,18 @@ puts them into a network, `writing` brings them back into the form that they cam
 from acfuse.checkpoint.kinds import recognise
 from acfuse.checkpoint.models import build_model, fit_prefix, load_into, resolve
 from acfuse.checkpoint.numbers import check_finite
+from acfuse.checkpoint.opened import Opened, opened
 from acfuse.checkpoint.reading import files_of, load, read_tensors
-from acfuse.checkpoint.records import BareTensors, Checkpoint, LiveModel, Wrapper
+from acfuse.checkpoint.records import AS_IT_IS, BareTensors, Checkpoint, LiveModel, Reading, Wrapper
 from acfuse.checkpoint.writing import Write, to_bytes, writer
 
 __all__ = [
+    "AS_IT_IS",
     "BareTensors",
     "Checkpoint",
     "LiveModel",
+    "Opened",
+    "Reading",
     "Wrapper",
     "Write",
     "build_model",
@@ -24,6 +28,7 @@ __all__ = [
     "fit_prefix",
     "load",
     "load_into",
+    "opened",
     "read_tensors",
     "recognise",
     "resolve",

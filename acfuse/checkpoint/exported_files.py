@@ -8,32 +8,33 @@ Source: torch/export/pt2_archive and torch/_export/serde/schema.py, version 8.
 import json
 import math
 import zipfile
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acfuse.checkpoint.exported_graph import graph_of, scalar_type
+from acfuse.checkpoint.opened import Opened
 from acfuse.checkpoint.zips import check_zip, names_of
 from acfuse.errors import InputError, UnsafeError
+from acfuse.limits import Limits
 from acfuse.text import one_line
 
 SCHEMA = 8
 EXPORT_AGAIN = "Export the model again with this version of torch"
 
 
-def is_exported(source: Path) -> bool:
+def is_exported(source: Opened) -> bool:
     """Whether a zip file is a program of torch.export."""
     return any(n.endswith("/archive_format") for n in names_of(source))
 
 
-def read_exported(source: Path) -> nn.Module:
+def read_exported(source: Opened, limits: Limits) -> nn.Module:
     """The program as a module whose forward is its graph, in functions of torch.
 
     Raises UnsafeError for one that holds pickled objects, InputError for what cannot be read.
     """
-    check_zip(source)
+    check_zip(source, limits)
     try:
         with zipfile.ZipFile(source) as archive:
             return _Archive(archive, source.name).module()

@@ -6,25 +6,25 @@ lead elsewhere: links, external data, and filters, which the library loads as pl
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import IO, Any
 
 import numpy
 import torch
 from torch import Tensor
 
+from acfuse.checkpoint.opened import Opened
 from acfuse.errors import InputError, UnsafeError, UsageError
 from acfuse.text import one_line
 
 
-def read_hdf5(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_hdf5(source: Opened) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The attributes and the tensors of a file.
 
     Raises InputError, UnsafeError; UsageError where the extra is not installed.
     """
     h5py = _library(source.name)
     try:
-        with h5py.File(source, "r") as file:
+        with h5py.File(source.place, "r") as file:
             tensors = {name: _tensor(file, name, source.name) for name in file}
             return dict(file.attrs), tensors
     except (OSError, RuntimeError, KeyError, ValueError) as error:

@@ -1,32 +1,19 @@
 """What a file is, by its first bytes; nothing in it is read as anything before that is known."""
 
-import stat
-from pathlib import Path
-
 from acfuse.checkpoint.exported_files import is_exported
+from acfuse.checkpoint.opened import Opened
 from acfuse.checkpoint.shards import INDEX
 from acfuse.errors import InputError
 
 
-def recognise(source: Path) -> str:
+def recognise(source: Opened) -> str:
     """What a file is: "torch", "exported", "safetensors", "hdf5" or "index" (of shards).
 
     Raises InputError for anything else, with what it is and what to give.
     """
-    name = source.name
-    try:
-        if source.is_dir():
-            raise InputError(f"{name} is a directory; {_file_in(source)}.")
-        status = source.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{name} is not a regular file; expected a checkpoint file.")
-        size = status.st_size
-        with source.open("rb") as file:
-            head = file.read(512)
-    except FileNotFoundError as error:
-        raise InputError(f"{source} does not exist; expected a checkpoint file.") from error
-    except OSError as error:
-        raise InputError(f"{source} cannot be read: {error.strerror}.") from error
+    name, size = source.name, source.size
+    with source.open() as file:
+        head = file.read(512)
     text = head.lstrip().lower()
     if size == 0:
         raise InputError(f"{name} is empty; expected a checkpoint. Download it again.")
@@ -63,17 +50,3 @@ def _is_onnx(head: bytes) -> bool:
     return (
         len(head) > 3 and head[0] == 0x08 and head[1] < 0x20 and head[2] in (0x12, 0x1A, 0x3A, 0x42)
     )
-
-
-# What a folder of a model hub holds, the best to give first.
-IN_FOLDERS = ("*.safetensors.index.json", "*.safetensors", "*.bin.index.json", "*.bin", "*.pt2",
-              "*.pth", "*.pt", "*.ckpt", "*.hdf5", "*.onnx")  # fmt: skip
-
-
-def _file_in(folder: Path) -> str:
-    for kind in IN_FOLDERS:
-        found = sorted(folder.glob(kind))
-        if found:
-            more = f" (there are {len(found)} such files)" if len(found) > 1 else ""
-            return f"give the checkpoint in it: {found[0]}{more}"
-    return "expected a checkpoint file, and none is in it"

@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from acfuse.checkpoint.limits import LIMITS
-from acfuse.errors import InputError, UnsafeError, UsageError
+from acfuse.errors import InputError, UsageError
+from acfuse.limits import Limits
 
 # Entries that may hold tensors by name, but not the weights of a network.
 NOT_WEIGHTS = ("optim", "sched", "scaler", "grad", "loss", "metric", "hyper", "conf", "args")
 
 
-def values_of(whole: Any, name: str) -> list[Any]:
+def values_of(whole: Any, name: str, limits: Limits) -> list[Any]:
     """Everything in a loaded object that is no container, shared parts once.
 
     Raises UnsafeError for more, or deeper, than a checkpoint can be.
@@ -34,11 +34,8 @@ def values_of(whole: Any, name: str) -> list[Any]:
             else:
                 leaves.append(value)
         level, depth = below, depth + 1
-        if depth > LIMITS.depth or len(seen) + len(below) > LIMITS.nodes:
-            raise UnsafeError(
-                f"{name} is refused: its containers hold more than {LIMITS.nodes:,} values, or "
-                f"{LIMITS.depth} containers in one another, which no checkpoint needs."
-            )
+        limits.check("levels", depth, name)
+        limits.check("values", len(seen) + len(below), name)
     return leaves
 
 

@@ -16,15 +16,17 @@ import torch
 from torch import nn
 
 from acfuse.checkpoint.models import resolve
+from acfuse.checkpoint.opened import Opened
 from acfuse.checkpoint.pickles import contents_of
 from acfuse.checkpoint.zips import check_zip, is_zip, names_of
 from acfuse.errors import InputError, UnsafeError, UsageError
+from acfuse.limits import Limits
 
 
-def read_torch(source: Path, allow_classes: Sequence[str]) -> Any:
+def read_torch(source: Opened, allow_classes: Sequence[str], limits: Limits) -> Any:
     """torch.load of tensors and plain values, and of what the user allowed by name."""
     name = source.name
-    _check_torch_file(source)
+    _check_torch_file(source, limits)
     allowed = _allowed_globals(_blocked_globals(source), allow_classes)
     while True:
         try:
@@ -57,7 +59,7 @@ def _refusal(name: str, missing: Sequence[str]) -> str:
     )
 
 
-def _check_torch_file(source: Path) -> None:
+def _check_torch_file(source: Opened, limits: Limits) -> None:
     """Raises InputError or UnsafeError for a file that torch should not see."""
     if is_zip(source):
         if any(n.endswith("constants.pkl") for n in names_of(source)):
@@ -66,10 +68,10 @@ def _check_torch_file(source: Path) -> None:
                 f"its tensors: torch.save(torch.jit.load({source.name!r}).state_dict(), "
                 "'weights.pth')."
             )
-        check_zip(source)
-        _check_zipped(source)
+        check_zip(source, limits)
+        _check_zipped(source, limits)
         return
-    with source.open("rb") as file:
+    with source.open() as file:
         if file.read(1) != b"\x80":
             raise InputError(
                 f"{source.name} is in torch's oldest format, which is no longer read. Save it "
@@ -78,8 +80,8 @@ def _check_torch_file(source: Path) -> None:
         file.seek(0)
         claimed = 0
         for _ in range(LEGACY_PICKLES):
-            claimed += sum(contents_of(file, source.name).storages.values())
-        left = source.stat().st_size - file.tell()
+            claimed += sum(contents_of(file, source.name, limits).storages.values())
+        left = source.size - file.tell()
     if claimed > left:
         raise InputError(
             f"{source.name} is damaged or cut off: it holds {left:,} bytes of tensors, and says "
@@ -87,14 +89,14 @@ def _check_torch_file(source: Path) -> None:
         )
 
 
-def _check_zipped(source: Path) -> None:
+def _check_zipped(source: Opened, limits: Limits) -> None:
     """The storages that the pickle names are the records of the file, each of its size."""
     with zipfile.ZipFile(source) as archive:
         records = {i.filename.partition("/")[2]: i for i in archive.infolist()}
         pickled = records.get("data.pkl")
         if pickled is None:
             raise InputError(f"{source.name} is a zip file, and none of torch.save: no data.pkl.")
-        found = contents_of(io.BytesIO(archive.read(pickled)), source.name)
+        found = contents_of(io.BytesIO(archive.read(pickled)), source.name, limits)
     for key, size in found.storages.items():
         record = records.get(f"data/{key}")
         if record is None or record.file_size != size:
@@ -108,7 +110,7 @@ def _check_zipped(source: Path) -> None:
 LEGACY_PICKLES = 5  # magic number, version, machine, the object, the keys of its storages
 
 
-def _blocked_globals(source: Path) -> list[str]:
+def _blocked_globals(source: Opened) -> list[str]:
     """The names in a pickle that torch does not allow by itself. Reads opcodes, runs nothing."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(source))

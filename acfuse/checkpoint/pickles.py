@@ -11,8 +11,8 @@ from typing import IO, Any
 
 import torch
 
-from acfuse.checkpoint.limits import LIMITS
 from acfuse.errors import InputError, UnsafeError
+from acfuse.limits import Limits
 
 ABSURD = 2**24  # what all calls together may be given: characters and entries
 
@@ -44,20 +44,20 @@ class Contents:
     operations: int = 0
 
 
-def contents_of(file: IO[bytes], name: str) -> Contents:
+def contents_of(file: IO[bytes], name: str, limits: Limits) -> Contents:
     """What the pickle at the place of an open file would build.
 
     Raises UnsafeError for one that would cost more than its size, InputError for a damaged one.
     """
     try:
-        return _Reader(name).follow(pickletools.genops(file))
+        return _Reader(name, limits).follow(pickletools.genops(file))
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{name} is damaged or cut off: its pickle cannot be read.") from error
 
 
 class _Reader:
-    def __init__(self, name: str) -> None:
-        self.name, self.found = name, Contents()
+    def __init__(self, name: str, limits: Limits) -> None:
+        self.name, self.limits, self.found = name, limits, Contents()
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -67,8 +67,7 @@ class _Reader:
     def follow(self, operations: Iterator[tuple[Any, Any, Any]]) -> Contents:
         for code, argument, _ in operations:
             self.found.operations += 1
-            if self.found.operations > LIMITS.operations:
-                self._refuse(f"its pickle has more than {LIMITS.operations:,} operations")
+            self.limits.check("operations", self.found.operations, self.name)
             self._step(code.name, argument)
         return self.found
 
@@ -122,7 +121,7 @@ class _Reader:
         """A tuple; as a key of a dict it is hashed in full, however often parts are shared."""
         made = Sequence(items)
         size = 1 + sum(self.sizes.get(id(item), 1) for item in items)
-        if size > LIMITS.nodes:
+        if size > self.limits.values:
             self._refuse("its tuples hold each other without end")
         self.sizes[id(made)] = size
         self.memo[-len(self.sizes)] = made  # an id is one value's as long as that lives

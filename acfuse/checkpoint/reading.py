@@ -1,6 +1,6 @@
 """A file to a live model or bare tensors. Nothing is chosen silently, and nothing is run."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from acfuse.checkpoint.kinds import recognise
 from acfuse.checkpoint.models import build_model, fit_prefix, load_into
 from acfuse.checkpoint.nests import entry, values_of
 from acfuse.checkpoint.numbers import check_dense, check_stored
+from acfuse.checkpoint.opened import Opened, opened
 from acfuse.checkpoint.pickled import read_torch
-from acfuse.checkpoint.records import BareTensors, Checkpoint, LiveModel, Wrapper
+from acfuse.checkpoint.records import AS_IT_IS, BareTensors, Checkpoint, LiveModel, Reading, Wrapper
 from acfuse.checkpoint.safetensors_files import read_safetensors
 from acfuse.checkpoint.shards import INDEX, read_index, shard_of
 from acfuse.errors import InputError, UsageError
@@ -27,14 +28,13 @@ def load(
     *,
     model: str | None = None,
     model_args: Mapping[str, Any] | None = None,
-    key: str | None = None,
-    allow_classes: Sequence[str] = (),
+    how: Reading = AS_IT_IS,
 ) -> Checkpoint:
     """Reads a checkpoint; with `model`, into the network that it names.
 
     Raises InputError for a file that cannot be used, UnsafeError for one that would run code.
     """
-    wrapper, tensors = read_tensors(source, key=key, allow_classes=allow_classes)
+    wrapper, tensors = read_tensors(source, how)
     if wrapper.network is not None:
         if model is not None:
             raise UsageError(f"{source.name} holds a whole model; --model is for state dicts.")
@@ -48,55 +48,58 @@ def load(
     return LiveModel(network.eval(), fitting, replace(wrapper, prefix=prefix), notes)
 
 
-def read_tensors(
-    source: Path, *, key: str | None = None, allow_classes: Sequence[str] = ()
-) -> Read:
+def read_tensors(source: Path, how: Reading = AS_IT_IS) -> Read:
     """The tensors of a file (or of all that an index names), and the wrapper around them."""
-    kind = recognise(source)
-    if kind == "index":
-        return _read_shards(source)
-    wrapper, tensors = READERS[kind](source, key, allow_classes)
+    with opened(source, how.limits, how.sha256) as file:
+        kind = recognise(file)
+        if kind == "index":
+            wrapper, tensors = _read_shards(source, how)
+        else:
+            wrapper, tensors = READERS[kind](file, how)
+    how.limits.check("tensors", len(tensors), source.name)
     check_dense(tensors, source.name)
-    return wrapper, tensors
+    return replace(wrapper, digests={source: file.sha256, **wrapper.digests}), tensors
 
 
-def _read_torch(source: Path, key: str | None, allow_classes: Sequence[str]) -> Read:
-    whole = read_torch(source, allow_classes)
-    values = values_of(whole, source.name)
+def _read_torch(source: Opened, how: Reading) -> Read:
+    whole = read_torch(source, how.allow_classes, how.limits)
+    values = values_of(whole, source.name, how.limits)
     held = [v for v in values if isinstance(v, Tensor)]
     held += [t for v in values if isinstance(v, nn.Module) for t in (*v.parameters(), *v.buffers())]
-    check_stored(held, source.name, source.stat().st_size)
-    path, found = ((), whole) if isinstance(whole, nn.Module) else entry(whole, key, source.name)
+    check_stored(held, source.name, source.size)
+    path, found = (
+        ((), whole) if isinstance(whole, nn.Module) else entry(whole, how.key, source.name)
+    )
     if isinstance(found, nn.Module):
         return Wrapper("module", whole, path), dict(found.state_dict())
     tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)}
     return Wrapper("state_dict", whole, path), tensors
 
 
-def _read_safetensors(source: Path, key: str | None, _: Sequence[str]) -> Read:
-    _no_key(source, key)
+def _read_safetensors(source: Opened, how: Reading) -> Read:
+    _no_key(source, how)
     metadata, tensors = read_safetensors(source)
     return Wrapper("safetensors", metadata=metadata), tensors
 
 
-def _read_hdf5(source: Path, key: str | None, _: Sequence[str]) -> Read:
-    _no_key(source, key)
+def _read_hdf5(source: Opened, how: Reading) -> Read:
+    _no_key(source, how)
     metadata, tensors = read_hdf5(source)
     return Wrapper("hdf5", metadata=metadata), tensors
 
 
-def _read_exported(source: Path, key: str | None, _: Sequence[str]) -> Read:
-    _no_key(source, key)
-    program = read_exported(source)
+def _read_exported(source: Opened, how: Reading) -> Read:
+    _no_key(source, how)
+    program = read_exported(source, how.limits)
     return Wrapper("exported", program), dict(program.state_dict())
 
 
-def _no_key(source: Path, key: str | None) -> None:
-    if key is not None:
+def _no_key(source: Opened, how: Reading) -> None:
+    if how.key is not None:
         raise UsageError(f"{source.name} holds tensors and no entries: leave --key away.")
 
 
-READERS: dict[str, Callable[[Path, str | None, Sequence[str]], Read]] = {
+READERS: dict[str, Callable[[Opened, Reading], Read]] = {
     "torch": _read_torch,
     "safetensors": _read_safetensors,
     "hdf5": _read_hdf5,
@@ -104,14 +107,18 @@ READERS: dict[str, Callable[[Path, str | None, Sequence[str]], Read]] = {
 }
 
 
-def _read_shards(source: Path) -> Read:
+def _read_shards(source: Path, how: Reading) -> Read:
     """All shards of an index as one checkpoint, in the order of the index."""
+    if how.sha256 is not None:
+        raise UsageError(f"{source.name} names several files, and --sha256 is of one. Leave it.")
     index = read_index(source)
+    digests: dict[Path, str] = {}
     tensors: dict[str, Tensor] = {}
     wrapper = Wrapper("state_dict", whole={})
     shards = {name: shard_of(source, name) for name in index.values()}
     for name, shard in shards.items():
-        wrapper, found = read_tensors(shard)
+        wrapper, found = read_tensors(shard, Reading(limits=how.limits))
+        digests.update(wrapper.digests)
         named = {k for k, file in index.items() if file == name}
         if set(found) != named:
             odd = sorted(set(found) ^ named)[0]
@@ -120,7 +127,7 @@ def _read_shards(source: Path) -> Read:
         tensors.update(found)
     ordered = {key: tensors[key] for key in index}
     whole = ordered if wrapper.kind == "state_dict" else None
-    return replace(wrapper, whole=whole, path=()), ordered
+    return replace(wrapper, whole=whole, path=(), digests=digests), ordered
 
 
 def files_of(source: Path) -> list[Path]:

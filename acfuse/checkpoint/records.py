@@ -1,10 +1,29 @@
 """A checkpoint as a value: its tensors, and the form in which they came."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+
+from acfuse.limits import LIMITS, Limits
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a file is read: which entry, which classes it may name, and within what limits.
+
+    `sha256` in hex is what the file must be.
+    """
+
+    key: str | None = None
+    allow_classes: Sequence[str] = ()
+    limits: Limits = LIMITS
+    sha256: str | None = None
+
+
+AS_IT_IS = Reading()
 
 
 @dataclass(frozen=True)
@@ -16,6 +35,7 @@ class Wrapper:
     path: tuple[str, ...] = ()
     prefix: str = ""
     metadata: Mapping[str, str] | None = None
+    digests: Mapping[Path, str] = field(default_factory=dict)  # SHA-256 of each file, as read
 
     @property
     def key(self) -> str:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import IO
 
 import torch
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from acfuse.checkpoint.memory import pieces
+from acfuse.checkpoint.opened import Opened
 from acfuse.errors import InputError
 from acfuse.text import one_line
 
@@ -32,17 +32,17 @@ NAMES = {
 }
 
 
-def read_safetensors(source: Path) -> tuple[dict[str, str] | None, dict[str, Tensor]]:
+def read_safetensors(source: Opened) -> tuple[dict[str, str] | None, dict[str, Tensor]]:
     """The metadata and the tensors of a file. Their numbers are read when they are looked at."""
     try:
-        with safe_open(str(source), framework="pt") as file:
+        with safe_open(source.place, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             f"{source.name} is a damaged safetensors file: {one_line(error)}."
         ) from error
-    with source.open("rb") as raw:  # the library sorts by dtype: the file's header has the order
+    with source.open() as raw:  # the library sorts by dtype: the file's header has the order
         header = json.loads(raw.read(int.from_bytes(raw.read(8), "little")))
     return metadata, {name: tensors[name] for name in header if name in tensors}
 

@@ -6,11 +6,11 @@ readings (no prefix, no tail, no comment, no gap to hide in, one name one record
 
 import struct
 import zipfile
-from pathlib import Path
 from typing import IO
 
-from acfuse.checkpoint.limits import LIMITS
+from acfuse.checkpoint.opened import Opened
 from acfuse.errors import InputError, UnsafeError
+from acfuse.limits import Limits
 from acfuse.text import one_line
 
 LOCAL = struct.Struct("<4s5H3L2H")  # what stands in front of each record
@@ -20,13 +20,13 @@ ENCRYPTED, DESCRIBED_LATER = 0x1, 0x8  # flags of a record
 AGAIN = "Download it again, or save it again with torch.save"
 
 
-def is_zip(source: Path) -> bool:
+def is_zip(source: Opened) -> bool:
     """Whether a file begins as a zip file does."""
-    with source.open("rb") as file:
+    with source.open() as file:
         return file.read(4) == b"PK\x03\x04"
 
 
-def names_of(source: Path) -> list[str]:
+def names_of(source: Opened) -> list[str]:
     """The names of the records, as the directory has them; none where there is no directory."""
     try:
         with zipfile.ZipFile(source) as archive:
@@ -35,7 +35,7 @@ def names_of(source: Path) -> list[str]:
         return []
 
 
-def check_zip(source: Path) -> None:
+def check_zip(source: Opened, limits: Limits) -> None:
     """Checks the zip file that torch.save or torch.export wrote.
 
     Raises InputError for a damaged file, UnsafeError for one that is made to be read in two ways,
@@ -43,9 +43,9 @@ def check_zip(source: Path) -> None:
     """
     name = source.name
     try:
-        _check_end(source)
+        _check_end(source, limits)
         with zipfile.ZipFile(source) as archive:
-            _check_directory(archive, name)
+            _check_directory(archive, name, limits)
             bad = archive.testzip()
     except (InputError, UnsafeError):
         raise
@@ -56,9 +56,9 @@ def check_zip(source: Path) -> None:
         raise InputError(f"{name} is damaged: the checksum of {bad} is wrong. Download it again.")
 
 
-def _check_end(source: Path) -> None:
+def _check_end(source: Opened, limits: Limits) -> None:
     """The directory's end is the file's end, and the directory is no larger than it may be."""
-    with source.open("rb") as file:
+    with source.open() as file:
         size = file.seek(0, 2)
         file.seek(max(size - END.size, 0))
         tail = file.read(END.size)
@@ -67,15 +67,15 @@ def _check_end(source: Path) -> None:
             f"{source.name} is damaged or cut off: it does not end as a zip file does. {AGAIN}."
         )
     _, _, _, _, count, length, _, _ = END.unpack(tail)
-    many = LIMITS.records < count < 0xFFFF or LARGEST_DIRECTORY < length < 0xFFFFFFFF
-    if many:
-        raise UnsafeError(f"{source.name} has {count:,} records; at most {LIMITS.records:,}.")
+    if count != 0xFFFF:  # there, the number stands elsewhere, and is known once all are read
+        limits.check("records", count, source.name)
+    if LARGEST_DIRECTORY < length < 0xFFFFFFFF:
+        raise UnsafeError(f"{source.name} has a directory of {length:,} bytes, which none needs.")
 
 
-def _check_directory(archive: zipfile.ZipFile, name: str) -> None:
+def _check_directory(archive: zipfile.ZipFile, name: str, limits: Limits) -> None:
     records = archive.infolist()
-    if len(records) > LIMITS.records:
-        raise UnsafeError(f"{name} has {len(records):,} records; at most {LIMITS.records:,}.")
+    limits.check("records", len(records), name)
     seen: set[str] = set()
     for record in records:
         own = record.filename

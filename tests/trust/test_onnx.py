@@ -47,7 +47,7 @@ def folder(tmp_path):
 
 
 def test_a_file_beside_it_is_read(folder):
-    model = read_onnx(outside(folder, location="net.data", offset="0", length="36"))
+    model, _ = read_onnx(outside(folder, location="net.data", offset="0", length="36"))
     assert len(model.graph.initializer[0].raw_data) == 36
 
 

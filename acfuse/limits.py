@@ -1,0 +1,29 @@
+"""How much a checkpoint may ask for before it is refused. Far above any published one."""
+
+from dataclasses import dataclass
+
+from acfuse.errors import UnsafeError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on what a file that nobody checked may cost. --limit NAME=NUMBER sets one."""
+
+    bytes: int = 50 * 10**9  # of a file
+    tensors: int = 1_000_000
+    records: int = 200_000  # of a zip file
+    operations: int = 1_000_000  # of a pickle: about forty for each tensor
+    values: int = 1_000_000  # and containers of them, shared ones counted once
+    levels: int = 64  # of containers in one another
+
+    def check(self, limit: str, found: int, name: str) -> None:
+        """Raises UnsafeError if there is more in the file `name` than a limit allows."""
+        most = getattr(self, limit)
+        if found > most:
+            raise UnsafeError(
+                f"{name} has more than {most:,} {limit}, which no published checkpoint needs. If "
+                f"you trust it, give --limit {limit}={max(found, 2 * most)}."
+            )
+
+
+LIMITS = Limits()
