@@ -4,6 +4,7 @@ import contextlib
 import errno
 import glob
 import hashlib
+import io
 import os
 import shutil
 import stat
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from acfuse.errors import OutputError
 from acfuse.unfinished import UNFINISHED
@@ -84,7 +85,8 @@ def _locked(lock: Path) -> Iterator[None]:
         yield
     finally:
         if number is not None:
-            lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                lock.unlink(missing_ok=True)
             UNFINISHED.discard(lock)
             os.close(number)
 
@@ -183,7 +185,8 @@ def write_all(
         raise
     finally:
         for temporary in (*waiting.values(), *filter(None, before.values())):
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the next run removes it
+                temporary.unlink(missing_ok=True)
             UNFINISHED.discard(temporary)
 
 
@@ -210,17 +213,34 @@ def _put_back(path: Path, old: Path | None, *, written: bool) -> None:
         path.unlink(missing_ok=True)
 
 
+class _Remembering(io.BufferedWriter):
+    """An open file that keeps the error of a write: torch.save hides it behind one of its own."""
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Writes as any file does."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failed = error
+            raise
+
+
 def _write_beside(path: Path, data: bytes | Write) -> Path:
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.partial")
     UNFINISHED.add(temporary)
     number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        with os.fdopen(number, "wb") as file:
-            if isinstance(data, bytes):
-                file.write(data)
-            else:
-                data(file)
-            file.flush()
+        with _Remembering(io.FileIO(number, "wb")) as file:
+            try:
+                if isinstance(data, bytes):
+                    file.write(data)
+                else:
+                    data(file)
+                file.flush()
+            except Exception as error:
+                raise file.failed or error from error
             os.fsync(file.fileno())
         if path.is_file() and not path.is_symlink():
             temporary.chmod(stat.S_IMODE(path.stat().st_mode) & 0o777)

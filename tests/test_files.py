@@ -1,6 +1,7 @@
 """Writing files: whole or not at all, in order, with the usual mode, and never through a link."""
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
@@ -70,11 +71,13 @@ def test_nothing_is_an_easy_thing_to_write():
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
-@pytest.mark.parametrize("function", ["fsync", "fdopen"])
+@pytest.mark.parametrize(("module", "function"), [(os, "fsync"), (io, "FileIO")])
 @pytest.mark.parametrize("old", [True, False])
-def test_a_failing_write_leaves_what_was_there(folder, contents, monkeypatch, function, call, old):
+def test_a_failing_write_leaves_what_was_there(
+    folder, contents, monkeypatch, module, function, call, old
+):
     before = old_files(folder) if old else {}
-    monkeypatch.setattr(os, function, failing(call, real=getattr(os, function)))
+    monkeypatch.setattr(module, function, failing(call, real=getattr(module, function)))
     with pytest.raises(OutputError, match="Nothing was written"):
         write_all(contents)
     assert tree(folder) == before
@@ -253,3 +256,21 @@ def test_the_folder_must_exist_and_be_one(folder):
     for parent in ("nothing", "file"):
         with pytest.raises(OutputError, match="is not a directory"):
             check_outputs([folder / parent / "one"], [], force=True)
+
+
+def test_an_error_of_a_write_is_told_although_torch_hides_it(folder):
+    path = folder / "a.pth"
+    path.write_bytes(b"before")
+
+    def hides(file):
+        try:
+            file.write(b"x")
+            file.flush()
+            os.close(file.fileno())  # every later write fails
+            file.write(bytes(2**20))
+        except OSError:
+            raise RuntimeError("unexpected pos") from None
+
+    with pytest.raises(OutputError, match="Bad file descriptor"):
+        write_all({path: hides})
+    assert tree(folder) == {"a.pth": b"before"}

@@ -91,8 +91,10 @@ class Server:
 
     def close(self) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
 
 @contextlib.contextmanager
@@ -224,6 +226,8 @@ def _restrict(plan: Plan, acts: int) -> None:
         writes = event == "open" and isinstance(args[2], int) and args[2] & os.O_CREAT
         if not (event in CHANGES or writes) or not str(args[0]).startswith((plan.folder, ".")):
             return
+        if event == "os.remove" and plan.full_at is not None:
+            return  # a full disk still removes
         changes += 1
         if plan.kill_at == changes - 1:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,134 @@
+"""Files with anything changed in them: an answer or a refusal, never a crash."""
+
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tests.trust.forked import Server
+from tests.trust.rows import Row
+from tests.trust.sample import converted
+
+SECONDS = 900
+CODES = {0, 1, 2, 3, 4, 5}
+Change = Callable[[bytearray, random.Random], None]
+
+
+def flip(data: bytearray, chance: random.Random) -> None:
+    for _ in range(chance.choice([1, 1, 3, 20])):
+        data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+
+
+def cut(data: bytearray, chance: random.Random) -> None:
+    del data[chance.randrange(len(data)) :]
+
+
+def swap(data: bytearray, chance: random.Random) -> None:
+    size = chance.randrange(1, max(len(data) // 4, 2))
+    a, b = (chance.randrange(len(data) - size + 1) for _ in range(2))
+    data[a : a + size], data[b : b + size] = data[b : b + size], data[a : a + size]
+
+
+def drop(data: bytearray, chance: random.Random) -> None:
+    start = chance.randrange(len(data))
+    del data[start : start + chance.choice([1, 4, 64])]
+
+
+def repeat(data: bytearray, chance: random.Random) -> None:
+    start = chance.randrange(len(data))
+    data[start:start] = data[start : start + chance.choice([1, 8, 200])]
+
+
+def fill(data: bytearray, chance: random.Random) -> None:
+    start, size = chance.randrange(len(data)), chance.choice([1, 2, 4, 8, 64])
+    data[start : start + size] = bytes([chance.choice([0, 255, 0x80, 0x28, 0x2E])]) * size
+
+
+def edit(data: bytearray, chance: random.Random) -> None:
+    """Another number, or another word, in what is text."""
+    places = [i for i, byte in enumerate(data) if 0x30 <= byte <= 0x7D]
+    for place in chance.sample(places, min(3, len(places))):
+        data[place] = chance.choice(b'0123456789-"[]{}(),:.ew')
+
+
+CHANGES: tuple[Change, ...] = (flip, cut, swap, drop, repeat, fill, edit)
+
+
+def originals(forks: Server, folder: Path) -> dict[str, list[str]]:
+    """A small file of each kind, and how `acfuse` is asked about it."""
+    converted(forks, folder, seed=1, onnx=True)
+    torch.manual_seed(0)
+    block = {}
+    for name, kernel in (("square", (3, 3)), ("ver", (3, 1)), ("hor", (1, 3))):
+        block[f"a.{name}_conv.weight"] = torch.randn(4, 3, *kernel)
+        for key, tensor in nn.BatchNorm2d(4).state_dict().items():
+            block[f"a.{name}_bn.{key}"] = tensor + torch.rand(4) if tensor.ndim else tensor
+    torch.save(block, folder / "zip.pth")
+    torch.save(block, folder / "legacy.pth", _use_new_zipfile_serialization=False)
+    save_file(block, folder / "plain.safetensors")
+    shutil.copy(folder / "model.fused.onnx", folder / "graph.onnx")
+    names = ", ".join(f'"{key}": "plain.safetensors"' for key in block)
+    (folder / "m.safetensors.index.json").write_text(f'{{"weight_map": {{{names}}}}}')
+    (folder / "own.toml").write_text(
+        '[[pattern]]\nname = "own"\nformula = "conv(a) + conv(b)"\n[pattern.layers]\na = "x"\n'
+    )
+    given = ["zip.pth", "legacy.pth", "plain.safetensors", "graph.onnx", "m.safetensors.index.json"]
+    asked = {name: ["inspect", name] for name in given}
+    return {
+        **asked,
+        "own.toml": ["inspect", "zip.pth", "--patterns", "own.toml"],
+        "model.fused.acfuse.json": ["verify"],
+    }
+
+
+def measure(forks: Server, scale: float) -> Row:
+    """Changes files in every way, and asks about them."""
+    count = max(int(10_000 * scale), 7)
+    chance = random.Random(0)
+    fates: Counter[str] = Counter()
+    first = ""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        every = originals(forks, folder)
+        data = {file: (folder / file).read_bytes() for file in every}
+        for n in range(count):
+            file = list(every)[n % len(every)]
+            changed = bytearray(data[file])
+            for _ in range(chance.choice([1, 1, 2])):
+                if changed:
+                    chance.choice(CHANGES)(changed, chance)
+            (folder / file).write_bytes(changed)
+            ended = forks.run(*every[file], folder=folder)
+            (folder / file).write_bytes(data[file])
+            fate = (
+                "signals" if ended.exit < 0 and not ended.hung
+                else "hangs" if ended.hung
+                else "tracebacks" if not ended.is_clean
+                else "odd exits" if ended.exit not in CODES or ended.touched
+                else "refused" if ended.exit
+                else "read"
+            )  # fmt: skip
+            fates[fate] += 1
+            if fate not in ("refused", "read"):
+                first = first or f"{file} #{n}: {ended.exit} {ended.stderr[-200:]!r}"
+    bad = {k: fates[k] for k in ("signals", "tracebacks", "hangs", "odd exits")}
+    return Row(
+        "mutated files (flips, truncation, swaps, edits)",
+        "10,000 with 0 signals, 0 tracebacks, 0 hangs over 10 s",
+        f"{count:,}: {fates['refused']:,} refused, {fates['read']:,} read; "
+        + ", ".join(f"{n} {k}" for k, n in bad.items())
+        + (f" ({first})" if first else ""),
+        not any(bad.values()),
+    )
+
+
+def test_changed_files_never_crash_it(forks):
+    row = measure(forks, 0.006)
+    assert row.holds, row.measured
+    assert " 0 refused" not in row.measured
