@@ -18,7 +18,7 @@ from acfuse.job import Conversion, Job
 from acfuse.limits import LIMITS, Limits
 from acfuse.paths import Paths
 from acfuse.patterns import known_patterns
-from acfuse.text import plain
+from acfuse.text import one_line, plain
 from acfuse.verify import Inputs
 
 VERSION = importlib.metadata.version("acfuse")
@@ -143,6 +143,21 @@ class Changed:
         return f"{self.file} is {fate}"
 
 
+def _names_files(data: Mapping[str, Any]) -> bool:
+    """Whether each file that a manifest speaks of has a name and a hash."""
+    lists = [data.get(key, []) for key in ("outputs", "shards", "patterns")]
+    if not all(isinstance(files, list) for files in lists) or not lists[0]:
+        return False
+    records = [data.get("source"), *(record for files in lists for record in files)]
+    return all(
+        isinstance(record, dict)
+        and isinstance(record.get("file"), str)
+        and "\0" not in record["file"]
+        and isinstance(record.get("sha256"), str)
+        for record in records
+    )
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The record that a conversion left."""
@@ -156,10 +171,15 @@ class Manifest:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             version = data["schema_version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path.name} is not a manifest of acfuse: {error}.") from error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            text = f"{path.name} is not a manifest of acfuse: {one_line(error)}."
+            raise InputError(text) from error
         if version != SCHEMA_VERSION:
             raise InputError(f"{path.name} has schema version {version}, not {SCHEMA_VERSION}.")
+        if not _names_files(data):
+            raise InputError(
+                f"{path.name} does not name its files and their hashes: convert again."
+            )
         return cls(path, data)
 
     @classmethod

@@ -1,12 +1,13 @@
 """Files with anything changed in them: an answer or a refusal, never a crash."""
 
+import json
 import random
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -57,6 +58,14 @@ def edit(data: bytearray, chance: random.Random) -> None:
         data[place] = chance.choice(b'0123456789-"[]{}(),:.ew')
 
 
+OWN = """[[pattern]]
+name = "house"
+block = "main > main_bn + side > side_bn + [skip_bn]"
+fused = "deploy"
+tail = ["act"]
+bn_eps = 1e-5
+source = "our networks since 2024"
+"""
 CHANGES: tuple[Change, ...] = (flip, cut, swap, drop, repeat, fill, edit)
 
 
@@ -72,12 +81,12 @@ def originals(forks: Server, folder: Path) -> dict[str, list[str]]:
     torch.save(block, folder / "zip.pth")
     torch.save(block, folder / "legacy.pth", _use_new_zipfile_serialization=False)
     save_file(block, folder / "plain.safetensors")
-    shutil.copy(folder / "model.fused.onnx", folder / "graph.onnx")
+    ended = forks.run("export-onnx", "model.pth", "-o", "graph.onnx", folder=folder)
+    assert ended.exit == 0, ended.stderr
     names = ", ".join(f'"{key}": "plain.safetensors"' for key in block)
     (folder / "m.safetensors.index.json").write_text(f'{{"weight_map": {{{names}}}}}')
-    (folder / "own.toml").write_text(
-        '[[pattern]]\nname = "own"\nformula = "conv(a) + conv(b)"\n[pattern.layers]\na = "x"\n'
-    )
+    (folder / "own.toml").write_text(OWN)
+    (folder / "acfuse.toml").unlink()  # these are files without their code
     given = ["zip.pth", "legacy.pth", "plain.safetensors", "graph.onnx", "m.safetensors.index.json"]
     asked = {name: ["inspect", name] for name in given}
     return {
@@ -97,6 +106,9 @@ def measure(forks: Server, scale: float) -> Row:
         folder = Path(name)
         every = originals(forks, folder)
         data = {file: (folder / file).read_bytes() for file in every}
+        for file, args in every.items():  # a change can only break what works
+            ended = forks.run(*args, folder=folder)
+            assert ended.exit == 0, (file, ended.stderr)
         for n in range(count):
             file = list(every)[n % len(every)]
             changed = bytearray(data[file])
@@ -132,3 +144,26 @@ def test_changed_files_never_crash_it(forks):
     row = measure(forks, 0.006)
     assert row.holds, row.measured
     assert " 0 refused" not in row.measured
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["source"].pop("sha256"),
+        lambda data: data["source"].update(file=["a"]),
+        lambda data: data["source"].update(file="a\0b"),
+        lambda data: data.update(source="model.pth"),
+        lambda data: data.update(outputs=[]),
+        lambda data: data.update(outputs={"a": 1}),
+        lambda data: data["outputs"].append(3),
+        lambda data: data.update(shards=7),
+    ],
+)
+def test_a_manifest_that_names_no_files_is_refused(forks, tmp_path, change):
+    converted(forks, tmp_path, seed=1, onnx=False)
+    manifest = tmp_path / "model.fused.acfuse.json"
+    data = json.loads(manifest.read_text())
+    change(data)
+    manifest.write_text(json.dumps(data))
+    ended = forks.run("verify", folder=tmp_path)
+    assert (ended.exit, ended.is_one_line, ended.is_clean) == (3, True, True), ended.stderr
