@@ -297,9 +297,7 @@ def _conv(place: _Place) -> Rule:
     weight = place.numbers(1)
     bias = place.numbers(2) if place.has(2) else None
     size = tuple(weight.shape[2:])
-    ones = [1] * len(size)
-    stride = tuple(given.get("strides", ones))
-    dilation = tuple(given.get("dilations", ones))
+    stride, dilation = (_per_axis(given, key, len(size)) for key in ("strides", "dilations"))
     pads = _pads(given, size, stride, dilation)
     return Through(Conv(weight, bias, stride, pads, dilation, given.get("group", 1)))
 
@@ -310,15 +308,23 @@ def _transposed_conv(place: _Place) -> Rule:
     bias = place.numbers(2) if place.has(2) else None
     size = weight.shape[2:]
     ones = (1,) * len(size)
-    if tuple(given.get("strides", ones)) != ones:
+    if _per_axis(given, "strides", len(size)) != ones:
         raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution with a stride")
     if "output_shape" in given or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
         raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution of a stated output size")
     if any(given.get("output_padding", ())):
         raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution with output padding")
-    dilation = tuple(given.get("dilations", ones))
+    dilation = _per_axis(given, "dilations", len(size))
     crops = _pads(given, tuple(size), ones, dilation)
     return Through(transposed_conv(weight, bias, crops, dilation, given.get("group", 1)))
+
+
+def _per_axis(given: Mapping[str, Any], key: str, count: int, default: int = 1) -> tuple[int, ...]:
+    """An attribute with a number for each axis, or for each end of one."""
+    numbers = tuple(given.get(key, (default,) * count))
+    if len(numbers) != count:
+        raise NotFusable(Reason.UNKNOWN_LAYER, f"{len(numbers)} {key} where {count} are expected")
+    return numbers
 
 
 def _pads(
@@ -339,7 +345,7 @@ def _pads(
         less = [n // 2 for n in whole]
         pairs = [(a, n - a) for a, n in zip(less, whole, strict=True)]
         return tuple(p if mode == "SAME_UPPER" else p[::-1] for p in pairs)
-    flat = list(given.get("pads", [0] * 2 * count))
+    flat = _per_axis(given, "pads", 2 * count, default=0)
     return tuple(zip(flat[:count], flat[count:], strict=True))
 
 
@@ -502,8 +508,8 @@ def _average_pool(place: _Place) -> Rule:
     given = place.attributes
     size = tuple(given["kernel_shape"])
     ones = (1,) * len(size)
-    stride = tuple(given.get("strides", ones))
-    if tuple(given.get("dilations", ones)) != ones:
+    stride = _per_axis(given, "strides", len(size))
+    if _per_axis(given, "dilations", len(size)) != ones:
         raise NotFusable(Reason.POOLING, "average pooling with dilation")
     pool = AvgPool(
         0,

@@ -127,3 +127,31 @@ def test_many_constants_that_are_large_together_are_not_computed(monkeypatch):
     nodes = [helper.make_node("ConstantOfShape", ["s"], [f"c{n}"]) for n in range(50)]
     found = constants_of(model_of(nodes, initializers=(shape,)).graph, {}, 20)
     assert 8 < len(found) < 15
+
+
+@pytest.mark.parametrize("key", ["strides", "dilations", "pads"])
+@pytest.mark.parametrize("numbers", [[1], [1, 1, 1], [1] * 6])
+def test_attributes_that_contradict_the_kernel_are_refused(key, numbers):
+    def conv(i: int, **more: object) -> onnx.NodeProto:
+        return onnx.helper.make_node("Conv", ["x", f"w{i}"], [f"y{i}"], **more)
+
+    floats = onnx.TensorProto.FLOAT
+    weights = [
+        onnx.helper.make_tensor(f"w{i}", floats, (2, 2, 1, 1), [1.0, 2.0, 3.0, 4.0])
+        for i in range(2)
+    ]
+    graph = onnx.helper.make_graph(
+        [conv(0, **{key: numbers}), conv(1), onnx.helper.make_node("Add", ["y0", "y1"], ["y"])],
+        "g",
+        [onnx.helper.make_tensor_value_info("x", floats, (1, 2, 3, 4))],
+        [onnx.helper.make_tensor_value_info("y", floats, None)],
+        weights,
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    try:
+        fused = fuse_onnx(model)
+    except InputError:
+        return
+    assert not fused.found
+    assert fused.refused
