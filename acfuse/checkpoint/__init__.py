@@ -9,7 +9,7 @@ from acfuse.checkpoint.kinds import recognise
 from acfuse.checkpoint.models import build_model, fit_prefix, load_into, resolve
 from acfuse.checkpoint.numbers import check_finite
 from acfuse.checkpoint.opened import Opened, opened
-from acfuse.checkpoint.reading import files_of, load, read_tensors
+from acfuse.checkpoint.reading import load, read_tensors
 from acfuse.checkpoint.records import AS_IT_IS, BareTensors, Checkpoint, LiveModel, Reading, Wrapper
 from acfuse.checkpoint.writing import Write, to_bytes, writer
 
@@ -24,7 +24,6 @@ __all__ = [
     "Write",
     "build_model",
     "check_finite",
-    "files_of",
     "fit_prefix",
     "load",
     "load_into",

@@ -128,10 +128,3 @@ def _read_shards(source: Path, how: Reading) -> Read:
     ordered = {key: tensors[key] for key in index}
     whole = ordered if wrapper.kind == "state_dict" else None
     return replace(wrapper, whole=whole, path=(), digests=digests), ordered
-
-
-def files_of(source: Path) -> list[Path]:
-    """The files that a model is in: one, or an index with its shards."""
-    if not source.name.endswith(INDEX):
-        return [source]
-    return [source, *(shard_of(source, name) for name in sorted(set(read_index(source).values())))]
