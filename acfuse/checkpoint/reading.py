@@ -17,7 +17,7 @@ from acfuse.checkpoint.opened import Opened, opened
 from acfuse.checkpoint.pickled import read_torch
 from acfuse.checkpoint.records import AS_IT_IS, BareTensors, Checkpoint, LiveModel, Reading, Wrapper
 from acfuse.checkpoint.safetensors_files import read_safetensors
-from acfuse.checkpoint.shards import INDEX, read_index, shard_of
+from acfuse.checkpoint.shards import read_index, shard_of
 from acfuse.errors import InputError, UsageError
 
 Read = tuple[Wrapper, dict[str, Tensor]]
