@@ -2,7 +2,6 @@
 
 import inspect
 import io
-import re
 import sys
 import sysconfig
 import warnings
@@ -17,7 +16,7 @@ from torch import nn
 
 from acfuse.checkpoint.models import resolve
 from acfuse.checkpoint.opened import Opened
-from acfuse.checkpoint.pickles import contents_of
+from acfuse.checkpoint.pickles import LISTED, contents_of, listed
 from acfuse.checkpoint.zips import check_zip, is_zip, names_of
 from acfuse.errors import InputError, UnsafeError, UsageError
 from acfuse.limits import Limits
@@ -25,42 +24,36 @@ from acfuse.limits import Limits
 
 def read_torch(source: Opened, allow_classes: Sequence[str], limits: Limits) -> Any:
     """torch.load of tensors and plain values, and of what the user allowed by name."""
-    name = source.name
-    _check_torch_file(source, limits)
-    allowed = _allowed_globals(_blocked_globals(source), allow_classes)
-    while True:
-        try:
-            with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
-                warnings.simplefilter("ignore")
-                mapped = is_zip(source)
-                return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
-        except Exception as error:
-            # Files of the older format name what they hold only while they are read.
-            blocked = _blocked_globals(source) or re.findall(BLOCKED, str(error))
-            more = _allowed_globals(blocked, allow_classes)
-            if not more or {_global_name(m) for m in more} <= {_global_name(a) for a in allowed}:
-                missing = {*blocked} - {_global_name(a) for a in (*allowed, *more)}
-                if missing:
-                    raise UnsafeError(_refusal(name, sorted(missing))) from error
-                text = f"{name} is damaged or cut off: torch cannot read it."
-                raise InputError(text) from error
-            allowed = [*allowed, *more]
-
-
-BLOCKED = r"Unsupported (?:global: GLOBAL|class|operand) (\w+\.[\w.]+)"
+    blocked = _blocked_globals(_check_torch_file(source, limits))
+    allowed = _allowed_globals(blocked, allow_classes)
+    missing = {*blocked} - {_global_name(known) for known in allowed}
+    if missing:
+        raise UnsafeError(_refusal(source.name, sorted(missing)))
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
+            warnings.simplefilter("ignore")
+            mapped = is_zip(source)
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:
+        text = f"{source.name} is damaged or cut off: torch cannot read it."
+        raise InputError(text) from error
 
 
 def _refusal(name: str, missing: Sequence[str]) -> str:
     own = [g for g in missing if not g.startswith("torch.nn.modules.")] or list(missing)
-    flags = " ".join(f"--allow-class {g.rpartition('.')[0]}:{g.rpartition('.')[2]}" for g in own)
+    flags = [f"--allow-class {g.rpartition('.')[0]}:{g.rpartition('.')[2]}" for g in own]
     return (
-        f"{name} is a pickled object, not a state dict: it names {', '.join(own)}. If these "
-        f"classes are your own code, add {flags}; or save the model's state_dict()."
+        f"{name} is a pickled object, not a state dict: it names {listed(own)}. If these "
+        f"classes are your own code, add {' '.join(flags[:LISTED])}; or save the model's "
+        "state_dict()."
     )
 
 
-def _check_torch_file(source: Opened, limits: Limits) -> None:
-    """Raises InputError or UnsafeError for a file that torch should not see."""
+def _check_torch_file(source: Opened, limits: Limits) -> list[str]:
+    """The names that a file imports.
+
+    Raises InputError or UnsafeError for a file that torch should not see.
+    """
     if is_zip(source):
         if any(n.endswith("constants.pkl") for n in names_of(source)):
             raise UnsafeError(
@@ -69,10 +62,16 @@ def _check_torch_file(source: Opened, limits: Limits) -> None:
                 "'weights.pth')."
             )
         check_zip(source, limits)
-        _check_zipped(source, limits)
-        return
+        return _check_zipped(source, limits)
+    return _check_legacy(source, limits)
+
+
+def _check_legacy(source: Opened, limits: Limits) -> list[str]:
+    """The older format: pickles one after the other, then the storages, which must be there."""
+    names: dict[str, None] = {}
     with source.open() as file:
-        if file.read(1) != b"\x80":
+        begins = file.read(len(LEGACY_MAGIC))
+        if not begins.startswith(b"\x80"):
             raise InputError(
                 f"{source.name} is in torch's oldest format, which is no longer read. Save it "
                 "again with a newer torch.save."
@@ -80,16 +79,24 @@ def _check_torch_file(source: Opened, limits: Limits) -> None:
         file.seek(0)
         claimed = 0
         for _ in range(LEGACY_PICKLES):
-            claimed += sum(contents_of(file, source.name, limits).storages.values())
+            found = contents_of(file, source.name, limits)
+            names.update(found.names)
+            claimed += sum(found.storages.values())
+            if begins != LEGACY_MAGIC:
+                text = f"{source.name} is a pickle, and no file of torch.save"
+                if names:
+                    raise UnsafeError(f"{text}: it names {listed(names)}. Nothing of it is read.")
+                raise InputError(f"{text}. Save the model's state_dict() with torch.save.")
         left = source.size - file.tell()
     if claimed > left:
         raise InputError(
             f"{source.name} is damaged or cut off: it holds {left:,} bytes of tensors, and says "
             f"that it has {claimed:,}."
         )
+    return list(names)
 
 
-def _check_zipped(source: Opened, limits: Limits) -> None:
+def _check_zipped(source: Opened, limits: Limits) -> list[str]:
     """The storages that the pickle names are the records of the file, each of its size."""
     with zipfile.ZipFile(source) as archive:
         records = {i.filename.partition("/")[2]: i for i in archive.infolist()}
@@ -105,17 +112,25 @@ def _check_zipped(source: Opened, limits: Limits) -> None:
                 f"{source.name} is damaged: the storage {key!r} should have {size:,} bytes, and "
                 f"has {held}."
             )
+    return list(found.names)
 
 
 LEGACY_PICKLES = 5  # magic number, version, machine, the object, the keys of its storages
+LEGACY_MAGIC = b"\x80\x02\x8a\x0a" + torch.serialization.MAGIC_NUMBER.to_bytes(10, "little") + b"."
 
 
-def _blocked_globals(source: Opened) -> list[str]:
-    """The names in a pickle that torch does not allow by itself. Reads opcodes, runs nothing."""
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(source))
-    except Exception:
-        return []
+def _blocked_globals(names: Sequence[str]) -> list[str]:
+    """Those of some names that torch does not allow by itself.
+
+    Torch answers this for a file, so here is one that only names them.
+    """
+    asked = b"".join(b"c%s\n%s\n" % tuple(n.encode().rpartition(b".")[::2]) for n in names)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + asked + b".")
+        archive.writestr("a/version", b"3\n")
+    buffer.seek(0)
+    return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(buffer))
 
 
 def _allowed_globals(blocked: Sequence[str], allow_classes: Sequence[str]) -> list[Any]:

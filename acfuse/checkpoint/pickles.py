@@ -5,7 +5,7 @@ each. Torch's own reader runs only what it allows, but it believes every size th
 """
 
 import pickletools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -14,7 +14,16 @@ import torch
 from acfuse.errors import InputError, UnsafeError
 from acfuse.limits import Limits
 
+LISTED = 20  # names in a message
 ABSURD = 2**24  # what all calls together may be given: characters and entries
+# What torch.save writes and torch's reader takes; each is known to the reader below.
+OPCODES = {
+    "PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID", "BINGET",
+    "LONG_BINGET", "BINPUT", "LONG_BINPUT", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+    "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "NONE",
+    "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE",
+    "SHORT_BINSTRING",
+}  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -38,9 +47,10 @@ class Global:
 
 @dataclass
 class Contents:
-    """The storages that a pickle says it has (key -> bytes), and how much it does."""
+    """The storages that a pickle says it has (key -> bytes), what it imports, how much it does."""
 
     storages: dict[str, int] = field(default_factory=dict)
+    names: dict[str, None] = field(default_factory=dict)  # in their order
     operations: int = 0
 
 
@@ -49,10 +59,60 @@ def contents_of(file: IO[bytes], name: str, limits: Limits) -> Contents:
 
     Raises UnsafeError for one that would cost more than its size, InputError for a damaged one.
     """
+    start = file.tell()
     try:
         return _Reader(name, limits).follow(pickletools.genops(file))
+    except _Foreign as foreign:
+        file.seek(start)
+        named = listed(_all_names(file, limits))
+        raise UnsafeError(
+            f"{name} is refused: its pickle uses {foreign}{named and f', and names {named}'}. "
+            "torch.save writes no such thing by itself. Where you trust the file, save its "
+            "state_dict() again, without a pickle_protocol."
+        ) from None
+    except UnicodeDecodeError as error:
+        found = error.object.decode("utf-8", "backslashreplace")
+        text = f"{name} is refused: its pickle names {found!r}, and names are plain ASCII."
+        raise UnsafeError(text) from None
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{name} is damaged or cut off: its pickle cannot be read.") from error
+
+
+def listed(names: Collection[str]) -> str:
+    """Names in a sentence; of very many, the first."""
+    first = ", ".join(list(names)[:LISTED])
+    return f"{first} and {len(names) - LISTED:,} more" if len(names) > LISTED else first
+
+
+def _all_names(file: IO[bytes], limits: Limits) -> dict[str, None]:
+    """The names in a pickle of any protocol, as far as it can be read. For a message alone.
+
+    Protocol 4 takes the two halves of a name from the stack: here, the last two strings.
+    """
+    names: dict[str, None] = {}
+    memo: dict[int, Any] = {}
+    last = ["", ""]
+    operations: Iterator[tuple[Any, Any, Any]] = pickletools.genops(file)
+    try:
+        for count, (code, argument, _) in enumerate(operations):
+            if count > limits.operations:
+                break
+            if code.name in ("GLOBAL", "INST"):
+                names[argument.replace(" ", ".")] = None
+            elif code.name == "STACK_GLOBAL":
+                names[".".join(last)] = None
+            elif "PUT" in code.name or code.name == "MEMOIZE":
+                memo[len(memo) if argument is None else int(argument)] = last[-1]
+            else:
+                value = memo.get(argument) if "GET" in code.name else argument
+                last = [last[-1], value] if isinstance(value, str) else last
+    except Exception:
+        return names
+    return names
+
+
+class _Foreign(Exception):
+    """An opcode that torch.save does not write."""
 
 
 class _Reader:
@@ -76,8 +136,12 @@ class _Reader:
 
     def _step(self, code: str, argument: Any) -> None:
         stack = self.stack
+        if code not in OPCODES:
+            raise _Foreign(code if argument is None else f"{code} {str(argument)[:80]!r}")
         if code == "GLOBAL":
-            stack.append(Global(argument.replace(" ", ".")))
+            found = Global(argument.replace(" ", "."))
+            self.found.names[found.name] = None
+            stack.append(found)
         elif code in ("BINGET", "LONG_BINGET"):
             stack.append(self.memo[argument])
         elif code in ("BINPUT", "LONG_BINPUT"):
@@ -88,7 +152,7 @@ class _Reader:
         elif code in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
             items = self._marked() if code == "TUPLE" else self._popped(int(code[-1]))
             self.stack.append(self._tuple(items))
-        elif code in ("APPENDS", "SETITEMS", "ADDITEMS"):
+        elif code in ("APPENDS", "SETITEMS"):
             items = self._marked()
             self.stack[-1].count += len(items)
         elif code in ("APPEND", "SETITEM"):

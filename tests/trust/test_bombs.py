@@ -169,7 +169,7 @@ def test_containers_too_deep(tmp_path):
 
 
 def test_a_pickle_of_too_many_operations(tmp_path, monkeypatch):
-    refused(pickled(tmp_path, b"]0" * 20 + b"]" * LIMITS.operations), UnsafeError, "operations")
+    refused(pickled(tmp_path, b"N" * LIMITS.operations), UnsafeError, "operations")
 
 
 @pytest.mark.parametrize(
@@ -220,4 +220,4 @@ def test_a_pickle_alone_is_no_checkpoint(tmp_path):
     buffer = io.BytesIO()
     pickle.dump({"a": 1}, buffer, protocol=2)
     (tmp_path / "plain.pth").write_bytes(buffer.getvalue())
-    refused(tmp_path / "plain.pth", InputError, "cannot be read")
+    refused(tmp_path / "plain.pth", InputError, "no file of torch.save")
