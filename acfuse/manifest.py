@@ -18,7 +18,7 @@ from acfuse.job import Conversion, Job
 from acfuse.limits import LIMITS, Limits
 from acfuse.paths import Paths
 from acfuse.patterns import known_patterns
-from acfuse.text import one_line, plain
+from acfuse.text import as_json, one_line
 from acfuse.verify import Inputs
 
 VERSION = importlib.metadata.version("acfuse")
@@ -36,7 +36,7 @@ def provenance(job: Job) -> dict[str, str]:
 
 def to_json(data: Mapping[str, Any]) -> bytes:
     """A manifest as the bytes of its file."""
-    return (json.dumps(plain(data), indent=2, allow_nan=False) + "\n").encode()
+    return f"{as_json(data)}\n".encode()
 
 
 def record(path: Path, written: Written) -> dict[str, Any]:

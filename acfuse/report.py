@@ -1,6 +1,5 @@
 """A conversion as text for people and as JSON for programs. Names from files are only ever data."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,14 +13,14 @@ from acfuse.job import Conversion
 from acfuse.manifest import VERSION, describe
 from acfuse.patterns import Pattern
 from acfuse.patterns.suspects import Suspect
-from acfuse.text import columns, plain, safe
+from acfuse.text import as_json, columns, safe
 from acfuse.trial import Trial
 from acfuse.verify import Check
 
 
 def print_json(data: object) -> None:
     """Exactly one JSON document on stdout."""
-    click.echo(json.dumps(plain(data), indent=2, allow_nan=False))
+    click.echo(as_json(data))
 
 
 def print_conversion(conversion: Conversion, *, quiet: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ OBEYED = {
     "xml": ("&<>\"'", "&#{};"),
     "ci": ("%:", "%{:02X}"),
 }
+# ##[error], ##vso[...], ##teamcity[...] are commands to some CI systems, anywhere in a line.
+COMMAND = re.compile(r"##(?=\w*\[)")
 
 
 def safe(name: object, form: str = "terminal") -> str:
@@ -30,7 +33,8 @@ def safe(name: object, form: str = "terminal") -> str:
         for c in str(name)
     )
     if form == "json":
-        return json.dumps(text)[1:-1].replace("::", "\\u003a\\u003a")
+        return as_json(text)[1:-1].replace("::", "\\u003a\\u003a")
+    text = COMMAND.sub(r"#\\x23", text)
     obeyed, escape = OBEYED[form]
     text = "".join(escape.format(ord(c)) if c in obeyed else c for c in text)
     # A line that begins so is a command to some CI systems, also behind spaces.
@@ -40,6 +44,11 @@ def safe(name: object, form: str = "terminal") -> str:
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An error's text in one line, without a full stop; its kind where it has none."""
     return " ".join(str(error).split())[:limit].rstrip(".") or type(error).__name__
+
+
+def as_json(data: object) -> str:
+    """A JSON document that no CI system obeys, whatever the names in it."""
+    return json.dumps(plain(data), indent=2, allow_nan=False).replace("##", "#\\u0023")
 
 
 def plain(value: Any) -> Any:
