@@ -120,6 +120,11 @@ def _load_external(model: onnx.ModelProto, path: Path, limits: Limits) -> dict[P
         kept.setdefault(file, []).append((tensor, offset, length))
     digests: dict[Path, str] = {}
     for place, tensors in kept.items():
+        if sum(length for _, _, length in tensors) > place.stat().st_size:
+            raise UnsafeError(
+                f"{path.name} reads parts of {place.name!r} more than once: it would take more "
+                "memory than the file has bytes. Export it again."
+            )
         with opened(place, limits) as beside, beside.open() as raw:
             digests[place] = beside.sha256
             for tensor, offset, length in tensors:
