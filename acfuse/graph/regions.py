@@ -393,6 +393,8 @@ def _explain(
     fused = frozenset().union(*(region.steps for region in chosen))
     made = frozenset(region.output for region in chosen)
     arms, beyond = _arms(graph, made), _arms(graph, made, beyond_roots=True)
+    for region in chosen:
+        yield from _explain_rest(graph, plans, arms, region)
     for step in graph.steps:
         if step.value in fused:
             continue
@@ -405,16 +407,16 @@ def _explain(
                 yield Miss(step.value, Reason.CONCATENATED, step.rule.why)
         elif isinstance(step.rule, Stacked):
             if _same_source(reads):
-                dear = [m.why for m in _explain_cost(plans[step.value], step)]
+                dear = [m.why for m in _explain_cost(plans[step.value], step.value)]
                 text = "; ".join(["the arms are concatenated, not added", *dear])
                 yield Miss(step.value, Reason.CONCATENATED, text)
         elif isinstance(step.rule, Sum):
             readers = graph.readers.get(step.value, [])
             if not any(isinstance(r.rule, Sum) and r.value not in fused for r in readers):
-                why = [*_explain_sum(graph, plans, misses, arms, step)]
+                why = [*_explain_sum(graph, plans, misses, arms, made, step)]
                 yield from why or _explain_shared(graph, beyond, step)
         elif isinstance(step.rule, Through | Inside) and any(arm.convolves for arm in reads):
-            yield from _explain_cost(plans[step.value], step)
+            yield from _explain_cost(plans[step.value], step.value)
 
 
 @dataclass(frozen=True)
@@ -483,13 +485,16 @@ def _explain_sum(
     plans: Mapping[str, _Plan],
     misses: Mapping[str, Miss],
     arms: Mapping[str, _Arm],
+    made: frozenset[str],
     step: Step,
 ) -> Iterator[Miss]:
     """A sum of branches that stays: too dear, behind an obstacle, or of different inputs."""
-    branches = [arm for arm in _summands(graph, arms, step) if arm.is_branch]
-    if len(branches) < 2:
+    summands = [*_summands(graph, arms, step)]
+    branches = [arm for arm in summands if arm.is_branch]
+    is_rest = any(arm.sources <= made for arm in summands)  # the others were fused
+    if len(branches) < (1 if is_rest else 2):
         return
-    cost = [*_explain_cost(plans[step.value], step)]
+    cost = [*_explain_cost(plans[step.value], step.value)]
     obstacle = next((arm.behind for arm in branches if arm.behind), None)
     sources = frozenset().union(*(arm.sources for arm in branches))
     within = (s.value for s in graph.swallowed(step.value, sources | {*graph.inputs}))
@@ -498,12 +503,29 @@ def _explain_sum(
         yield from cost
     elif obstacle is not None:
         yield Miss(step.value, obstacle.code, obstacle.why)
+    elif is_rest:
+        return
     elif len(sources) > 1:
         between = _between(graph, sources)
         why = f"the arms read different inputs ({' and '.join(sorted(sources))})"
         yield Miss(step.value, *(between or (Reason.INPUTS, why)))
     elif missed is not None:
         yield Miss(step.value, missed.code, missed.why)
+
+
+def _explain_rest(
+    graph: Graph, plans: Mapping[str, _Plan], arms: Mapping[str, _Arm], region: Region
+) -> Iterator[Miss]:
+    """A region that only adds some of its branches: they are too dear, or behind an obstacle."""
+    read = [arms[v] for v in region.sources]
+    if any(arm.convolves and not arm.sources.isdisjoint(region.sources) for arm in read):
+        yield from _explain_cost(plans[region.output], region.output)
+    steps = (graph.by_value[value] for value in sorted(region.steps))
+    added = {v for step in steps if isinstance(step.rule, Sum) for v in step.reads}
+    behind = [arms[v].behind for v in region.sources if v in added and arms[v].sources == {v}]
+    obstacle = next((rule for rule in behind if rule is not None), None)
+    if region.is_block and obstacle is not None:
+        yield Miss(region.output, obstacle.code, obstacle.why)
 
 
 def _between(graph: Graph, sources: frozenset[str]) -> tuple[Reason, str] | None:
@@ -540,8 +562,8 @@ def _summands(graph: Graph, arms: Mapping[str, _Arm], step: Step) -> Iterator[_A
             yield arms[value]
 
 
-def _explain_cost(plan: _Plan, step: Step) -> Iterator[Miss]:
+def _explain_cost(plan: _Plan, value: str) -> Iterator[Miss]:
+    """Where one convolution for all of it would cost more than what was chosen."""
     full, best = plan.full.price[0], plan.best.price[0]
-    if plan.best.stands and not plan.full.stands and full > best > 0:
-        why = f"fusing would cost {full / best:.1f}x more multiply-adds"
-        yield Miss(step.value, Reason.COST, why)
+    if not plan.full.stands and full > best > 0:
+        yield Miss(value, Reason.COST, f"fusing would cost {full / best:.1f}x more multiply-adds")
