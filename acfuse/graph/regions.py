@@ -6,7 +6,7 @@ operations among equals. From the values that something else needs, the chosen w
 each is a `Region`. No kernel is multiplied here.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
@@ -394,7 +394,7 @@ def _explain(
     made = frozenset(region.output for region in chosen)
     arms, beyond = _arms(graph, made), _arms(graph, made, beyond_roots=True)
     for region in chosen:
-        yield from _explain_rest(graph, plans, arms, region)
+        yield from _explain_rest(graph, plans, arms, chosen, region)
     for step in graph.steps:
         if step.value in fused:
             continue
@@ -514,11 +514,16 @@ def _explain_sum(
 
 
 def _explain_rest(
-    graph: Graph, plans: Mapping[str, _Plan], arms: Mapping[str, _Arm], region: Region
+    graph: Graph,
+    plans: Mapping[str, _Plan],
+    arms: Mapping[str, _Arm],
+    chosen: Sequence[Region],
+    region: Region,
 ) -> Iterator[Miss]:
     """A region that only adds some of its branches: they are too dear, or behind an obstacle."""
-    read = [arms[v] for v in region.sources]
-    if any(arm.convolves and not arm.sources.isdisjoint(region.sources) for arm in read):
+    read = {v: arms[v].sources for v in region.sources if arms[v].convolves}
+    read |= {r.output: frozenset(r.sources) for r in chosen if r.output in region.sources}
+    if any(not begins.isdisjoint(region.sources) for begins in read.values()):
         yield from _explain_cost(plans[region.output], region.output)
     steps = (graph.by_value[value] for value in sorted(region.steps))
     added = {v for step in steps if isinstance(step.rule, Sum) for v in step.reads}

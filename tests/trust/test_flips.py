@@ -77,7 +77,7 @@ def fate_of_an_output(forks: Server, folder: Path, name: str, chance: random.Ran
     (folder / name).write_bytes(flipped(good, chance))
     ended = forks.run("verify", folder=folder)
     (folder / name).write_bytes(good)
-    refused = ended.exit in (1, 3) and ended.is_clean and not ended.touched
+    refused = ended.exit in (1, 3, 4) and ended.is_clean and not ended.touched
     return "refused" if refused else "changed" if ended.exit == 0 else f"exit {ended.exit}"
 
 
