@@ -394,7 +394,7 @@ def _explain(
     made = frozenset(region.output for region in chosen)
     arms, beyond = _arms(graph, made), _arms(graph, made, beyond_roots=True)
     for region in chosen:
-        yield from _explain_rest(graph, plans, arms, chosen, region)
+        yield from _explain_rest(graph, plans, misses, arms, chosen, region)
     for step in graph.steps:
         if step.value in fused:
             continue
@@ -516,17 +516,20 @@ def _explain_sum(
 def _explain_rest(
     graph: Graph,
     plans: Mapping[str, _Plan],
+    misses: Mapping[str, Miss],
     arms: Mapping[str, _Arm],
     chosen: Sequence[Region],
     region: Region,
 ) -> Iterator[Miss]:
-    """A region that only adds some of its branches: they are too dear, or behind an obstacle."""
+    """A region that adds some of its branches: the others are too dear, or cannot be added."""
+    within = [step for step in graph.steps if step.value in region.steps]
     read = {v: arms[v].sources for v in region.sources if arms[v].convolves}
     read |= {r.output: frozenset(r.sources) for r in chosen if r.output in region.sources}
     if any(not begins.isdisjoint(region.sources) for begins in read.values()):
-        yield from _explain_cost(plans[region.output], region.output)
-    steps = (graph.by_value[value] for value in sorted(region.steps))
-    added = {v for step in steps if isinstance(step.rule, Sum) for v in step.reads}
+        missed = [misses[step.value] for step in within if step.value in misses]
+        cost = [*_explain_cost(plans[region.output], region.output)]
+        yield from cost or (Miss(region.output, m.code, m.why) for m in missed[:1])
+    added = {v for step in within if isinstance(step.rule, Sum) for v in step.reads}
     behind = [arms[v].behind for v in region.sources if v in added and arms[v].sources == {v}]
     obstacle = next((rule for rule in behind if rule is not None), None)
     if region.is_block and obstacle is not None:

@@ -74,7 +74,8 @@ def block(seed: int) -> Block:
             kernel, pads = (3, 3), (dilation, dilation)
         groups = chance.choice([g for g in (1, 1, 2, channels) if not (channels % g or out % g)])
         bias = chance.random() < 0.5
-        conv = nn.Conv2d(channels, out, kernel, stride, pads, dilation, groups, bias, mode)
+        border = chance.choice(MODES) if chance.random() < 0.1 else mode
+        conv = nn.Conv2d(channels, out, kernel, stride, pads, dilation, groups, bias, border)
         kind = chance.choice(NORMS) if chance.random() < 0.25 else "plain"
         branches.append(nn.Sequential(conv, norm(kind, out)))
         if kind == "training":
