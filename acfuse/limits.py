@@ -10,7 +10,7 @@ class Limits:
     """Bounds on what a file that nobody checked may cost. --limit NAME=NUMBER sets one."""
 
     bytes: int = 50 * 10**9  # of a file
-    tensors: int = 1_000_000
+    tensors: int = 100_000
     records: int = 200_000  # of a zip file
     operations: int = 1_000_000  # of a pickle: about forty for each tensor
     values: int = 1_000_000  # and containers of them, shared ones counted once

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from acfuse.checkpoint.exported_graph import graph_of, scalar_type
 from acfuse.checkpoint.opened import Opened
-from acfuse.checkpoint.zips import check_zip, names_of
+from acfuse.checkpoint.zips import check_zip, names_of, unzipped
 from acfuse.errors import InputError, UnsafeError
 from acfuse.limits import Limits
 from acfuse.text import one_line
@@ -24,20 +24,22 @@ SCHEMA = 8
 EXPORT_AGAIN = "Export the model again with this version of torch"
 
 
-def is_exported(source: Opened) -> bool:
+def is_exported(source: Opened, limits: Limits) -> bool:
     """Whether a zip file is a program of torch.export."""
-    return any(n.endswith("/archive_format") for n in names_of(source))
+    return any(n.endswith("/archive_format") for n in names_of(source, limits))
 
 
-def read_exported(source: Opened, limits: Limits) -> nn.Module:
+def read_exported(source: Opened, limits: Limits) -> tuple[nn.Module, tuple[str, ...]]:
     """The program as a module whose forward is its graph, in functions of torch.
+
+    With what a user should know of the file.
 
     Raises UnsafeError for one that holds pickled objects, InputError for what cannot be read.
     """
-    check_zip(source, limits)
+    notes = check_zip(source, limits)
     try:
-        with zipfile.ZipFile(source) as archive:
-            return _Archive(archive, source.name).module()
+        with unzipped(source) as archive:
+            return _Archive(archive, source.name).module(), notes
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError,
             RecursionError, OSError) as error:  # fmt: skip
         why = one_line(error)

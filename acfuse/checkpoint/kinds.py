@@ -4,9 +4,10 @@ from acfuse.checkpoint.exported_files import is_exported
 from acfuse.checkpoint.opened import Opened
 from acfuse.checkpoint.shards import INDEX
 from acfuse.errors import InputError
+from acfuse.limits import Limits
 
 
-def recognise(source: Opened) -> str:
+def recognise(source: Opened, limits: Limits) -> str:
     """What a file is: "torch", "exported", "safetensors", "hdf5" or "index" (of shards).
 
     Raises InputError for anything else, with what it is and what to give.
@@ -31,7 +32,7 @@ def recognise(source: Opened) -> str:
         return "index"
     if _is_safetensors(head, size):
         return "safetensors"
-    if head.startswith(b"PK\x03\x04") and is_exported(source):
+    if head.startswith(b"PK\x03\x04") and is_exported(source, limits):
         return "exported"
     if head.startswith((b"PK\x03\x04", b"\x80")) or head.startswith(b"ustar", 257):
         return "torch"

@@ -17,14 +17,20 @@ from torch import nn
 from acfuse.checkpoint.models import resolve
 from acfuse.checkpoint.opened import Opened
 from acfuse.checkpoint.pickles import LISTED, contents_of, listed
-from acfuse.checkpoint.zips import check_zip, is_zip, names_of
+from acfuse.checkpoint.zips import check_zip, is_zip, names_of, unzipped
 from acfuse.errors import InputError, UnsafeError, UsageError
 from acfuse.limits import Limits
 
 
-def read_torch(source: Opened, allow_classes: Sequence[str], limits: Limits) -> Any:
-    """torch.load of tensors and plain values, and of what the user allowed by name."""
-    blocked = _blocked_globals(_check_torch_file(source, limits))
+def read_torch(
+    source: Opened, allow_classes: Sequence[str], limits: Limits
+) -> tuple[Any, tuple[str, ...]]:
+    """torch.load of tensors and plain values, and of what the user allowed by name.
+
+    With what a user should know of the file.
+    """
+    names, notes = _check_torch_file(source, limits)
+    blocked = _blocked_globals(names)
     allowed = _allowed_globals(blocked, allow_classes)
     missing = {*blocked} - {_global_name(known) for known in allowed}
     if missing:
@@ -33,10 +39,11 @@ def read_torch(source: Opened, allow_classes: Sequence[str], limits: Limits) -> 
         with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
             warnings.simplefilter("ignore")
             mapped = is_zip(source)
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+            whole = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
         text = f"{source.name} is damaged or cut off: torch cannot read it."
         raise InputError(text) from error
+    return whole, notes
 
 
 def _refusal(name: str, missing: Sequence[str]) -> str:
@@ -49,21 +56,21 @@ def _refusal(name: str, missing: Sequence[str]) -> str:
     )
 
 
-def _check_torch_file(source: Opened, limits: Limits) -> list[str]:
-    """The names that a file imports.
+def _check_torch_file(source: Opened, limits: Limits) -> tuple[list[str], tuple[str, ...]]:
+    """The names that a file imports, and what a user should know of it.
 
     Raises InputError or UnsafeError for a file that torch should not see.
     """
     if is_zip(source):
-        if any(n.endswith("constants.pkl") for n in names_of(source)):
+        if any(n.endswith("constants.pkl") for n in names_of(source, limits)):
             raise UnsafeError(
                 f"{source.name} is a TorchScript archive, which is code. Where you trust it, save "
                 f"its tensors: torch.save(torch.jit.load({source.name!r}).state_dict(), "
                 "'weights.pth')."
             )
-        check_zip(source, limits)
-        return _check_zipped(source, limits)
-    return _check_legacy(source, limits)
+        notes = check_zip(source, limits)
+        return _check_zipped(source, limits), notes
+    return _check_legacy(source, limits), ()
 
 
 def _check_legacy(source: Opened, limits: Limits) -> list[str]:
@@ -98,7 +105,7 @@ def _check_legacy(source: Opened, limits: Limits) -> list[str]:
 
 def _check_zipped(source: Opened, limits: Limits) -> list[str]:
     """The storages that the pickle names are the records of the file, each of its size."""
-    with zipfile.ZipFile(source) as archive:
+    with unzipped(source) as archive:
         records = {i.filename.partition("/")[2]: i for i in archive.infolist()}
         pickled = records.get("data.pkl")
         if pickled is None:

@@ -38,20 +38,22 @@ def load(
     if wrapper.network is not None:
         if model is not None:
             raise UsageError(f"{source.name} holds a whole model; --model is for state dicts.")
-        return LiveModel(wrapper.network.eval(), tensors, wrapper)
+        return LiveModel(wrapper.network.eval(), tensors, wrapper, wrapper.notes)
     if model is None:
-        return BareTensors(tensors, wrapper)
+        return BareTensors(tensors, wrapper, wrapper.notes)
     network = build_model(model, model_args or {})
     prefix, fitting = fit_prefix(tensors, network)
     load_into(network, fitting, source.name)
-    notes = (f"stripped the prefix {prefix!r} from every key",) if prefix else ()
-    return LiveModel(network.eval(), fitting, replace(wrapper, prefix=prefix), notes)
+    stripped = (f"stripped the prefix {prefix!r} from every key",) if prefix else ()
+    return LiveModel(
+        network.eval(), fitting, replace(wrapper, prefix=prefix), (*wrapper.notes, *stripped)
+    )
 
 
 def read_tensors(source: Path, how: Reading = AS_IT_IS) -> Read:
     """The tensors of a file (or of all that an index names), and the wrapper around them."""
     with opened(source, how.limits, how.sha256) as file:
-        kind = recognise(file)
+        kind = recognise(file, how.limits)
         if kind == "index":
             wrapper, tensors = _read_shards(source, how)
         else:
@@ -62,7 +64,7 @@ def read_tensors(source: Path, how: Reading = AS_IT_IS) -> Read:
 
 
 def _read_torch(source: Opened, how: Reading) -> Read:
-    whole = read_torch(source, how.allow_classes, how.limits)
+    whole, notes = read_torch(source, how.allow_classes, how.limits)
     values = values_of(whole, source.name, how.limits)
     held = [v for v in values if isinstance(v, Tensor)]
     held += [t for v in values if isinstance(v, nn.Module) for t in (*v.parameters(), *v.buffers())]
@@ -71,14 +73,14 @@ def _read_torch(source: Opened, how: Reading) -> Read:
         ((), whole) if isinstance(whole, nn.Module) else entry(whole, how.key, source.name)
     )
     if isinstance(found, nn.Module):
-        return Wrapper("module", whole, path), dict(found.state_dict())
+        return Wrapper("module", whole, path, notes=notes), dict(found.state_dict())
     tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)}
-    return Wrapper("state_dict", whole, path), tensors
+    return Wrapper("state_dict", whole, path, notes=notes), tensors
 
 
 def _read_safetensors(source: Opened, how: Reading) -> Read:
     _no_key(source, how)
-    metadata, tensors = read_safetensors(source)
+    metadata, tensors = read_safetensors(source, how.limits)
     return Wrapper("safetensors", metadata=metadata), tensors
 
 
@@ -90,8 +92,8 @@ def _read_hdf5(source: Opened, how: Reading) -> Read:
 
 def _read_exported(source: Opened, how: Reading) -> Read:
     _no_key(source, how)
-    program = read_exported(source, how.limits)
-    return Wrapper("exported", program), dict(program.state_dict())
+    program, notes = read_exported(source, how.limits)
+    return Wrapper("exported", program, notes=notes), dict(program.state_dict())
 
 
 def _no_key(source: Opened, how: Reading) -> None:
@@ -114,11 +116,13 @@ def _read_shards(source: Path, how: Reading) -> Read:
     index = read_index(source)
     digests: dict[Path, str] = {}
     tensors: dict[str, Tensor] = {}
+    notes: tuple[str, ...] = ()
     wrapper = Wrapper("state_dict", whole={})
     shards = {name: shard_of(source, name) for name in index.values()}
     for name, shard in shards.items():
         wrapper, found = read_tensors(shard, Reading(limits=how.limits))
         digests.update(wrapper.digests)
+        notes += wrapper.notes
         named = {k for k, file in index.items() if file == name}
         if set(found) != named:
             odd = sorted(set(found) ^ named)[0]
@@ -127,4 +131,4 @@ def _read_shards(source: Path, how: Reading) -> Read:
         tensors.update(found)
     ordered = {key: tensors[key] for key in index}
     whole = ordered if wrapper.kind == "state_dict" else None
-    return replace(wrapper, whole=whole, path=(), digests=digests), ordered
+    return replace(wrapper, whole=whole, path=(), digests=digests, notes=notes), ordered

@@ -36,6 +36,7 @@ class Wrapper:
     prefix: str = ""
     metadata: Mapping[str, str] | None = None
     digests: Mapping[Path, str] = field(default_factory=dict)  # SHA-256 of each file, as read
+    notes: tuple[str, ...] = ()  # what a user should know of the file
 
     @property
     def key(self) -> str:

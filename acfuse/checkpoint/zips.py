@@ -4,8 +4,10 @@ Torch and Python read zip files with two different parsers. Where a file leaves 
 readings (no prefix, no tail, no comment, no gap to hide in, one name one record), they agree.
 """
 
+import contextlib
 import struct
 import zipfile
+from collections.abc import Iterator
 from typing import IO
 
 from acfuse.checkpoint.opened import Opened
@@ -15,6 +17,7 @@ from acfuse.text import one_line
 
 LOCAL = struct.Struct("<4s5H3L2H")  # what stands in front of each record
 END = struct.Struct("<4s4H2LH")
+LONG_END, LOCATOR = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")  # of large files
 LARGEST_DIRECTORY = 2**26  # bytes
 ENCRYPTED, DESCRIBED_LATER = 0x1, 0x8  # flags of a record
 AGAIN = "Download it again, or save it again with torch.save"
@@ -26,17 +29,31 @@ def is_zip(source: Opened) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def names_of(source: Opened) -> list[str]:
-    """The names of the records, as the directory has them; none where there is no directory."""
+@contextlib.contextmanager
+def unzipped(source: Opened) -> Iterator[zipfile.ZipFile]:
+    """The open archive. Records without a checksum (torch can leave them away) are read as well."""
+    with zipfile.ZipFile(source) as archive:
+        for record in archive.infolist():
+            if record.CRC == 0:
+                del record.CRC  # Python then compares nothing
+        yield archive
+
+
+def names_of(source: Opened, limits: Limits) -> list[str]:
+    """The names of the records, as the directory has them; none where there is no directory.
+
+    Raises UnsafeError for a directory that is too large to be read.
+    """
     try:
+        _check_end(source, limits)
         with zipfile.ZipFile(source) as archive:
             return archive.namelist()
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+    except (InputError, OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return []
 
 
-def check_zip(source: Opened, limits: Limits) -> None:
-    """Checks the zip file that torch.save or torch.export wrote.
+def check_zip(source: Opened, limits: Limits) -> tuple[str, ...]:
+    """Checks the zip file that torch.save or torch.export wrote; what a user should know of it.
 
     Raises InputError for a damaged file, UnsafeError for one that is made to be read in two ways,
     or to be larger in memory than on disk.
@@ -44,9 +61,10 @@ def check_zip(source: Opened, limits: Limits) -> None:
     name = source.name
     try:
         _check_end(source, limits)
-        with zipfile.ZipFile(source) as archive:
+        with unzipped(source) as archive:
             _check_directory(archive, name, limits)
             bad = archive.testzip()
+            unchecked = [r for r in archive.infolist() if r.file_size and not hasattr(r, "CRC")]
     except (InputError, UnsafeError):
         raise
     except Exception as error:
@@ -54,22 +72,34 @@ def check_zip(source: Opened, limits: Limits) -> None:
         raise InputError(text) from error
     if bad is not None:
         raise InputError(f"{name} is damaged: the checksum of {bad} is wrong. Download it again.")
+    return (f"{name} has no checksums: damage to its numbers is not noticed",) if unchecked else ()
 
 
 def _check_end(source: Opened, limits: Limits) -> None:
     """The directory's end is the file's end, and the directory is no larger than it may be."""
     with source.open() as file:
         size = file.seek(0, 2)
-        file.seek(max(size - END.size, 0))
-        tail = file.read(END.size)
-    if len(tail) < END.size or tail[:4] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
+        file.seek(max(size - END.size - LOCATOR.size - LONG_END.size, 0))
+        tail = file.read()
+    end = tail[-END.size :]
+    if len(end) < END.size or end[:4] != b"PK\x05\x06" or end[-2:] != b"\0\0":
         raise InputError(
             f"{source.name} is damaged or cut off: it does not end as a zip file does. {AGAIN}."
         )
-    _, _, _, _, count, length, _, _ = END.unpack(tail)
-    if count != 0xFFFF:  # there, the number stands elsewhere, and is known once all are read
-        limits.check("records", count, source.name)
-    if LARGEST_DIRECTORY < length < 0xFFFFFFFF:
+    _, _, _, _, count, length, start, _ = END.unpack(end)
+    locator = tail[-END.size - LOCATOR.size : -END.size]
+    if locator[:4] == b"PK\x06\x07":  # of large files, and of all that torch writes
+        place = size - END.size - LOCATOR.size - LONG_END.size
+        long = LONG_END.unpack(tail[: LONG_END.size]) if place >= 0 else (b"",)
+        # Torch looks where the locator says, Python in front of it; some look at the short end.
+        if long[0] != b"PK\x06\x06" or LOCATOR.unpack(locator)[1:] != (0, place, 1):
+            raise UnsafeError(f"{source.name} has two ends of its directory. {AGAIN}.")
+        short, (count, length, start) = (count, length, start), long[7:]
+        pairs = zip(short, (count, length, start), (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF), strict=True)
+        if any(said not in (true, large) for said, true, large in pairs):
+            raise UnsafeError(f"{source.name} has two ends of its directory. {AGAIN}.")
+    limits.check("records", count, source.name)
+    if length > LARGEST_DIRECTORY:
         raise UnsafeError(f"{source.name} has a directory of {length:,} bytes, which none needs.")
 
 
@@ -118,7 +148,7 @@ def _end_of(file: IO[bytes], record: zipfile.ZipInfo, name: str) -> int:
         and own.decode("utf-8", "replace") == record.orig_filename
         and method == record.compress_type
         and flags == record.flag_bits
-        and (crc == record.CRC or (later and crc == 0))
+        and (crc == getattr(record, "CRC", 0) or (later and crc == 0))
         and {packed, unpacked} <= sizes
     )
     if not same:

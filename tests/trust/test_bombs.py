@@ -221,3 +221,42 @@ def test_a_pickle_alone_is_no_checkpoint(tmp_path):
     pickle.dump({"a": 1}, buffer, protocol=2)
     (tmp_path / "plain.pth").write_bytes(buffer.getvalue())
     refused(tmp_path / "plain.pth", InputError, "no file of torch.save")
+
+
+def test_a_file_without_checksums_is_read_and_said_to_have_none(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.arange(6.0)}, tmp_path / "bare.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    wrapper, tensors = read_tensors(tmp_path / "bare.pth")
+    assert tensors["a"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert any("no checksums" in note for note in wrapper.notes)
+    torch.save({"a": torch.arange(6.0)}, tmp_path / "usual.pth")
+    assert not read_tensors(tmp_path / "usual.pth")[0].notes
+
+
+def test_a_directory_of_any_size(tmp_path):
+    path = zipped(tmp_path, parts(tmp_path))
+    data = bytearray(path.read_bytes())
+    data[-10:-6] = struct.pack("<L", 2**27)
+    path.write_bytes(data)
+    refused(path, UnsafeError, "directory of 134,217,728 bytes")
+    data[-12:-10] = b"\xff\xff"
+    path.write_bytes(data)
+    refused(path, UnsafeError)
+
+
+@pytest.mark.parametrize(
+    ("place", "changed"), [(-20 - 22 + 8, 8), (-20 - 22 - 56 + 40, 8), (-10, 4), (-12, 2), (-6, 4)]
+)
+def test_two_ends_of_a_directory(tmp_path, place, changed):
+    parts(tmp_path)  # torch writes both the long end and the short one
+    path = tmp_path / "good.pth"
+    data = bytearray(path.read_bytes())
+    assert data[-42:-38] == b"PK\x06\x07"
+    assert data[-98:-94] == b"PK\x06\x06"
+    number = int.from_bytes(data[place : place + changed], "little")
+    data[place : place + changed] = (number ^ 3).to_bytes(changed, "little")
+    path.write_bytes(data)
+    refused(path, UnsafeError, "two ends")
