@@ -146,12 +146,12 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _verify_onnx_files(job: Job, fused_path: Path, progress: Progress) -> Conversion:
-    original, digests = load_onnx(job)
-    fused = fuse_onnx(original, fold_bn=job.fold_bn)
+    original = load_onnx(job)
+    fused = fuse_onnx(original.model, fold_bn=job.fold_bn)
     written, _ = read_onnx(fused_path, Reading(limits=job.limits))
     stored = with_tensors(fused, written, fused_path.name)
-    proofs = verify_onnx(original, stored, job.inputs, job.tolerance, progress)
-    return conversion_of_onnx(job, original, stored, proofs, digests)
+    proofs = verify_onnx(original.model, stored, job.inputs, job.tolerance, progress)
+    return conversion_of_onnx(job, original, stored, proofs)
 
 
 def _with_tensors(

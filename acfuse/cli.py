@@ -120,6 +120,8 @@ MODEL_OPTIONS = (
     _option("--sha256", type=Sha256(), help="What the file must be, as sha256sum prints it."),
     _option("--limit", type=Limit(), multiple=True, help="Read a file beyond a limit, e.g. "
             "operations=2000000; `acfuse inspect` names the one. Repeatable."),
+    _option("--allow-nonfinite", is_flag=True, help="Read a model that holds NaN or Inf, and leave "
+            "the blocks with such tensors as they are."),
     _option("--bn-eps", type=click.FloatRange(min=0), help="BatchNorm eps, for checkpoints without "
             "their code."),
     _option("--fold-bn", is_flag=True, help="Fold lone conv+BatchNorm pairs as well."),
@@ -419,6 +421,7 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
         "opset": options.get("opset"),
         "dynamic": options.get("dynamic"),
         "force": options.get("force") or None,
+        "allow_nonfinite": options.get("allow_nonfinite") or None,
     }
     if options.get("limit"):
         changes["limits"] = replace(LIMITS, **dict(options["limit"]))

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from acfuse.checkpoint import (
     BareTensors,
     Checkpoint,
     LiveModel,
-    check_finite,
+    check_numbers,
     load,
+    norms_of,
     read_tensors,
     writer,
 )
@@ -27,9 +28,17 @@ from acfuse.files import Write, reserved, write_all
 from acfuse.find import Findings, find_in_module, find_in_tensors, state_of
 from acfuse.job import Conversion, Fused, Job, Size
 from acfuse.manifest import describe, provenance, to_json
-from acfuse.onnx_graph import FusedOnnx, as_file, fuse_onnx, read_onnx, size_of_onnx, verify_onnx
+from acfuse.onnx_graph import (
+    FusedOnnx,
+    as_file,
+    fuse_onnx,
+    numbers_of,
+    read_onnx,
+    size_of_onnx,
+    verify_onnx,
+)
 from acfuse.pt2 import Program, compare_pt2, to_pt2
-from acfuse.rewrite import fused_bare, fused_copy, fused_tensors
+from acfuse.rewrite import fused_bare, fused_copy, fused_tensors, without_nonfinite
 from acfuse.verify import Check, Proofs, diagnose, verify_models
 from acfuse.verify.certificate import certify_tensors
 from acfuse.verify.whole import Inputs, floating_dtype, named_shapes
@@ -76,36 +85,44 @@ def _convert(job: Job, progress: Progress) -> Conversion:
 
 def convert_onnx(job: Job, progress: Progress) -> Conversion:
     """The same for an ONNX file: it holds its graph, and needs no code."""
-    original, digests = load_onnx(job)
+    original = load_onnx(job)
     progress("finding blocks")
-    fused = fuse_onnx(original, fold_bn=job.fold_bn)
+    fused = fuse_onnx(original.model, fold_bn=job.fold_bn)
     if not fused.found and not job.allow_empty:
         raise NothingToFuse(_nothing(job, fused.findings))
-    proofs = verify_onnx(original, fused, job.inputs, job.tolerance, progress)
-    conversion = conversion_of_onnx(job, original, fused, proofs, digests)
+    proofs = verify_onnx(original.model, fused, job.inputs, job.tolerance, progress)
+    conversion = conversion_of_onnx(job, original, fused, proofs)
     if job.dry_run or not proofs.passed:
         return conversion
     return write(conversion, {job.paths.onnx: fused.model.SerializeToString()})
 
 
+@dataclass(frozen=True)
+class OnnxSource:
+    """An ONNX file as it was read: the SHA-256 of its files, and what is odd about its numbers."""
+
+    model: ModelProto
+    digests: Mapping[Path, str]
+    notes: tuple[str, ...]
+
+
 def conversion_of_onnx(
-    job: Job,
-    original: ModelProto,
-    fused: FusedOnnx,
-    proofs: Proofs,
-    digests: Mapping[Path, str],
+    job: Job, original: OnnxSource, fused: FusedOnnx, proofs: Proofs
 ) -> Conversion:
     """The result of converting, or of verifying, an ONNX file."""
-    sizes = size_of_onnx(original), size_of_onnx(fused.model)
-    return Conversion(
-        job, fused.findings, proofs, sizes, onnx=as_file(fused.model), digests=digests
-    )
+    sizes = size_of_onnx(original.model), size_of_onnx(fused.model)
+    file, digests = as_file(fused.model), original.digests
+    return Conversion(job, fused.findings, proofs, sizes, original.notes, file, digests=digests)
 
 
 def load_job(job: Job) -> Checkpoint:
-    """The checkpoint of a job, every number in it finite."""
+    """The checkpoint of a job, every number in it finite unless others are allowed."""
     checkpoint = load(job.source, model=job.model, model_args=job.model_args, how=job.reading)
-    check_finite(checkpoint.tensors, job.source.name)
+    model = checkpoint.model if isinstance(checkpoint, LiveModel) else None
+    norms = norms_of(checkpoint.tensors, model, job.bn_eps)
+    odd = check_numbers(
+        checkpoint.tensors, norms, job.source.name, allow_nonfinite=job.allow_nonfinite
+    )
     if isinstance(checkpoint, LiveModel):
         _refuse(job, ("assume", "bn_eps"), "the model's own code decides that")
     if isinstance(checkpoint, LiveModel) and job.inputs is None and not job.dry_run:
@@ -113,14 +130,17 @@ def load_job(job: Job) -> Checkpoint:
             "--input-shape is missing: the whole model is compared on inputs, and exported with "
             "one. Give for instance --input-shape 1,3,224,224."
         )
-    return checkpoint
+    return replace(checkpoint, notes=(*checkpoint.notes, *odd))
 
 
-def load_onnx(job: Job) -> tuple[ModelProto, dict[Path, str]]:
+def load_onnx(job: Job) -> OnnxSource:
     """The ONNX file of a job, which holds its graph, its settings and its names itself."""
     needless = ("model", "model_args", "key", "allow_class", "bn_eps", "patterns", "assume")
     _refuse(job, needless, "an ONNX file needs none")
-    return read_onnx(job.source, job.reading)
+    model, digests = read_onnx(job.source, job.reading)
+    tensors, norms = numbers_of(model)
+    odd = check_numbers(tensors, norms, job.source.name, allow_nonfinite=job.allow_nonfinite)
+    return OnnxSource(model, digests, odd)
 
 
 def _refuse(job: Job, needless: Sequence[str], why: str) -> None:
@@ -134,9 +154,9 @@ def _refuse(job: Job, needless: Sequence[str], why: str) -> None:
 def look(job: Job) -> Conversion:
     """What would be found, what refused, and how large the result would be; nothing is proved."""
     if job.source.suffix == ".onnx":
-        original, digests = load_onnx(job)
-        fused_onnx = fuse_onnx(original, fold_bn=job.fold_bn)
-        return conversion_of_onnx(job, original, fused_onnx, Proofs(), digests)
+        original = load_onnx(job)
+        fused_onnx = fuse_onnx(original.model, fold_bn=job.fold_bn)
+        return conversion_of_onnx(job, original, fused_onnx, Proofs())
     checkpoint = load_job(job)
     findings = find(checkpoint, job)
     fused = rewrite(checkpoint, findings)
@@ -150,8 +170,10 @@ def find(checkpoint: Checkpoint, job: Job) -> Findings:
     if isinstance(checkpoint, LiveModel):
         findings = find_in_module(checkpoint.model, job.patterns, folds=job.fold_bn)
         state = state_of(checkpoint.tensors, findings.found, job.patterns)
-        return replace(findings, state=state)
-    return find_in_tensors(checkpoint.tensors, job.patterns, job.bn_eps)
+        findings = replace(findings, state=state)
+    else:
+        findings = find_in_tensors(checkpoint.tensors, job.patterns, job.bn_eps)
+    return without_nonfinite(findings) if job.allow_nonfinite else findings
 
 
 def rewrite(checkpoint: Checkpoint, findings: Findings) -> Fused:

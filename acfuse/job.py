@@ -41,6 +41,7 @@ class Job:
     patterns: tuple[Pattern, ...] = field(default_factory=known_patterns)
     force: bool = False
     allow_empty: bool = False
+    allow_nonfinite: bool = False
     dry_run: bool = False
 
     @property

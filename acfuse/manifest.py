@@ -65,6 +65,7 @@ def describe(
         "key": job.key,
         "allow_class": [_moved(c, lambda p: _relative(p, folder)) for c in job.allow_classes],
         "limits": vars_of(job.limits),
+        "allow_nonfinite": job.allow_nonfinite,
         "bn_eps": job.bn_eps,
         "fold_bn": job.fold_bn,
         "patterns": [
@@ -230,6 +231,7 @@ class Manifest:
                 inputs["samples"],
             ),
             limits=Limits(**data["limits"]) if "limits" in data else LIMITS,
+            allow_nonfinite=data.get("allow_nonfinite", False),
             bn_eps=data["bn_eps"],
             fold_bn=data["fold_bn"],
             patterns=known_patterns(self.pattern_files, self.assume),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from acfuse.algebra import LinearConv
-from acfuse.checkpoint import AS_IT_IS, Reading, opened
+from acfuse.checkpoint import AS_IT_IS, USUAL_EPS, Norm, Reading, opened
 from acfuse.errors import AcfuseError, InputError, NotFusable, Reason, UnsafeError, UsageError
 from acfuse.export import OnnxFile, run_session, session_of
 from acfuse.find import Findings, Found, Refused, Summand
@@ -133,6 +133,30 @@ def _load_external(model: onnx.ModelProto, path: Path, limits: Limits) -> dict[P
                 del tensor.external_data[:]
                 tensor.data_location = onnx.TensorProto.DEFAULT
     return digests
+
+
+def numbers_of(model: onnx.ModelProto) -> tuple[dict[str, Tensor], list[Norm]]:
+    """The stored tensors of real numbers, and the BatchNorms that read them."""
+    tensors: dict[str, Tensor] = {}
+    norms: list[Norm] = []
+    for graph in all_graphs(model.graph):
+        for tensor in graph.initializer:
+            if tensor.data_type in FLOATS:
+                tensors[tensor.name] = _tensor(tensor)
+        for node in graph.node:
+            if node.op_type == "BatchNormalization" and len(node.input) == 5:
+                _, gamma, _, mean, variance = node.input
+                eps = next((a.f for a in node.attribute if a.name == "epsilon"), USUAL_EPS)
+                norms.append(Norm(gamma, mean, variance, eps))
+    return tensors, [norm for norm in norms if norm.variance in tensors]
+
+
+def _tensor(stored: onnx.TensorProto) -> Tensor:
+    try:
+        return torch.from_numpy(np.array(numpy_helper.to_array(stored)))
+    except Exception as error:
+        why = f"{stored.name} has not the numbers that its shape needs"
+        raise InputError(f"the model is not valid ONNX: {why}.") from error
 
 
 def fuse_onnx(model: onnx.ModelProto, *, fold_bn: bool = False) -> FusedOnnx:
@@ -472,10 +496,13 @@ def with_tensors(fused: FusedOnnx, file: onnx.ModelProto, name: str) -> FusedOnn
     given = [(n.op_type, list(n.input), list(n.output)) for n in file.graph.node]
     if wanted != given:
         raise InputError(f"{name} is not the fused form of this model: its nodes are others.")
+    placed = [p for block in fused.layers for p in block if p is not None]
+    needed = {name for p in placed for name in (p.weight, p.bias)}
     tensors = {
-        tensor.name: torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
+        tensor.name: _tensor(tensor)
         for graph in all_graphs(file.graph)
         for tensor in graph.initializer
+        if tensor.name in needed
     }
     layers = [tuple(p and _restored(p, tensors) for p in block) for block in fused.layers]
     return FusedOnnx(file, fused.findings, tuple(layers))

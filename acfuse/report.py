@@ -58,6 +58,8 @@ def print_findings(seen: Conversion) -> None:
         _echo(f"state   {safe(told)}")
     for note in findings.notes:
         _echo(f"assumed {safe(note)}")
+    for note in seen.notes[: len(seen.notes) - len(findings.told)]:
+        _echo(f"note    {safe(note)}")
 
 
 def print_patterns(patterns: Sequence[Pattern]) -> None:

@@ -3,6 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from acfuse.algebra import ConvLayer, lower
 from acfuse.checkpoint.memory import give_back
 from acfuse.errors import AcfuseError, InputError, NotFusable, Reason
-from acfuse.find import Found, Summand
+from acfuse.find import Findings, Found, Refused, Summand
 from acfuse.graph.copies import copied
 from acfuse.graph.into_fx import Summand as NewLayer
 from acfuse.graph.into_fx import rewrite_module
@@ -80,9 +81,8 @@ def _layers(block: Found, dtype: torch.dtype | None) -> list[NewLayer]:
 
 
 def _lowered(block: Found, summand: Summand, dtype: torch.dtype | None = None) -> ConvLayer:
-    assert summand.multiply is not None
     try:
-        layer = lower(summand.multiply(), dtype or block.dtype)
+        layer = _rounded(block, summand, dtype)
     except NotFusable as refusal:
         name = ".".join(filter(None, (block.where, summand.name)))
         way = " Save the checkpoint in bfloat16 or float32, and convert that."
@@ -90,6 +90,25 @@ def _lowered(block: Found, summand: Summand, dtype: torch.dtype | None = None) -
         raise InputError(f"{name}: {refusal.why}.{hint}") from refusal
     give_back(layer.weight.numel())
     return layer
+
+
+def _rounded(block: Found, summand: Summand, dtype: torch.dtype | None = None) -> ConvLayer:
+    assert summand.multiply is not None
+    return lower(summand.multiply(), dtype or block.dtype)
+
+
+def without_nonfinite(findings: Findings) -> Findings:
+    """The findings, those refused whose fused weights are no numbers."""
+    found, refused = [], [*findings.refused]
+    for block in findings.found:
+        try:
+            for summand in block.summands:
+                if summand.multiply is not None:
+                    _rounded(block, summand)
+            found.append(block)
+        except NotFusable as refusal:
+            refused.append(Refused(block.where, refusal.code, refusal.why, block.pattern))
+    return replace(findings, found=tuple(found), refused=tuple(refused))
 
 
 def _exchange(root: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:

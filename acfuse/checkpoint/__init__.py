@@ -7,7 +7,7 @@ puts them into a network, `writing` brings them back into the form that they cam
 
 from acfuse.checkpoint.kinds import recognise
 from acfuse.checkpoint.models import build_model, fit_prefix, load_into, resolve
-from acfuse.checkpoint.numbers import check_finite
+from acfuse.checkpoint.numbers import USUAL_EPS, Norm, check_numbers, norms_of
 from acfuse.checkpoint.opened import Opened, opened
 from acfuse.checkpoint.reading import load, read_tensors
 from acfuse.checkpoint.records import AS_IT_IS, BareTensors, Checkpoint, LiveModel, Reading, Wrapper
@@ -15,18 +15,21 @@ from acfuse.checkpoint.writing import Write, to_bytes, writer
 
 __all__ = [
     "AS_IT_IS",
+    "USUAL_EPS",
     "BareTensors",
     "Checkpoint",
     "LiveModel",
+    "Norm",
     "Opened",
     "Reading",
     "Wrapper",
     "Write",
     "build_model",
-    "check_finite",
+    "check_numbers",
     "fit_prefix",
     "load",
     "load_into",
+    "norms_of",
     "opened",
     "read_tensors",
     "recognise",

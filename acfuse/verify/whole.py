@@ -22,6 +22,7 @@ NOISE_FACTOR = 100  # above a model's own answer to float64 rounding nothing can
 STORED_LIMIT = 8  # float64, rounded weights: so many machine epsilons of the stored dtype
 ROUNDING_LIMIT, ROUNDING_WARNING = 1e-4, 1e-5  # in the dtype that ships, of the largest output
 HALF_LIMIT = 0.1  # the same for float16 and bfloat16, whose own rounding is that coarse
+HOLLOW = "the original's own outputs hold NaN or Inf; of those, nothing more could be compared"
 FRESH_NOTE = (
     "BatchNorm statistics are fresh (mean 0, variance 1): a weak test, so the algebra was also "
     "checked on a copy with random ones"
@@ -111,6 +112,7 @@ class Difference:
     needed: float = 0.0  # the smallest atol that would pass beside this rtol
     place: str = ""
     failure: str = ""  # why outputs cannot even be compared
+    is_hollow: bool = False  # true outputs are NaN or Inf: there, the others need only be one too
     tolerance: Tolerance = field(default_factory=Tolerance)
 
     def fail(self, why: str) -> None:
@@ -139,8 +141,9 @@ class Difference:
                 self.fail(f"output {index} has the shape {shapes}")
                 continue
             b, a = b.double(), a.double()
+            self.is_hollow |= not bool(b.isfinite().all())
             distance = (a - b).abs()
-            distance = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, distance)
+            distance = torch.where((a == b) | ~(a.isfinite() | b.isfinite()), 0.0, distance)
             distance = distance.nan_to_num(nan=math.inf)
             if distance.numel() == 0:
                 continue
@@ -394,6 +397,7 @@ def judge(
 ) -> Check:
     """The verdict on outputs as they ship: by the user's tolerance, or by the largest output."""
     rounding = own.error if own is not None else None
+    warning = HOLLOW if difference.is_hollow else ""
     if difference.failure:
         return Check(name, False, math.inf, 0.0, math.inf, rounding, difference.failure)
     if tolerance.is_given:
@@ -404,12 +408,13 @@ def judge(
             detail += f" exceeded at {difference.place}; atol {_up(difference.needed)} would pass"
             if own is not None and own.excess > 0:
                 detail += ". The original's own rounding exceeds it too: no fused model could pass"
-        return Check(name, passed, difference.error, atol, difference.absolute, rounding, detail)
+        return Check(
+            name, passed, difference.error, atol, difference.absolute, rounding, detail, warning
+        )
     half = torch.finfo(dtype).bits == 16
     limit = HALF_LIMIT if half else ROUNDING_LIMIT
     passed = difference.error <= limit
     detail = f"outputs differ by {difference.error:.1e} of the largest (at most {limit:.0e})"
-    warning = ""
     if passed and not half and difference.error > ROUNDING_WARNING:
         warning = f"outputs differ by {difference.error:.1e} of the largest, more than is usual"
     return Check(
