@@ -36,7 +36,7 @@ from acfuse.find import Findings, find_in_module
 from acfuse.job import Conversion, Fused, Job
 from acfuse.manifest import Manifest, record, to_json
 from acfuse.onnx_graph import fuse_onnx, read_onnx, verify_onnx, with_tensors
-from acfuse.paths import Paths
+from acfuse.paths import Paths, again_path, exported_path
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.pt2 import compare_pt2_file
 from acfuse.rewrite import fused_copy
@@ -184,21 +184,20 @@ def export_again(
     The file is replaced without --force if it is still the one that the manifest names. With
     `output` another file is written, and the manifest stays as it is.
     """
-    path = manifest.paths.onnx
+    path = again_path(manifest.path, output)
     if job.source.suffix == ".onnx":
         raise UsageError(f"{job.source.name} is an ONNX file; its fused form is {path.name}.")
-    if output is not None:
-        output = output / path.name if output.is_dir() else output
-    elif path.exists() and not job.force and not manifest.is_own(path):
+    if output is None and path.exists() and not job.force and not manifest.is_own(path):
         raise OutputError(f"{path} is not the file that acfuse wrote; give --force to replace it.")
-    targets = [path, manifest.path] if output is None else [output]
+    targets = [path, manifest.path] if output is None else [path]
     inputs = [job.source, manifest.paths.checkpoint]
     with reserved(targets, inputs, force=job.force or output is None):
-        return _export_again(manifest, job, output, progress)
+        return _export_again(manifest, job, path, progress, is_own=output is None)
 
 
-def _export_again(manifest: Manifest, job: Job, output: Path | None, progress: Progress) -> Path:
-    path = manifest.paths.onnx
+def _export_again(
+    manifest: Manifest, job: Job, path: Path, progress: Progress, *, is_own: bool
+) -> Path:
     progress("loading")
     checkpoint = load_job(job)
     if not isinstance(checkpoint, LiveModel):
@@ -208,9 +207,9 @@ def _export_again(manifest: Manifest, job: Job, output: Path | None, progress: P
         _, tensors = read_tensors(manifest.paths.checkpoint, Reading(job.key, limits=job.limits))
         fused = _with_tensors(checkpoint, fused, tensors, manifest.paths.checkpoint.name)
     onnx_file = _checked_onnx(fused, checkpoint.model, job, progress)
-    if output is not None:
-        write_all({output: onnx_file.bytes})
-        return output
+    if not is_own:
+        write_all({path: onnx_file.bytes})
+        return path
     data = dict(manifest.data)
     data["onnx"] = {
         **(data["onnx"] or {}),
@@ -239,9 +238,7 @@ def _checked_onnx(fused: Fused, original: nn.Module, job: Job, progress: Progres
 
 def export_file(job: Job, progress: Progress = lambda _: None) -> Path:
     """Exports one checkpoint as it is, fused or not, and compares the file with it."""
-    path = job.output or job.source.with_suffix(".onnx")
-    if path.is_dir():
-        path = path / f"{job.source.stem}.onnx"
+    path = exported_path(job.source, job.output)
     with reserved([path], [job.source], force=job.force):
         return _export_file(job, path, progress)
 

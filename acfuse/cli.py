@@ -279,6 +279,7 @@ def export_onnx(
     source: Path | None, format: str, quiet: bool, verbose: int, **options: Any
 ) -> None:
     """Write the ONNX file of the last conversion again, or of any checkpoint as it is."""
+    _early_export_checks(source, options)
     with _progress("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import again, report
         from acfuse.manifest import Manifest
@@ -461,6 +462,21 @@ def _early_output_checks(source: Path, options: dict[str, Any]) -> None:
     paths = Paths.beside(fused_path(source, options["output"]))
     wanted = paths.wanted(onnx=not options["no_onnx"], pt2=options["pt2"])
     check_outputs(wanted, [source], force=options["force"])
+
+
+def _early_export_checks(source: Path | None, options: dict[str, Any]) -> None:
+    """The same for the ONNX file alone; without a source, it is that of the only manifest."""
+    from acfuse.files import check_outputs
+    from acfuse.paths import MANIFEST, again_path, exported_path
+
+    output, force = options["output"], options["force"]
+    if source is not None:
+        check_outputs([exported_path(source, output)], [source], force=force)
+        return
+    manifests = [*Path.cwd().glob(f"*{MANIFEST}")]
+    if len(manifests) == 1:  # otherwise, that is the error
+        own = [again_path(manifests[0], output), *(manifests if output is None else [])]
+        check_outputs(own, [], force=force or output is None)
 
 
 def _show(conversion: "Conversion", format: str, quiet: bool, report: Any) -> None:

@@ -9,6 +9,7 @@ from acfuse.errors import UsageError
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".hdf5", ".h5", ".pt2", ".onnx")
 # Formats whose files must be named so, and never otherwise.
 NAMED = ((".safetensors",), (".hdf5", ".h5"), (".pt2",), (".onnx",))
+MANIFEST = ".acfuse.json"
 INDEX = ".index.json"  # of shards: the result is one file
 
 
@@ -26,7 +27,7 @@ class Paths:
         """The ONNX file and the manifest that belong to a fused checkpoint."""
         stem = checkpoint.name.removesuffix(checkpoint.suffix)
         folder = checkpoint.parent
-        names = (f"{stem}.onnx", f"{stem}.pt2", f"{stem}.acfuse.json")
+        names = (f"{stem}.onnx", f"{stem}.pt2", f"{stem}{MANIFEST}")
         return cls(checkpoint, *(folder / name for name in names))
 
     def wanted(self, *, onnx: bool, pt2: bool = False) -> list[Path]:
@@ -49,3 +50,18 @@ def fused_path(source: Path, output: Path | None) -> Path:
             f"--output {output}: the result of {source.name} is a {suffix} file; name it so."
         )
     return output
+
+
+def exported_path(source: Path, output: Path | None) -> Path:
+    """The ONNX file of a checkpoint: `output`, or the usual name in that or the source's folder."""
+    if output is None:
+        return source.with_suffix(".onnx")
+    return output / f"{source.stem}.onnx" if os.path.isdir(output) else output
+
+
+def again_path(manifest: Path, output: Path | None) -> Path:
+    """The ONNX file that belongs to a manifest, or another one in its stead."""
+    name = f"{manifest.name.removesuffix(MANIFEST)}.onnx"
+    if output is None:
+        return manifest.with_name(name)
+    return output / name if os.path.isdir(output) else output

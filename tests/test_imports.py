@@ -47,11 +47,16 @@ def loaded_by(code, folder):
         ("verify model.pth", 2),
         ("convert model.pth -o no/such/folder/net.pth", 6),
         ("convert there.pth", 6),
+        ("export-onnx there.pth", 6),
+        ("export-onnx there.pth -o no/such/folder/net.onnx", 6),
+        ("export-onnx -o no/such/folder/net.onnx", 6),
     ],
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(tmp_path, line, code):
     (tmp_path / "there.pth").touch()
     (tmp_path / "there.fused.pth").touch()
+    (tmp_path / "there.onnx").touch()
+    (tmp_path / "there.fused.acfuse.json").touch()
     program = LOADED.format(heavy=HEAVY, arguments=line.split())
     assert loaded_by(program, tmp_path) == ([], code)
 
