@@ -108,6 +108,7 @@ def verify_files(
             job.inputs,
             job.tolerance,
             dynamic=job.dynamic,
+            limits=job.limits,
             progress=progress,
         )
         proofs = replace(proofs, checks=(*proofs.checks, check))
@@ -150,7 +151,9 @@ def _verify_onnx_files(job: Job, fused_path: Path, progress: Progress) -> Conver
     fused = fuse_onnx(original.model, fold_bn=job.fold_bn)
     written, _ = read_onnx(fused_path, Reading(limits=job.limits))
     stored = with_tensors(fused, written, fused_path.name)
-    proofs = verify_onnx(original.model, stored, job.inputs, job.tolerance, progress)
+    proofs = verify_onnx(
+        original.model, stored, job.inputs, job.tolerance, progress, limits=job.limits
+    )
     return conversion_of_onnx(job, original, stored, proofs)
 
 

@@ -202,7 +202,7 @@ def _configuration(folder: Path) -> dict[str, Any]:
             continue
         try:
             data: Any = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise click.UsageError(f"{name} cannot be read: {error}.") from error
         for part in table:
             data = data.get(part, {}) if isinstance(data, dict) else {}

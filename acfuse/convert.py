@@ -90,7 +90,9 @@ def convert_onnx(job: Job, progress: Progress) -> Conversion:
     fused = fuse_onnx(original.model, fold_bn=job.fold_bn)
     if not fused.found and not job.allow_empty:
         raise NothingToFuse(_nothing(job, fused.findings))
-    proofs = verify_onnx(original.model, fused, job.inputs, job.tolerance, progress)
+    proofs = verify_onnx(
+        original.model, fused, job.inputs, job.tolerance, progress, limits=job.limits
+    )
     conversion = conversion_of_onnx(job, original, fused, proofs)
     if job.dry_run or not proofs.passed:
         return conversion
@@ -251,6 +253,7 @@ def checked_onnx(
         inputs,
         job.tolerance,
         dynamic=job.dynamic,
+        limits=job.limits,
         progress=progress,
     )
     return onnx_file, check

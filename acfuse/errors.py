@@ -47,6 +47,7 @@ class Reason(StrEnum):
     ASSUMPTION = "ACF220"  # the file does not hold something that decides
     OVERFLOW = "ACF221"  # the fused weights do not fit into the stored dtype
     CALLS = "ACF222"  # a module is called in ways that differ by more than their tensors
+    WINDOW = "ACF223"  # a window is too large to be multiplied out and proved
     FRESH_STATISTICS = "ACF230"  # BatchNorms that were never trained make a weak test
     FIXED_AXIS = "ACF231"  # an axis that was asked to be dynamic stays fixed
 

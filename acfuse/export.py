@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from acfuse.errors import AcfuseError, InputError, Reason, UsageError
+from acfuse.errors import AcfuseError, InputError, Reason, UnsafeError, UsageError
+from acfuse.limits import LIMITS, Limits
 from acfuse.verify.whole import (
     Check,
     Difference,
@@ -228,6 +230,7 @@ def compare_onnx(
     tolerance: Tolerance,
     *,
     dynamic: str = "batch",
+    limits: Limits = LIMITS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Check:
     """An ONNX file in onnxruntime against the original PyTorch model, with and without optimiser.
@@ -240,13 +243,16 @@ def compare_onnx(
     def sessions() -> Iterator[Answer]:
         for optimised in (False, True):
             progress("the ONNX file in onnxruntime")
-            yield partial(_answer, session_of(source, optimised=optimised))
+            session = session_of(source, optimised=optimised, limits=limits)
+            yield partial(_answer, session, limits)
 
     return compared("onnx", "onnxruntime", sessions(), original, inputs, tolerance, dynamic)
 
 
-def _answer(session: onnxruntime.InferenceSession, given: Mapping[str, Tensor]) -> list[Tensor]:
-    return [torch.from_numpy(np.array(a)) for a in run_session(session, given)]
+def _answer(
+    session: onnxruntime.InferenceSession, limits: Limits, given: Mapping[str, Tensor]
+) -> list[Tensor]:
+    return [torch.from_numpy(np.array(a)) for a in run_session(session, given, limits)]
 
 
 Answer = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
@@ -308,8 +314,13 @@ def _sizes_to_try(
             )
 
 
-def session_of(source: bytes | str, *, optimised: bool) -> onnxruntime.InferenceSession:
-    """A model in onnxruntime on the CPU, with every optimisation or with none."""
+def session_of(
+    source: bytes | str, *, optimised: bool, limits: Limits = LIMITS
+) -> onnxruntime.InferenceSession:
+    """A model in onnxruntime on the CPU, with every optimisation or with none.
+
+    What it computes has no more memory than the limits allow.
+    """
     levels = onnxruntime.GraphOptimizationLevel
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = (
@@ -317,15 +328,26 @@ def session_of(source: bytes | str, *, optimised: bool) -> onnxruntime.Inference
     )
     options.log_severity_level = 4
     options.intra_op_num_threads = max(1, min(4, os.cpu_count() or 1))
+    # The last allocator that was registered is that of the next session.
+    onnxruntime.create_and_register_allocator(
+        onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0,
+                                  onnxruntime.OrtMemType.DEFAULT),
+        onnxruntime.OrtArenaCfg({"max_mem": limits.memory}),
+    )  # fmt: skip
+    options.add_session_config_entry("session.use_env_allocators", "1")
     try:
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        first = str(error).splitlines()[0][:200]
-        raise InputError(f"onnxruntime cannot load the ONNX file: {first}") from error
+        raise _failed(error, "cannot load the ONNX file", limits) from error
 
 
-def run_session(session: onnxruntime.InferenceSession, given: Mapping[str, Tensor]) -> list[Any]:
-    """What a model in onnxruntime gives for images, in its inputs' order and dtypes."""
+def run_session(
+    session: onnxruntime.InferenceSession, given: Mapping[str, Tensor], limits: Limits = LIMITS
+) -> list[Any]:
+    """What a model in onnxruntime gives for images, in its inputs' order and dtypes.
+
+    Raises InputError where it cannot be run, UnsafeError where it takes more than the limits allow.
+    """
     feeds = {}
     kinds = {
         "tensor(float)": np.float32,
@@ -334,9 +356,30 @@ def run_session(session: onnxruntime.InferenceSession, given: Mapping[str, Tenso
     }
     for value, image in zip(session.get_inputs(), given.values(), strict=True):
         feeds[value.name] = image.numpy().astype(kinds.get(value.type, np.float32))
+    options = onnxruntime.RunOptions()
+    bell = threading.Timer(limits.seconds, setattr, (options, "terminate", True))
+    bell.daemon = True
+    bell.start()
     try:
-        return list(session.run(None, feeds))
+        return list(session.run(None, feeds, options))
     except Exception as error:
         sizes = ", ".join(str(tuple(i.shape)) for i in given.values())
-        first = str(error).splitlines()[0][:200]
-        raise InputError(f"onnxruntime cannot run the file on {sizes}: {first}") from error
+        raise _failed(error, f"cannot run the file on {sizes}", limits) from error
+    finally:
+        bell.cancel()
+
+
+def _failed(error: Exception, what: str, limits: Limits) -> AcfuseError:
+    """Why onnxruntime gave up: for a limit, or for a fault of the file."""
+    text = str(error)
+    if "Available memory of" in text:
+        return UnsafeError(
+            f"onnxruntime {what}: it takes more than {limits.memory:,} bytes. "
+            f"{limits.lift('memory', 4 * limits.memory)}"
+        )
+    if "terminate flag" in text:
+        return UnsafeError(
+            f"onnxruntime {what}: it takes more than {limits.seconds:,} seconds. "
+            f"{limits.lift('seconds', 10 * limits.seconds)}"
+        )
+    return InputError(f"onnxruntime {what}: {text.splitlines()[0][:200]}")

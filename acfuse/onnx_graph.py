@@ -1,5 +1,6 @@
 """ONNX files in: found by the same algebra, rewritten, proved against the nodes they replace."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +32,7 @@ from acfuse.graph.from_onnx import (
     steps_of,
 )
 from acfuse.graph.into_onnx import Layers, Placed, lowered, put_back, read_anywhere, sweep
+from acfuse.graph.onnx_cost import check_bytes, check_functions
 from acfuse.graph.onnx_values import (
     NOT_STORED_SINCE,
     Constants,
@@ -44,7 +46,7 @@ from acfuse.graph.onnx_values import (
 from acfuse.graph.regions import Region, choose, kernels
 from acfuse.graph.steps import Unit
 from acfuse.job import Size
-from acfuse.limits import Limits
+from acfuse.limits import LIMITS, Limits
 from acfuse.text import one_line
 from acfuse.verify import Check, Inputs, Proofs, Tolerance
 from acfuse.verify.certificate import compare
@@ -53,6 +55,7 @@ from acfuse.verify.whole import Difference, images, judge
 REFERENCE_OPSET = 15
 OLDEST_OPSET = 7  # onnxruntime runs nothing older: there would be no proof
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+LARGEST_IMAGE = 2**28  # numbers in an input that nobody asked for
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
           "Bernoulli", "Multinomial")  # fmt: skip
 
@@ -81,7 +84,10 @@ def read_onnx(path: Path, how: Reading = AS_IT_IS) -> tuple[onnx.ModelProto, dic
     """
     try:
         with opened(path, how.limits, how.sha256) as file, file.open() as raw:
-            model = onnx.load_model_from_string(raw.read())
+            data = raw.read()
+        check_bytes(data, path.name, how.limits)
+        model = onnx.load_model_from_string(data)
+        check_functions(model, path.name, how.limits)
         digests = {path: file.sha256, **_load_external(model, path, how.limits)}
     except AcfuseError:
         raise
@@ -423,6 +429,8 @@ def verify_onnx(
     inputs: Inputs | None,
     tolerance: Tolerance,
     progress: Callable[[str], None] = lambda _: None,
+    *,
+    limits: Limits = LIMITS,
 ) -> Proofs:
     """Certificates against the replaced nodes in float64, then both files in onnxruntime."""
     certificates = []
@@ -436,7 +444,7 @@ def verify_onnx(
     if not proofs.passed:
         return proofs
     progress("both files in onnxruntime")
-    check = _compare_files(original, fused.model, inputs, tolerance)
+    check = _compare_files(original, fused.model, inputs, tolerance, limits)
     return Proofs(tuple(certificates), (check,))
 
 
@@ -445,17 +453,21 @@ def _compare_files(
     fused: onnx.ModelProto,
     inputs: Inputs | None,
     tolerance: Tolerance,
+    limits: Limits,
 ) -> Check:
     difference = Difference(tolerance=tolerance)
-    seed = inputs.seed if inputs else 0
-    samples = inputs.samples if inputs else 3
-    for optimised in (False, True):
-        before = session_of(original.SerializeToString(), optimised=optimised)
-        after = session_of(fused.SerializeToString(), optimised=optimised)
-        for sample in range(samples):
-            given = images(_shapes(original, inputs), seed + sample)
-            true = [torch.from_numpy(np.array(a)) for a in run_session(before, given)]
-            difference.add(true, [torch.from_numpy(np.array(a)) for a in run_session(after, given)])
+    seed, samples = (inputs.seed, inputs.samples) if inputs else (0, 3)
+    given = [images(_shapes(original, inputs), seed + sample) for sample in range(samples)]
+
+    def answers(model: onnx.ModelProto, *, optimised: bool) -> list[list[Tensor]]:
+        session = session_of(model.SerializeToString(), optimised=optimised, limits=limits)
+        found = [run_session(session, image, limits) for image in given]
+        return [[torch.from_numpy(np.array(array)) for array in arrays] for arrays in found]
+
+    for optimised in (False, True):  # one file after the other: each may take much memory
+        true, other = (answers(model, optimised=optimised) for model in (original, fused))
+        for before, after in zip(true, other, strict=True):
+            difference.add(before, after)
     return judge("onnx", difference, tolerance, _coarsest(original))
 
 
@@ -482,6 +494,11 @@ def _shapes(model: onnx.ModelProto, inputs: Inputs | None) -> dict[str, tuple[in
             shapes[value.name] = free.pop(0)
         elif all(dims[1:]) and dims:
             shapes[value.name] = (dims[0] or 1, *dims[1:])
+            if math.prod(shapes[value.name]) > LARGEST_IMAGE:
+                raise UsageError(
+                    f"the input {value.name} is of {tuple(dims)}, which is too much to be tried: "
+                    f"give a smaller --input-shape {value.name}:1,3,224,224."
+                )
         else:
             raise UsageError(
                 f"the input {value.name} has free sizes: give --input-shape "

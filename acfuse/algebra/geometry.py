@@ -14,6 +14,10 @@ from typing import Literal
 from acfuse.errors import NotFusable, Reason
 
 Border = Literal["zeros", "reflect", "replicate", "circular"]
+# Beyond these nothing is multiplied or proved: a few numbers of a file could ask for any memory.
+LARGEST_WINDOW = 2**18  # places of window, padding and step together, over all axes
+LARGEST_KERNEL = 2**28  # numbers of a kernel with its gaps, or of an image that shows it
+LARGEST_CHAIN = 2**20  # pairs of taps of two windows on one axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,8 @@ class Axis:
     ) -> "Axis":
         """The window of a layer with `size` taps, `dilation` places apart."""
         taps = dilation * (size - 1) + 1
+        if taps > LARGEST_WINDOW:
+            raise _too_large(taps)
         return cls(taps, stride, *pads, live=tuple(range(0, taps, dilation)))
 
     @property
@@ -61,6 +67,11 @@ class Axis:
         return (
             self.stride == 1 and first == last == self.before and self.taps - 1 - last == self.after
         )
+
+    @property
+    def reach(self) -> int:
+        """Places of the window, the padding and the step together."""
+        return self.taps + abs(self.before) + abs(self.after) + self.stride
 
     @property
     def spacing(self) -> int:
@@ -101,6 +112,8 @@ class Axis:
 
     def then(self, g: "Axis") -> "Axis":
         """The windows of `g` over the windows of this one: x[s_f*(s_g*m - p_g + u) - p_f + t]."""
+        if len(self.live) * len(g.live) > LARGEST_CHAIN:
+            raise _too_large(self.taps + g.taps)
         return Axis(
             taps=self.stride * (g.taps - 1) + self.taps,
             stride=self.stride * g.stride,
@@ -124,6 +137,20 @@ class Geometry:
     groups: int = 1
     border: Border = "zeros"
     shifts: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises NotFusable for more than can be multiplied and proved."""
+        places = prod(axis.reach for axis in self.axes)
+        per_group = self.in_channels // max(self.groups, 1)  # none yet of a pool of any channels
+        kernel = prod((self.out_channels, per_group, *self.taps))
+        image = max(self.out_channels, self.in_channels) * places
+        if places > LARGEST_WINDOW or max(kernel, image) > LARGEST_KERNEL:
+            raise _too_large(places)
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Window per axis."""
+        return tuple(axis.taps for axis in self.axes)
 
     @staticmethod
     def identity(channels: int, axes: int = 2) -> "Geometry":
@@ -222,6 +249,11 @@ class Geometry:
             borders.pop() if borders else "zeros",
             f.shifts or g.shifts,
         )
+
+
+def _too_large(places: int) -> NotFusable:
+    why = f"its window spans {places:,} places, padding and step included: too many to be proved"
+    return NotFusable(Reason.WINDOW, why)
 
 
 def _border_between(a: Axis, b: Axis, f: Geometry, g: Geometry) -> Border:

@@ -54,7 +54,7 @@ class Conv:
         spread = tuple(slice(None, None, d) for d in self.dilation)
         kernel = torch.zeros(
             *self.weight.shape[:2],
-            *(axis.taps for axis in geometry.axes),
+            *geometry.taps,
             dtype=torch.float64,
             device=self.weight.device,
         )

@@ -33,8 +33,7 @@ class LinearConv:
 
     def __post_init__(self) -> None:
         g = self.geometry
-        taps = tuple(axis.taps for axis in g.axes)
-        expected = (g.out_channels, g.in_channels // g.groups, *taps)
+        expected = (g.out_channels, g.in_channels // g.groups, *g.taps)
         if tuple(self.kernel.shape) != expected or tuple(self.bias.shape) != expected[:1]:
             raise ValueError(
                 f"kernel {tuple(self.kernel.shape)} and bias {tuple(self.bias.shape)} do not "
@@ -44,7 +43,7 @@ class LinearConv:
     @property
     def taps(self) -> tuple[int, ...]:
         """Window per axis."""
-        return tuple(axis.taps for axis in self.geometry.axes)
+        return self.geometry.taps
 
     @property
     def stride(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from acfuse.errors import InputError, UsageError
 from acfuse.limits import Limits
 
+LISTED = 20  # names in a message
 # Entries that may hold tensors by name, but not the weights of a network.
 NOT_WEIGHTS = ("optim", "sched", "scaler", "grad", "loss", "metric", "hyper", "conf", "args")
 
@@ -56,14 +57,15 @@ def entry(whole: Any, key: str | None, name: str) -> tuple[tuple[str, ...], Any]
         return path, found
     if _holds_tensors(whole):
         return (), whole
-    candidates = dict(_candidates(whole, (), set()))
+    candidates = dict(_candidates(whole, (), set(), {}))
     if not candidates:
         raise InputError(
             f"{name} holds {_entries(whole)} but no tensors. Give --key with the entry that "
             "holds the weights."
         )
     if len(candidates) > 1:
-        keys = ", ".join(".".join(path) for path in candidates)
+        keys = ", ".join(".".join(path) for path in [*candidates][:LISTED])
+        keys += f" and {len(candidates) - LISTED} more" if len(candidates) > LISTED else ""
         raise UsageError(f"{name} holds several sets of weights: {keys}. Choose one with --key.")
     ((path, found),) = candidates.items()
     return path, found
@@ -84,16 +86,18 @@ def _path_of(whole: Any, key: str) -> tuple[str, ...]:
 
 
 def _candidates(
-    whole: Mapping[Any, Any], path: tuple[str, ...], seen: set[int]
+    whole: Mapping[Any, Any], path: tuple[str, ...], seen: set[int], known: dict[int, bool]
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     for key, value in whole.items():
         if not isinstance(key, str) or any(word in key.lower() for word in NOT_WEIGHTS):
             continue
-        if _is_weights(value):
+        if id(value) not in known:  # shared parts are looked at once
+            known[id(value)] = _is_weights(value)
+        if known[id(value)]:
             yield (*path, key), value
         elif isinstance(value, Mapping) and len(path) < 3 and id(value) not in seen:
             seen.add(id(value))
-            yield from _candidates(value, (*path, key), seen)
+            yield from _candidates(value, (*path, key), seen, known)
 
 
 def _is_weights(value: Any) -> bool:

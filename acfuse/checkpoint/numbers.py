@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from acfuse.errors import InputError, UnsafeError
 USUAL_EPS = 1e-5  # of a BatchNorm, where nothing tells it
 TINY_VARIANCE = 1e-8  # of values that hardly differ: float32 itself is that coarse around one
 LISTED = 3  # names in a note
+MOST_VIEWS = 16  # what different views of the same numbers may have together, in sizes of a file
 
 
 def check_dense(tensors: Mapping[str, Tensor], name: str) -> None:
@@ -27,14 +29,17 @@ def check_stored(tensors: Iterable[Tensor], name: str, size: int) -> None:
     """Raises UnsafeError for tensors that say that they have more numbers than a file holds.
 
     `size` is the file's, in bytes. A view repeats none of the numbers of its storage: one number
-    with a step of nothing would be an image of any size.
+    with a step of nothing would be an image of any size. Several views may share numbers, as tied
+    weights do, but not without end.
     """
     storages: dict[int, int] = {}
+    views: dict[Any, int] = {}
     for tensor in tensors:
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             continue  # check_dense has a word for it, where it is a weight
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
+        views[view_of(tensor)] = tensor.nbytes
         last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
         end = (tensor.storage_offset() + last + 1) * tensor.element_size()
         if tensor.nbytes > storage.nbytes() or (tensor.numel() and end > storage.nbytes()):
@@ -44,6 +49,16 @@ def check_stored(tensors: Iterable[Tensor], name: str, size: int) -> None:
             )
     if sum(storages.values()) > size:
         raise UnsafeError(f"{name}: its tensors take more memory than the file has bytes.")
+    if sum(views.values()) > MOST_VIEWS * size:
+        raise UnsafeError(
+            f"{name}: its tensors are parts of one another, and together more than {MOST_VIEWS} "
+            "times the file. Save each one's clone()."
+        )
+
+
+def view_of(tensor: Tensor) -> Any:
+    """What two tensors share that are the same numbers in the same form."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 @dataclass(frozen=True)
@@ -80,14 +95,16 @@ def check_numbers(
     Raises InputError for NaN, Inf and variances whose root is none, unless they are allowed.
     """
     worst, denormals = {}, {}
+    known: dict[Any, tuple[str, int]] = {}
     for key, tensor in tensors.items():
-        kind, small = _scanned(tensor)
+        view = view_of(tensor)
+        kind, small = known[view] = known.get(view) or _scanned(tensor)
         if kind:
             worst[key] = f"{key} holds {kind}"
         if small:
             denormals[key] = small
-    known = list(norms)
-    for norm in known:
+    batch_norms = list(norms)
+    for norm in batch_norms:
         variance = tensors[norm.variance]
         least = float(variance.min()) if variance.numel() else 0.0
         if least + norm.eps <= 0:
@@ -101,7 +118,7 @@ def check_numbers(
         )
     told = [*worst.values()][:LISTED]
     told += [f"and {len(worst) - LISTED} more tensors like these"] if len(worst) > LISTED else []
-    fine = [norm for norm in known if norm.variance not in worst]
+    fine = [norm for norm in batch_norms if norm.variance not in worst]
     return (*told, *_notes_on_norms(tensors, fine), *_note_on_denormals(denormals))
 
 

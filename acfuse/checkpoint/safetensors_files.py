@@ -21,6 +21,7 @@ from acfuse.text import one_line
 
 LARGEST_HEADER = 2**25  # bytes
 MOST_AXES = 64  # of a tensor in torch
+MARKS = 12  # colons and commas in the entry of a tensor of five axes
 
 NAMES = {
     torch.float64: "F64",
@@ -52,9 +53,13 @@ def read_safetensors(
     with source.open() as raw:
         length = int.from_bytes(raw.read(8), "little")
         if length > LARGEST_HEADER:
-            text = f"{source.name} has a header of {length:,} bytes, which none needs."
-            raise UnsafeError(text)
-        header = _parsed(raw.read(length), source.name)
+            raise UnsafeError(
+                f"{source.name} has a header of {length:,} bytes: none needs so many."
+            )
+        text = raw.read(length)
+    marks = text.count(b":") + text.count(b",")
+    limits.check("tensors", marks // MARKS, source.name)  # before each is an object in memory
+    header = _parsed(text, source.name)
     limits.check("tensors", len(header), source.name)
     names = [name for name in header if name != "__metadata__"]
     end = 0

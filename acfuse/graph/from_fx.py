@@ -37,6 +37,7 @@ from acfuse.graph.steps import (
     Sum,
     Taken,
     Through,
+    planned_rule,
 )
 from acfuse.graph.trace import (
     RANDOM_FUNCTIONS,
@@ -174,7 +175,7 @@ class _Builder:
         reads = tuple(self.names[n] for n in node.all_input_nodes if n in self.names)
         rule: Rule | None
         try:
-            rule = self._rule(node)
+            rule = planned_rule(self._rule(node))
         except NotFusable as refusal:
             rule = Opaque(refusal.why, refusal.code)
         if node.name in self.poisoned:

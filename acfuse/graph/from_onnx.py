@@ -29,7 +29,18 @@ from acfuse.algebra import (
 from acfuse.algebra.geometry import Border
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.onnx_values import CONVOLUTIONS, Constants, Known, reads_within
-from acfuse.graph.steps import Graph, Opaque, Rule, Scaled, Stacked, Step, Sum, Taken, Through
+from acfuse.graph.steps import (
+    Graph,
+    Opaque,
+    Rule,
+    Scaled,
+    Stacked,
+    Step,
+    Sum,
+    Taken,
+    Through,
+    planned_rule,
+)
 
 Axes = tuple[int, ...]  # axis i of a name is axis axes[i] of the value; () where they are the same
 
@@ -173,7 +184,8 @@ class _Builder:
         order: Axes = ()
         try:
             order = _common_order([axes for _, axes in values])
-            rules = self._rules(_Place(node, self.around, reads, order, self.spatial))
+            place = _Place(node, self.around, reads, order, self.spatial)
+            rules = [planned_rule(rule) for rule in self._rules(place)]
         except NotFusable as refusal:
             rules, order = [Opaque(refusal.why, refusal.code)], ()
         if rules[0] is None and node.output[0] not in self.needed:

@@ -220,6 +220,13 @@ Term = Geometry | LinearConv | Unit
 Form = Mapping[str, Term]  # a value as the sum of one convolution of each source
 
 
+def planned_rule(rule: Rule | None) -> Rule | None:
+    """The same rule. Raises NotFusable for a layer that cannot even be planned."""
+    if isinstance(rule, Through):
+        rule.layer.geometry  # noqa: B018
+    return rule
+
+
 def apply(graph: Graph, rule: Rule, forms: list[Form], *, numbers: bool) -> Form:
     """The form of what a rule makes from values of these forms; NotFusable if it has none.
 

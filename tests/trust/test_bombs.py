@@ -3,6 +3,7 @@
 import io
 import pickle
 import struct
+import tempfile
 import time
 import warnings
 import zipfile
@@ -15,30 +16,67 @@ import torch
 from acfuse.checkpoint import read_tensors
 from acfuse.errors import InputError, UnsafeError
 from acfuse.limits import LIMITS
+from tests.trust import bombs
+from tests.trust.bombs import BOMBS
+from tests.trust.forked import Server
+from tests.trust.rows import Row
 
-HEAD = b"\x80\x02"
-STORAGE = b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+SECONDS = 60
+QUICK = 2.0  # seconds in which a bomb has to be refused
+STALLED = 20.0  # the same where other tests take the machine: a hang, not a speed
+ROOM = 600 * 2**20  # bytes of memory beyond the file, Python and torch included
+# Files that are large in numbers and small in cost: read, and found to hold nothing to fuse.
+FINE = {"one_storage_many_times", "many_records", "empty_but_large", "huge_sparse_initializer",
+        "huge_pool", *(name for name in BOMBS if name.startswith("huge "))}  # fmt: skip
+
+
+def measure(forks: Server, scale: float) -> Row:
+    """Asks acfuse about every bomb."""
+    faults: list[str] = []
+    slowest = largest = 0.0
+    longest = QUICK if scale == 1 else STALLED
+    chosen = list(BOMBS)[:: max(round(1 / scale), 1)]
+    for name in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            args = BOMBS[name](Path(folder))
+            size = sum(path.stat().st_size for path in Path(folder).iterdir())
+            ended = forks.run(*args, folder=Path(folder))
+        codes = (5,) if name in FINE else (2, 3, 4, 5)
+        slowest = max(slowest, ended.seconds)
+        largest = max(largest, ended.peak - size)
+        wrong = (
+            f"exit {ended.exit}" if ended.exit not in codes or not ended.is_clean
+            else f"{ended.seconds:.1f} s" if ended.seconds >= longest
+            else f"{ended.peak >> 20} MB" if ended.peak > size + ROOM
+            else ""
+        )  # fmt: skip
+        if wrong:
+            faults.append(f"{name}: {wrong}")
+    return Row(
+        "bombs (deflated records, stride-0, billion laughs, deep protobuf, huge initialisers, ...)",
+        "refused in under 2 s, resident memory at most 600 MB over the file's size",
+        f"{len(chosen)} kinds: at most {slowest:.1f} s once torch is imported, and "
+        f"{largest / 2**20:,.0f} MB with it"
+        + (f"; {len(faults)} fall short ({', '.join(faults[:5])})" if faults else ""),
+        not faults,
+    )
+
+
+def test_bombs_cost_little(forks):
+    row = measure(forks, 0.34)
+    assert row.holds, row.measured
 
 
 def parts(folder: Path) -> dict[str, bytes]:
-    """The records of a small checkpoint."""
-    torch.save({"a": torch.arange(6.0), "b": torch.ones(2)}, folder / "good.pth")
-    with zipfile.ZipFile(folder / "good.pth") as archive:
-        return {i.filename: archive.read(i) for i in archive.infolist()}
+    return bombs.records(folder)
 
 
 def zipped(folder: Path, records: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
-    """A zip file of these records."""
-    with zipfile.ZipFile(folder / "bad.pth", "w", compression) as archive:
-        for name, data in records.items():
-            archive.writestr(name, data)
-    return folder / "bad.pth"
+    return bombs.zipped(folder / "bad.pth", records, compression)
 
 
 def pickled(folder: Path, operations: bytes) -> Path:
-    """A checkpoint whose pickle does what these opcodes say."""
-    records = {**parts(folder), "good/data.pkl": HEAD + operations + b"."}
-    return zipped(folder, records)
+    return bombs.pickled(folder / "bad.pth", operations)
 
 
 def refused(path: Path, kind: type[Exception], *words: str) -> None:
