@@ -74,9 +74,9 @@ def block(seed: int) -> Block:
             kernel, pads = (3, 3), (dilation, dilation)
         groups = chance.choice([g for g in (1, 1, 2, channels) if not (channels % g or out % g)])
         bias = chance.random() < 0.5
-        border = chance.choice(MODES) if chance.random() < 0.1 else mode
+        border = chance.choice(MODES) if chance.random() < 0.07 else mode
         conv = nn.Conv2d(channels, out, kernel, stride, pads, dilation, groups, bias, border)
-        kind = chance.choice(NORMS) if chance.random() < 0.25 else "plain"
+        kind = chance.choice(NORMS) if chance.random() < 0.15 else "plain"
         branches.append(nn.Sequential(conv, norm(kind, out)))
         if kind == "training":
             branches[-1].train()
