@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := $(VENV)/.packages
 
-.PHONY: help demo test trust check fix samples clean
+.PHONY: help demo test trust fuzz check fix samples clean
 
 help:
 	@echo "make demo     fuse the trained sample and show the result"
 	@echo "make test     run the tests"
 	@echo "make trust    measure every promise of SECURITY.md (up to 30 minutes)"
+	@echo "make fuzz     draw files that are nearly right by the ten thousand (about 30 minutes)"
 	@echo "make check    lint, types and import contracts"
 	@echo "make fix      format, and mend what ruff can mend"
 	@echo "make samples  train the sample networks again"
@@ -34,6 +35,11 @@ test: $(READY) $(PACKAGES)
 
 trust: $(READY)
 	$(BIN)/python -m tests.trust
+
+# What it finds lies in tests/trust/finds afterwards, and is tried by make test from then on.
+fuzz: $(READY)
+	ACFUSE_FUZZ=1 $(BIN)/python -m pytest tests/trust/test_fuzz.py --numprocesses 2 \
+		--hypothesis-profile fuzz
 
 check: $(READY)
 	$(BIN)/ruff check .

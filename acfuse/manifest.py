@@ -1,7 +1,6 @@
 """The manifest: the record that a conversion leaves, and a job read from it again."""
 
 import importlib.metadata
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -15,7 +14,7 @@ from acfuse.export import DEFAULT_OPSET
 from acfuse.files import Written, sha256_of
 from acfuse.find import Found
 from acfuse.job import Conversion, Job
-from acfuse.limits import LIMITS, Limits
+from acfuse.limits import LIMITS, Limits, parsed_json
 from acfuse.paths import Paths
 from acfuse.patterns import known_patterns
 from acfuse.text import as_json, one_line
@@ -170,7 +169,7 @@ class Manifest:
     def read(cls, path: Path) -> "Manifest":
         """Reads a manifest. Raises InputError for one that this version cannot use."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = parsed_json(path.read_bytes(), path.name)
             version = data["schema_version"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             text = f"{path.name} is not a manifest of acfuse: {one_line(error)}."

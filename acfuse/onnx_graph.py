@@ -158,8 +158,13 @@ def numbers_of(model: onnx.ModelProto) -> tuple[dict[str, Tensor], list[Norm]]:
 
 
 def _tensor(stored: onnx.TensorProto) -> Tensor:
+    return torch.from_numpy(np.array(_check_numbers(stored)))
+
+
+def _check_numbers(stored: onnx.TensorProto) -> Any:
+    """The array of a stored tensor. Raises InputError if its numbers do not fit its shape."""
     try:
-        return torch.from_numpy(np.array(numpy_helper.to_array(stored)))
+        return numpy_helper.to_array(stored)
     except Exception as error:
         why = f"{stored.name} has not the numbers that its shape needs"
         raise InputError(f"the model is not valid ONNX: {why}.") from error
@@ -173,6 +178,9 @@ def fuse_onnx(model: onnx.ModelProto, *, fold_bn: bool = False) -> FusedOnnx:
     fault = _fault_of(model)
     if fault:
         raise InputError(f"the model is not valid ONNX: {fault}.")
+    for graph in all_graphs(model.graph):
+        for tensor in graph.initializer:
+            _check_numbers(tensor)
     fused = onnx.ModelProto()
     fused.CopyFrom(model)
     graphs = _graphs(fused)

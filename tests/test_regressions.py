@@ -634,3 +634,26 @@ def test_arms_that_read_a_residual_sum_become_one():
     parts = {name: nn.Conv2d(4, 4, 1) for name in "pq"}
     depthwise = {n: nn.Conv2d(4, 4, k, 1, k // 2, groups=4) for n, k in (("a", 3), ("b", 1))}
     fused_and_checked(Net(_arms_of_a_residual_sum, **parts, **depthwise), convolutions=3)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(("size", "padding"), [(1, 3), (1, 9), (3, 5)])
+def test_pads_that_are_larger_than_the_window_are_certified(size, padding, stride):
+    """The certificate asked for images of a negative size: a crash of `convert`."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Conv2d(3, 4, size, stride, padding)
+            self.two = nn.Conv2d(3, 4, size + 2, stride, padding + 1)
+            self.bn = nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return torch.relu(self.one(x) + self.bn(self.two(x)))
+
+    model = Net().eval()
+    awake(model, 0)
+    fused = acfuse.fuse(model)
+    assert len(fused.found) == 1
+    proofs = acfuse.verify(model, fused.model, (1, 3, 9, 8))
+    assert proofs.passed, proofs.fault

@@ -39,7 +39,13 @@ class Axis:
     def window(
         cls, size: int, stride: int = 1, pads: tuple[int, int] = (0, 0), dilation: int = 1
     ) -> "Axis":
-        """The window of a layer with `size` taps, `dilation` places apart."""
+        """The window of a layer with `size` taps, `dilation` places apart.
+
+        Raises NotFusable for one that no layer has.
+        """
+        if min(size, stride, dilation) < 1:
+            why = f"a window of {size} taps, {dilation} apart, that steps by {stride} is none"
+            raise NotFusable(Reason.WINDOW, why)
         taps = dilation * (size - 1) + 1
         if taps > LARGEST_WINDOW:
             raise _too_large(taps)
@@ -139,11 +145,17 @@ class Geometry:
     shifts: bool = False
 
     def __post_init__(self) -> None:
-        """Raises NotFusable for more than can be multiplied and proved."""
+        """Raises NotFusable for groups that are none, and for more than can be proved.
+
+        A pool of any number of channels has none yet, in no groups.
+        """
+        channels = self.in_channels, self.out_channels
+        if any(n % self.groups if self.groups > 0 else n for n in channels):
+            why = f"{channels[0]} and {channels[1]} channels cannot be in {self.groups} groups"
+            raise NotFusable(Reason.CHANNELS, why)
         places = prod(axis.reach for axis in self.axes)
-        per_group = self.in_channels // max(self.groups, 1)  # none yet of a pool of any channels
-        kernel = prod((self.out_channels, per_group, *self.taps))
-        image = max(self.out_channels, self.in_channels) * places
+        kernel = prod((self.out_channels, self.in_channels // max(self.groups, 1), *self.taps))
+        image = max(channels) * places
         if places > LARGEST_WINDOW or max(kernel, image) > LARGEST_KERNEL:
             raise _too_large(places)
 

@@ -247,13 +247,18 @@ def batch_norm(
 ) -> Affine:
     """BatchNorm at inference: scale = weight / sqrt(variance + eps), shift = bias - mean * scale.
 
-    Shapes: all [channels]. Raises NotFusable in training mode or without running statistics:
-    the factors then depend on the batch. Source: arXiv:1502.03167.
+    Shapes: all [channels]; NotFusable for others. So it is in training mode or without running
+    statistics: the factors then depend on the batch. Source: arXiv:1502.03167.
     """
     if training:
         raise NotFusable(Reason.STATISTICS, "a BatchNorm is in training mode")
     if mean is None or variance is None:
         raise NotFusable(Reason.STATISTICS, "a BatchNorm has no running statistics")
+    sizes = {tuple(t.shape) for t in (weight, bias, mean, variance) if t is not None}
+    if len(sizes) > 1 or variance.ndim != 1:
+        raise NotFusable(
+            Reason.NOT_PER_CHANNEL, f"the tensors of a BatchNorm are of {sorted(sizes)}, not alike"
+        )
     scale = (variance.detach().double() + eps).rsqrt()
     if weight is not None:
         scale = scale * weight.detach().double()

@@ -5,7 +5,6 @@ archive is looked at: no pickled constant, no sample input, no guard (which is P
 Source: torch/export/pt2_archive and torch/_export/serde/schema.py, version 8.
 """
 
-import json
 import math
 import zipfile
 from typing import Any
@@ -17,7 +16,7 @@ from acfuse.checkpoint.exported_graph import graph_of, scalar_type
 from acfuse.checkpoint.opened import Opened
 from acfuse.checkpoint.zips import check_zip, names_of, unzipped
 from acfuse.errors import InputError, UnsafeError
-from acfuse.limits import Limits
+from acfuse.limits import Limits, parsed_json
 from acfuse.text import one_line
 
 SCHEMA = 8
@@ -39,7 +38,7 @@ def read_exported(source: Opened, limits: Limits) -> tuple[nn.Module, tuple[str,
     notes = check_zip(source, limits)
     try:
         with unzipped(source) as archive:
-            return _Archive(archive, source.name).module(), notes
+            return _Archive(archive, source.name, limits).module(), notes
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError,
             RecursionError, OSError) as error:  # fmt: skip
         why = one_line(error)
@@ -49,8 +48,8 @@ def read_exported(source: Opened, limits: Limits) -> tuple[nn.Module, tuple[str,
 class _Archive:
     """The records of a .pt2 file, by name without the folder that all are in."""
 
-    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
-        self.archive, self.name = archive, name
+    def __init__(self, archive: zipfile.ZipFile, name: str, limits: Limits) -> None:
+        self.archive, self.name, self.limits = archive, name, limits
         self.records = {i.filename.partition("/")[2]: i for i in archive.infolist()}
 
     def module(self) -> nn.Module:
@@ -68,7 +67,7 @@ class _Archive:
         return graph_of(program["graph_module"], tensors, self.name)
 
     def _json(self, record: str) -> Any:
-        return json.loads(self._bytes(record))
+        return parsed_json(self._bytes(record), self.name, self.limits)
 
     def _bytes(self, record: str) -> bytes:
         info = self.records[record]
@@ -87,8 +86,9 @@ class _Archive:
                     "says. Export the model without it."
                 )
             record = folder + payload["path_name"]
-            data = read.setdefault(record, bytearray(self._bytes(record)))
-            tensors[key] = _tensor(data, payload["tensor_meta"])
+            if record not in read:
+                read[record] = bytearray(self._bytes(record))
+            tensors[key] = _tensor(read[record], payload["tensor_meta"])
         return tensors
 
 

@@ -46,6 +46,8 @@ def opened(source: Path, limits: Limits = LIMITS, sha256: str | None = None) -> 
         number = os.open(source, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except FileNotFoundError as error:
         raise InputError(f"{source} does not exist; expected a checkpoint file.") from error
+    except ValueError as error:  # a name that no file can have
+        raise InputError(f"{str(source)!r} is no name of a file.") from error
     except OSError as error:
         if source.is_dir():
             raise InputError(f"{source.name} is a directory; {_file_in(source)}.") from error

@@ -55,7 +55,7 @@ def read_tensors(source: Path, how: Reading = AS_IT_IS) -> Read:
     with opened(source, how.limits, how.sha256) as file:
         kind = recognise(file, how.limits)
         if kind == "index":
-            wrapper, tensors = _read_shards(source, how)
+            wrapper, tensors = _read_shards(source, file, how)
         else:
             wrapper, tensors = READERS[kind](file, how)
     how.limits.check("tensors", len(tensors), source.name)
@@ -93,6 +93,7 @@ def _read_hdf5(source: Opened, how: Reading) -> Read:
 def _read_exported(source: Opened, how: Reading) -> Read:
     _no_key(source, how)
     program, notes = read_exported(source, how.limits)
+    check_stored(program.state_dict().values(), source.name, source.size)
     return Wrapper("exported", program, notes=notes), dict(program.state_dict())
 
 
@@ -109,11 +110,11 @@ READERS: dict[str, Callable[[Opened, Reading], Read]] = {
 }
 
 
-def _read_shards(source: Path, how: Reading) -> Read:
+def _read_shards(source: Path, file: Opened, how: Reading) -> Read:
     """All shards of an index as one checkpoint, in the order of the index."""
     if how.sha256 is not None:
         raise UsageError(f"{source.name} names several files, and --sha256 is of one. Leave it.")
-    index = read_index(source)
+    index = read_index(file, how.limits)
     digests: dict[Path, str] = {}
     tensors: dict[str, Tensor] = {}
     notes: tuple[str, ...] = ()

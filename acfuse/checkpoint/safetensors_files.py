@@ -16,12 +16,11 @@ from torch import Tensor
 from acfuse.checkpoint.memory import pieces
 from acfuse.checkpoint.opened import Opened
 from acfuse.errors import InputError, UnsafeError
-from acfuse.limits import Limits
+from acfuse.limits import Limits, parsed_json
 from acfuse.text import one_line
 
 LARGEST_HEADER = 2**25  # bytes
 MOST_AXES = 64  # of a tensor in torch
-MARKS = 12  # colons and commas in the entry of a tensor of five axes
 
 NAMES = {
     torch.float64: "F64",
@@ -56,10 +55,7 @@ def read_safetensors(
             raise UnsafeError(
                 f"{source.name} has a header of {length:,} bytes: none needs so many."
             )
-        text = raw.read(length)
-    marks = text.count(b":") + text.count(b",")
-    limits.check("tensors", marks // MARKS, source.name)  # before each is an object in memory
-    header = _parsed(text, source.name)
+        header = _parsed(raw.read(length), source.name, limits)
     limits.check("tensors", len(header), source.name)
     names = [name for name in header if name != "__metadata__"]
     end = 0
@@ -76,7 +72,7 @@ def read_safetensors(
         raise _damaged(source.name, one_line(error)) from error
 
 
-def _parsed(text: bytes, source: str) -> dict[str, Any]:
+def _parsed(text: bytes, source: str, limits: Limits) -> dict[str, Any]:
     """The header, in its own order. Readers differ in which of two tensors of one name they see."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -87,7 +83,7 @@ def _parsed(text: bytes, source: str) -> dict[str, Any]:
         return found
 
     try:
-        header = json.loads(text, object_pairs_hook=once)
+        header = parsed_json(text, source, limits, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise _damaged(source, f"its header is no JSON ({one_line(error)})") from error
     if not isinstance(header, dict):

@@ -1,22 +1,23 @@
 """The index of a checkpoint that is cut into several files, as Hugging Face writes it."""
 
-import json
 from pathlib import Path
 
+from acfuse.checkpoint.opened import Opened
 from acfuse.errors import InputError, UnsafeError
+from acfuse.limits import Limits, parsed_json
 from acfuse.text import one_line
 
 INDEX = ".index.json"
 LARGEST = 2**26  # bytes of an index; the largest models need a few million
 
 
-def read_index(source: Path) -> dict[str, str]:
-    """Which file holds each tensor, in the order of the index. Raises InputError."""
+def read_index(source: Opened, limits: Limits) -> dict[str, str]:
+    """Which file holds each tensor, in the order of the index. Raises InputError, UnsafeError."""
+    if source.size > LARGEST:
+        raise InputError(f"{source.name} is larger than an index of shards can be.")
     try:
-        if source.stat().st_size > LARGEST:
-            raise InputError(f"{source.name} is larger than an index of shards can be.")
-        data = json.loads(source.read_text(encoding="utf-8"))
-        files = data["weight_map"]
+        with source.open() as file:
+            files = parsed_json(file.read(), source.name, limits)["weight_map"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{source.name} is no index of shards: {one_line(error)}.") from error
     if not isinstance(files, dict) or not files:

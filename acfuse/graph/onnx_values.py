@@ -188,6 +188,8 @@ def _seed(graph: onnx.GraphProto) -> None:
         if node.op_type not in CONVOLUTIONS or node.input[1] not in stored:
             continue
         weight = stored[node.input[1]]
+        if len(weight.dims) < 3:
+            continue  # the kernel of no convolution
         groups = next((a.i for a in node.attribute if a.name == "group"), 1)
         first, second = weight.dims[0], weight.dims[1] * groups
         reads, makes = (second, first) if node.op_type == "Conv" else (first, second)

@@ -263,10 +263,7 @@ def _probes(stored: Sequence[LinearConv | None], seed: int, room: int) -> Sequen
     generator = torch.Generator().manual_seed(seed)
     known = [s.geometry for s in stored if s is not None]
     out = known[0].out_channels
-    least = [
-        max(max((g.axes[i].taps + g.axes[i].stride - 1) // g.axes[i].stride, 2) for g in known)
-        for i in range(len(known[0].axes))
-    ]
+    least = [max(_least_output(g.axes[i]) for g in known) for i in range(len(known[0].axes))]
     probes = []
     for extra, batch, mean, scale in (
         ((3, 6, 4), 2, 0.0, 1.0),
@@ -283,6 +280,13 @@ def _probes(stored: Sequence[LinearConv | None], seed: int, room: int) -> Sequen
             images.append(scale * (noise + mean))
         probes.append(images)
     return probes
+
+
+def _least_output(axis: Axis) -> int:
+    """The size of an output that shows a whole window, and of which the image is no less than 1."""
+    window = -(-axis.taps // axis.stride)
+    padded = 1 - (axis.taps - axis.before - axis.after - 1) // axis.stride
+    return max(window, padded, 2)
 
 
 def _worst_ulp(

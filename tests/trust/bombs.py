@@ -437,6 +437,19 @@ def deep_index(folder: Path) -> list[str]:
     return asked(path)
 
 
+def many_shards(folder: Path) -> list[str]:
+    path = folder / "m.safetensors.index.json"
+    entries = b",".join(b'"%d":"a"' % n for n in range(3_000_000))
+    path.write_bytes(b'{"weight_map":{' + entries + b"}}")
+    return asked(path)
+
+
+def many_lists(folder: Path) -> list[str]:
+    path = folder / "m.safetensors.index.json"
+    path.write_bytes(b'{"weight_map":[' + b"[]," * 20_000_000 + b"[]]}")
+    return asked(path)
+
+
 def deep_toml(folder: Path) -> list[str]:
     records(folder)
     (folder / "own.toml").write_bytes(b"a = " + b"[" * 30_000 + b"]" * 30_000)
@@ -475,7 +488,8 @@ BOMBS: dict[str, Maker] = {
         huge_sparse_initializer, external_many_times,
         huge_dilation, huge_pads, huge_stride, huge_pool,
         huge_when_run, endless_when_run, huge_image,
-        deep_index, deep_toml, deep_expression, deep_manifest, deep_configuration,
+        deep_index, many_shards, many_lists, deep_toml, deep_expression,
+        deep_manifest, deep_configuration,
     )
 }  # fmt: skip
 BOMBS |= {f"huge {kind}": huge_constant(kind) for kind in STRETCHED}

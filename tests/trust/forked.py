@@ -124,6 +124,7 @@ def _import_all() -> None:
     """Imports what a run imports, early or late, by converting a sample here."""
     import shutil
 
+    import h5py  # noqa: F401
     import torch
 
     torch.set_num_threads(1)  # a pool of threads does not outlive a fork
