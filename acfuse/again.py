@@ -102,8 +102,9 @@ def verify_files(
         else:
             proofs = replace(proofs, checks=(*proofs.checks, check))
     if onnx_path is not None and isinstance(checkpoint, LiveModel) and job.inputs is not None:
+        onnx_file, _ = read_onnx(onnx_path, Reading(limits=job.limits))  # no file elsewhere
         check = compare_onnx(
-            onnx_path,
+            onnx_file.SerializeToString(),
             checkpoint.model,
             job.inputs,
             job.tolerance,

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -224,7 +223,7 @@ def _fixed_axes(proto: onnx.ModelProto, wanted: list[list[int]]) -> str:
 
 
 def compare_onnx(
-    onnx_file: bytes | Path,
+    onnx_file: bytes,
     original: nn.Module,
     inputs: Inputs,
     tolerance: Tolerance,
@@ -238,12 +237,11 @@ def compare_onnx(
     Runs the given shape with several seeds, and at least one further size of each free axis: that
     proves the axis by execution.
     """
-    source = onnx_file if isinstance(onnx_file, bytes) else str(onnx_file)
 
     def sessions() -> Iterator[Answer]:
         for optimised in (False, True):
             progress("the ONNX file in onnxruntime")
-            session = session_of(source, optimised=optimised, limits=limits)
+            session = session_of(onnx_file, optimised=optimised, limits=limits)
             yield partial(_answer, session, limits)
 
     return compared("onnx", "onnxruntime", sessions(), original, inputs, tolerance, dynamic)
@@ -315,7 +313,7 @@ def _sizes_to_try(
 
 
 def session_of(
-    source: bytes | str, *, optimised: bool, limits: Limits = LIMITS
+    source: bytes, *, optimised: bool, limits: Limits = LIMITS
 ) -> onnxruntime.InferenceSession:
     """A model in onnxruntime on the CPU, with every optimisation or with none.
 

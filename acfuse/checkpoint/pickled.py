@@ -36,7 +36,11 @@ def read_torch(
     if missing:
         raise UnsafeError(_refusal(source.name, sorted(missing)))
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
+        with (
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(allowed),
+            torch.sparse.check_sparse_tensor_invariants(True),  # type: ignore[no-untyped-call]
+        ):
             warnings.simplefilter("ignore")
             mapped = is_zip(source)
             whole = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)

@@ -298,3 +298,18 @@ def test_two_ends_of_a_directory(tmp_path, place, changed):
     data[place : place + changed] = (number ^ 3).to_bytes(changed, "little")
     path.write_bytes(data)
     refused(path, UnsafeError, "two ends")
+
+
+def test_a_sparse_tensor_that_points_outside_of_itself(tmp_path):
+    """Torch believes its indices unless it is told not to, and reads whatever stands there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fine = torch.sparse_coo_tensor(torch.tensor([[0, 1]]), torch.ones(2), (2,))
+        whole = {"state_dict": {"a": torch.ones(1)}, "other": fine}
+        torch.save(whole, tmp_path / "fine.pth")
+        _, tensors = read_tensors(tmp_path / "fine.pth")
+        assert list(tensors) == ["a"]
+        indices, values = torch.tensor([[0, 2**40]]), torch.ones(2)
+        wrong = torch.sparse_coo_tensor(indices, values, (2,), check_invariants=False)
+        torch.save({**whole, "other": wrong}, tmp_path / "bad.pth")
+    refused(tmp_path / "bad.pth", InputError, "torch cannot read it")

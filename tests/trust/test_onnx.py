@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from acfuse.errors import InputError, UnsafeError
 from acfuse.graph.onnx_values import LARGEST_FOLD, constants_of
 from acfuse.onnx_graph import fuse_onnx, read_onnx
+from tests.trust.sample import converted
 
 
 def model_of(nodes: list, *, initializers: tuple = ()) -> onnx.ModelProto:
@@ -155,3 +156,31 @@ def test_attributes_that_contradict_the_kernel_are_refused(key, numbers):
         return
     assert not fused.found
     assert fused.refused
+
+
+def test_an_output_that_reaches_elsewhere_is_not_run(forks, tmp_path):
+    """What verify runs is read as any ONNX file is: its tensors are in no other folder."""
+    folder = tmp_path / "own"
+    converted(forks, folder, seed=1, onnx=True)
+    path = folder / "model.fused.onnx"
+    model = onnx.load(path)
+    weight = model.graph.initializer[0]
+    (tmp_path / "secret").write_bytes(weight.raw_data)
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../secret")
+    path.write_bytes(model.SerializeToString())
+    ended = forks.run("verify", folder=folder)
+    assert (ended.exit, ended.is_one_line) == (4, True), ended.stderr
+    assert "'../secret'" in ended.stderr
+
+
+def test_tensors_that_are_one_place_of_a_file(folder):
+    path = outside(folder, location="net.data", offset="0", length="36")
+    model = onnx.load(path, load_external_data=False)
+    for n in range(3):
+        model.graph.initializer.add().CopyFrom(model.graph.initializer[0])
+        model.graph.initializer[-1].name = f"w{n}"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UnsafeError, match="more than once"):
+        read_onnx(path)
