@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from acfuse.checkpoint.exported_layers import convolution, norm
+from acfuse.checkpoint.nests import check_names
 from acfuse.errors import InputError, UnsafeError
 
 SCALAR_TYPES = {
@@ -102,7 +103,7 @@ class _Reader:
             argument = value["arg"]
             if kind == "user_input":
                 name = argument["as_tensor"]["name"]
-                if not name.isidentifier() or keyword.iskeyword(name):
+                if not _is_word(name):
                     raise InputError(f"{self.name}: {name!r} is no name of an input.")
                 self.made[name] = self.graph.placeholder(name)
             elif kind in ("parameter", "buffer", "tensor_constant"):
@@ -115,6 +116,7 @@ class _Reader:
 
     def _hold(self, path: str, tensor: Tensor, *, is_parameter: bool) -> None:
         """Puts a tensor into the tree. KeyError for a name that a module has for itself."""
+        check_names([path], self.name)
         *folders, last = path.split(".")
         module = self.root
         for folder in folders:
@@ -131,6 +133,9 @@ class _Reader:
         named = [i for i in node["inputs"] if i.get("kind", 1) != 1]
         arguments = tuple(self._argument(i["arg"]) for i in given)
         keywords = {i["name"]: self._argument(i["arg"]) for i in named}
+        odd = [name for name in keywords if not _is_word(name)]
+        if odd:
+            raise UnsafeError(f"{self.name}: {odd[0]!r} is no name of an argument.")
         made = self._call(node["target"], arguments, keywords)
         is_norm = node["target"] == CORE_NORM  # it gives statistics as well, for training
         self._results(made, node["outputs"][:1] if is_norm else node["outputs"])
@@ -180,7 +185,10 @@ class _Reader:
                 return call(operator.getitem, (x, (*[slice(None)] * dim, slice(start, end))))
         if short in FUNCTIONS and not (named and found[2] == "Tensor"):  # add has an alpha
             return call(FUNCTIONS[short], given, named)
-        return call(getattr(getattr(torch.ops.aten, found[1]), found[2]), given, named)
+        operation = getattr(getattr(torch.ops.aten, found[1]), found[2])
+        if not isinstance(operation, torch._ops.OpOverload):
+            raise UnsafeError(f"{self.name} calls {target}, which is no operator of torch.")
+        return call(operation, given, named)
 
     def _layer(self, path: str | None, given: tuple[Any, ...]) -> fx.Node | None:
         return None if path is None else self.graph.call_module(path, (given[0],))
@@ -228,6 +236,11 @@ class _Reader:
         if spec["type"] == "builtins.dict" and leaves:
             return dict(zip(json.loads(spec["context"]), results, strict=True))
         return tuple(results)
+
+
+def _is_word(name: Any) -> bool:
+    """Whether this can be the name of an argument: torch.fx writes it into code as it stands."""
+    return isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
 
 
 def _numbers(kind: str, value: Any) -> Any:

@@ -1,12 +1,12 @@
 """Where in a loaded object the tensors stand, and the object with others in their place."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from acfuse.errors import InputError, UsageError
+from acfuse.errors import InputError, UnsafeError, UsageError
 from acfuse.limits import Limits
 
 LISTED = 20  # names in a message
@@ -38,6 +38,17 @@ def values_of(whole: Any, name: str, limits: Limits) -> list[Any]:
         limits.check("levels", depth, name)
         limits.check("values", len(seen) + len(below), name)
     return leaves
+
+
+def check_names(names: Iterable[str], source: str) -> None:
+    """Raises UnsafeError for paths in a module that would not be text inside of quotes.
+
+    torch.fx writes the forward of a traced module as code, with the names of its parts as they are.
+    A file says what a pickled module, or an exported program, calls them.
+    """
+    for name in names:
+        if not name.isprintable() or '"' in name or "\\" in name:
+            raise UnsafeError(f"{source}: {name!r} is no name of a layer: torch runs it as code.")
 
 
 def entry(whole: Any, key: str | None, name: str) -> tuple[tuple[str, ...], Any]:

@@ -11,7 +11,7 @@ from acfuse.checkpoint.exported_files import read_exported
 from acfuse.checkpoint.hdf5_files import read_hdf5
 from acfuse.checkpoint.kinds import recognise
 from acfuse.checkpoint.models import build_model, fit_prefix, load_into
-from acfuse.checkpoint.nests import entry, values_of
+from acfuse.checkpoint.nests import check_names, entry, values_of
 from acfuse.checkpoint.numbers import check_dense, check_stored
 from acfuse.checkpoint.opened import Opened, opened
 from acfuse.checkpoint.pickled import read_torch
@@ -73,6 +73,9 @@ def _read_torch(source: Opened, how: Reading) -> Read:
         ((), whole) if isinstance(whole, nn.Module) else entry(whole, how.key, source.name)
     )
     if isinstance(found, nn.Module):
+        for module in found.modules():  # each by its own names: paths may be without end
+            parts = (vars(module), module._modules, module._parameters, module._buffers)
+            check_names((str(name) for part in parts for name in part), source.name)
         return Wrapper("module", whole, path, notes=notes), dict(found.state_dict())
     tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)}
     return Wrapper("state_dict", whole, path, notes=notes), tensors
