@@ -241,6 +241,8 @@ class _Builder:
             raise NotFusable(Reason.RANDOM, f"{node.op_type} draws random numbers")
         if node.op_type not in (*RULES, "Split"):
             raise NotFusable(Reason.ACTIVATION, f"{node.op_type} stands between")
+        if not place.reads:
+            raise NotFusable(Reason.ACTIVATION, f"{node.op_type} works on constants")
         if node.op_type in CHANNELS_SECOND and place.axes:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"{node.op_type} takes other axes for channels")
         rules = _split(place) if node.op_type == "Split" else [RULES[node.op_type](place)]
@@ -425,7 +427,7 @@ def _factor(place: _Place, index: int) -> Tensor | float:
 def _pad(place: _Place) -> Rule:
     given = place.attributes
     mode = given.get("mode", b"constant").decode()
-    count = len(place.sizes(place.reads[0])) if place.reads else 0
+    count = len(place.sizes(place.reads[0]))
     if place.around.opset < 11:
         amounts, fill = list(given["pads"]), float(given.get("value", 0.0))
     else:
@@ -469,7 +471,7 @@ def _slice(place: _Place) -> Rule:
         lists = [place.tensor(i).tolist() if place.has(i) else [] for i in range(1, 5)]
         starts, ends, which, steps = lists
     which, steps = which or list(range(len(starts))), steps or [1] * len(starts)
-    count = len(place.sizes(place.reads[0])) if place.reads else 0
+    count = len(place.sizes(place.reads[0]))
     if len(which) == 1 and steps == [1] and _is_channels(place, which[0], count):
         return Taken(slice(starts[0], None if ends[0] >= END else ends[0]))
     cuts = [(0, 0)] * count

@@ -80,14 +80,13 @@ def tried(kind: str, data: bytes, folder: Path) -> None:
     act, _ = TARGETS[kind]
     path = folder / kind
     path.write_bytes(data)
-    began, words = time.monotonic(), ""
+    began = time.monotonic()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             act(path)
         told("read")
     except AcfuseError as refusal:
-        words = str(refusal)
         told(f"refused: {type(refusal).__name__}")
     except BaseException as error:
         place = "".join(traceback.format_tb(error.__traceback__)[-1:])
@@ -97,7 +96,6 @@ def tried(kind: str, data: bytes, folder: Path) -> None:
             (FINDS / f"{name}-{kind}").write_bytes(data)  # a smaller one of the same replaces it
         raise
     assert time.monotonic() - began < LONGEST
-    assert "\n" not in words
 
 
 @pytest.mark.parametrize("kind", TARGETS)
