@@ -14,10 +14,11 @@ from torch import Tensor
 
 from acfuse.checkpoint.opened import Opened
 from acfuse.errors import InputError, UnsafeError, UsageError
+from acfuse.limits import Limits
 from acfuse.text import one_line
 
 
-def read_hdf5(source: Opened) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_hdf5(source: Opened, limits: Limits) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The attributes and the tensors of a file.
 
     Raises InputError, UnsafeError; UsageError where the extra is not installed.
@@ -25,9 +26,13 @@ def read_hdf5(source: Opened) -> tuple[dict[str, Any], dict[str, Tensor]]:
     h5py = _library(source.name)
     try:
         with h5py.File(source.place, "r") as file:
+            limits.check("tensors", len(file), source.name)
             tensors = {name: _tensor(file, name, source.name) for name in file}
+            for name in file.attrs:
+                if h5py.check_ref_dtype(file.attrs.get_id(name).dtype) is not None:
+                    raise InputError(f"{source.name}: its attribute {name!r} is a reference.")
             return dict(file.attrs), tensors
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise InputError(f"{source.name} is a damaged HDF5 file: {one_line(error)}.") from error
 
 

@@ -89,7 +89,7 @@ def _read_safetensors(source: Opened, how: Reading) -> Read:
 
 def _read_hdf5(source: Opened, how: Reading) -> Read:
     _no_key(source, how)
-    metadata, tensors = read_hdf5(source)
+    metadata, tensors = read_hdf5(source, how.limits)
     return Wrapper("hdf5", metadata=metadata), tensors
 
 

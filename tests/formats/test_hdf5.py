@@ -124,3 +124,46 @@ def test_without_the_extra_it_is_named(project, monkeypatch):
 def test_the_result_is_named_as_what_it_is(project):
     save(state())
     refused(run("convert", "finish.hdf5", "-o", "net.pth"), 2, ".hdf5 file; name it so")
+
+
+ATTRIBUTES = {
+    "a reference": lambda file: file["head.bias"].ref,
+    "nothing": lambda file: h5py.Empty("f"),
+    "words": lambda file: ["a", "b"],
+    "numbers": lambda file: numpy.arange(3),
+}
+
+
+@pytest.mark.parametrize("kind", ATTRIBUTES)
+def test_attributes_of_the_file_stay_or_are_refused(project, kind):
+    save(state())
+    with h5py.File("finish.hdf5", "a") as file:
+        file.attrs["own"] = ATTRIBUTES[kind](file)
+    result = run("convert", "finish.hdf5", "--no-onnx")
+    if kind == "a reference":
+        refused(result, 3, "finish.hdf5", "own")
+        return
+    worked(result)
+    with h5py.File("finish.fused.hdf5") as file:
+        assert str(file.attrs["own"]) == str(h5py.File("finish.hdf5").attrs["own"])
+
+
+def _time(file, where):
+    space = h5py.h5s.create_simple((2,))
+    make = h5py.h5a.create if where == "attribute" else h5py.h5d.create
+    make(file.id, b"own", h5py.h5t.UNIX_D32LE, space)
+
+
+@pytest.mark.parametrize("kind", ["time attribute", "time dataset", "empty", "long double", "type"])
+def test_types_that_torch_does_not_have(project, kind):
+    save(state())
+    with h5py.File("finish.hdf5", "a") as file:
+        if kind.startswith("time"):
+            _time(file, kind.split()[1])
+        elif kind == "empty":
+            file["own"] = h5py.Empty("f")
+        elif kind == "long double":
+            file["own"] = numpy.ones(2, numpy.longdouble)
+        else:
+            file["own"] = numpy.dtype("f4")
+    refused(run("convert", "finish.hdf5", "--no-onnx"), 3, "finish.hdf5")
