@@ -177,8 +177,7 @@ class _Builder:
         values = [self._value(n) for n in reads]
         if self._is_transposed(node, reads):
             value, axes = values[0]
-            perm = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
-            self.values[node.output[0]] = value, then(axes, perm)
+            self.values[node.output[0]] = value, then(axes, _perm(node))
             return
         rules: Sequence[Rule | None]
         order: Axes = ()
@@ -217,14 +216,15 @@ class _Builder:
 
     def _is_transposed(self, node: onnx.NodeProto, reads: tuple[str, ...]) -> bool:
         """Whether a node is a Transpose that says how, of something that is a value."""
+        perm = _perm(node)
         own = (node.domain, node.op_type) not in self.around.functions
-        stated = any(a.name == "perm" for a in node.attribute)
         return (
             node.op_type == "Transpose"
             and node.domain in ("", "ai.onnx")
             and own
-            and stated
+            and bool(perm)
             and len(reads) == 1
+            and len(self._value(reads[0])[1]) in (0, len(perm))
         )
 
     def _rules(self, place: _Place) -> Sequence[Rule | None]:
@@ -268,13 +268,19 @@ def _orders(graph: onnx.GraphProto) -> dict[str, Axes]:
     for node in reversed(graph.node):
         if not node.output:
             continue
-        perm = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
+        perm = _perm(node)
         if node.op_type == "Transpose" and perm and node.output[0] in channels_second:
             orders.setdefault(node.input[0], inverse(perm))
         elif node.op_type in ELEMENTWISE and node.output[0] in orders:
             for name in node.input:
                 orders.setdefault(name, orders[node.output[0]])
     return orders
+
+
+def _perm(node: onnx.NodeProto) -> Axes:
+    """The order of axes that a Transpose says; () if it says none, or what is no order."""
+    perm = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
+    return perm if sorted(perm) == list(range(len(perm))) else ()
 
 
 def inverse(axes: Axes) -> Axes:

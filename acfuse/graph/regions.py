@@ -188,10 +188,16 @@ def _plan(graph: Graph, kept: frozenset[str]) -> tuple[dict[str, _Plan], dict[st
             continue
         options = [_options(plans[v], expandable=roots.get(v, v) != v) for v in step.reads]
         plan, miss = _plan_step(graph, step, options)
+        if len(plan.unit.made) > LONGEST:  # what is behind it begins anew
+            why = f"more than {LONGEST:,} linear steps are in a row"
+            plan, miss = _given(step.value), Miss(step.value, Reason.COST, why)
         plans[step.value] = plan
         if miss:
             misses[step.value] = miss
     return plans, misses
+
+
+LONGEST = 1_000  # steps that are planned as one; the longest of a network has a few dozen
 
 
 def _given(value: str) -> _Plan:
