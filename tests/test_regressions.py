@@ -657,3 +657,22 @@ def test_pads_that_are_larger_than_the_window_are_certified(size, padding, strid
     assert len(fused.found) == 1
     proofs = acfuse.verify(model, fused.model, (1, 3, 9, 8))
     assert proofs.passed, proofs.fault
+
+
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+def test_one_setting_for_all_axes_may_be_in_a_tuple(name):
+    """Torch takes (1,) for every axis; the record of the layer had one axis then: a crash."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Conv2d(3, 4, 3, **{"padding": 1, name: (1,)})
+            self.two = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return torch.relu(self.one(x) + self.two(x))
+
+    model = Net().eval()
+    fused = acfuse.fuse(model)
+    assert len(fused.found) == 1
+    assert acfuse.verify(model, fused.model, (1, 3, 9, 8)).passed

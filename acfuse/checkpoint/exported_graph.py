@@ -4,20 +4,24 @@ Only operators of torch's own library are called, and arithmetic on sizes; those
 are called as the functions of torch.nn.functional that they are.
 """
 
+import contextlib
 import json
 import keyword
+import logging
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 from acfuse.checkpoint.exported_layers import convolution, norm
 from acfuse.checkpoint.nests import check_names
 from acfuse.errors import InputError, UnsafeError
+from acfuse.text import one_line
 
 SCALAR_TYPES = {
     1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64,
@@ -33,7 +37,9 @@ PLAIN = {"as_int", "as_ints", "as_float", "as_floats", "as_bool", "as_bools"}
 # Words that operators take: modes and formulas, and never the name of a file.
 WORDS = {"same", "valid", "none", "tanh", "constant", "reflect", "replicate", "circular", "trunc",
          "floor", "zeros", "bilinear", "nearest", "bicubic", "mean", "sum", "ij", "xy"}  # fmt: skip
-NEVER = re.compile(r"from_file|_unsafe(?!_view|_index)|unsafe_tensor|_print|set_|resize_|storage")
+# What reads files, trusts its arguments, or makes as much as the numbers of a tensor say.
+NEVER = re.compile(r"from_file|_unsafe(?!_view|_index)|unsafe_tensor|_print|set_|resize_|storage"
+                   r"|repeat_interleave|bincount|one_hot|histc|nested|sparse|quantize")  # fmt: skip
 ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
 ARITHMETIC = {
     f"_operator.{f.__name__}": f
@@ -93,7 +99,29 @@ class _Reader:
         for node in self.graph.find_nodes(op="get_attr"):  # a layer brings its own tensors
             if not node.users and str(node.target).rpartition(".")[0] in layers:
                 self.graph.erase_node(node)
-        return fx.GraphModule(self.root, self.graph).eval()
+        module = fx.GraphModule(self.root, self.graph).eval()
+        self._try(module)
+        return module
+
+    def _try(self, module: nn.Module) -> None:
+        """Runs the program once, on images without numbers. Raises ValueError if that fails.
+
+        Whatever an operator is given that it does not take is found out here.
+        """
+
+        def size(number: Mapping[str, Any]) -> int:
+            return int(number["as_int"] if "as_int" in number else size(number["as_expr"]["hint"]))
+
+        values = self.program["graph"]["tensor_values"]
+        known = [values[str(node.target)] for node in self.graph.find_nodes(op="placeholder")]
+        shapes = [[size(n) for n in value["sizes"]] for value in known]
+        dtypes = [scalar_type(value["dtype"]) for value in known]
+        try:
+            with _unlogged(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+                images = [torch.empty(s, dtype=d) for s, d in zip(shapes, dtypes, strict=True)]
+                module.forward(*images)  # called itself, torch would print its code if it fails
+        except Exception as error:
+            raise ValueError(f"it does not run on {shapes}: {one_line(error, 200)}") from error
 
     def _inputs(self, specs: Sequence[Mapping[str, Any]]) -> None:
         """Images first, as a graph must begin with them; then the tensors that it holds."""
@@ -236,6 +264,17 @@ class _Reader:
         if spec["type"] == "builtins.dict" and leaves:
             return dict(zip(json.loads(spec["context"]), results, strict=True))
         return tuple(results)
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keeps torch from logging what fails without numbers: the refusal has it in one line."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _is_word(name: Any) -> bool:

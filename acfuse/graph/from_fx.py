@@ -4,6 +4,7 @@ Names play no part. A layer counts by torch's own class and forward, a function 
 everything that is not known here is opaque, which is always safe.
 """
 
+import contextlib
 import copy
 import operator
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from acfuse.algebra import (
     per_channel,
     transposed_conv,
 )
-from acfuse.algebra.geometry import Border
+from acfuse.algebra.geometry import LARGEST_KERNEL, Border
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.steps import (
     Graph,
@@ -46,6 +47,7 @@ from acfuse.graph.trace import (
     has_hooks,
     watched_randomness,
 )
+from acfuse.text import one_line
 
 CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
@@ -150,13 +152,10 @@ class _Builder:
             if node.op == "get_attr":
                 self.constants[node] = self._stored(str(node.target))
                 return self.constants[node]
-            args = _double(self._constant(tuple(node.args)))
-            kwargs = {k: _double(self._constant(v)) for k, v in node.kwargs.items()}
+            args = _mapped(_doubled, self._constant(tuple(node.args)))
+            kwargs = {k: _mapped(_doubled, self._constant(v)) for k, v in node.kwargs.items()}
             with torch.no_grad(), watched_randomness() as drawn:
-                if node.op == "call_function":
-                    value = node.target(*args, **kwargs)  # type: ignore[operator]
-                else:
-                    value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                value = _carried_out(node, args, kwargs)
                 if drawn():
                     raise NotFusable(Reason.RANDOM, "a kernel is drawn at random in the forward")
             self.constants[node] = value
@@ -525,25 +524,63 @@ def _stands_between(name: str) -> NotFusable:
     return NotFusable(Reason.ACTIVATION, f"{name} stands between")
 
 
-def _double(value: Any) -> Any:
-    """Floating tensors in float64: what is computed from weights is rounded once, at the end."""
+def _mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """A value with each tensor in it changed."""
     if isinstance(value, (tuple, list)):
-        return type(value)(map(_double, value))
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.detach().double() if floating else value
+        return type(value)(_mapped(change, inner) for inner in value)
+    return change(value) if isinstance(value, Tensor) else value
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    """A floating tensor in float64: what is computed from weights is rounded once, at the end."""
+    return tensor.detach().double() if tensor.is_floating_point() else tensor
+
+
+def _carried_out(node: fx.Node, args: Any, kwargs: Mapping[str, Any]) -> Any:
+    """What a node makes of constants, if that is of a size that a kernel can have.
+
+    It is tried on tensors without numbers first. Raises NotFusable if it is too large, or fails.
+    """
+
+    def call(change: Callable[[Tensor], Any]) -> Any:
+        given = _mapped(change, args)
+        named = {key: _mapped(change, value) for key, value in kwargs.items()}
+        if node.op == "call_function":
+            return node.target(*given, **named)  # type: ignore[operator]
+        return getattr(given[0], str(node.target))(*given[1:], **named)
+
+    sizes: list[int] = []
+    with contextlib.suppress(Exception):  # its size may depend on numbers
+        _mapped(lambda made: sizes.append(made.numel()), call(lambda tensor: tensor.to("meta")))
+    if sum(sizes) > LARGEST_KERNEL:
+        why = f"{node.name} has {sum(sizes):,} numbers, too many for a kernel"
+        raise NotFusable(Reason.WINDOW, why)
+    try:
+        return call(lambda tensor: tensor)
+    except Exception as error:
+        why = f"{node.name} cannot be computed ({one_line(error, 200)})"
+        raise NotFusable(Reason.UNTRACEABLE, why) from error
 
 
 def conv_of(layer: Any) -> Conv:
-    """The record of an nn.Conv1d, 2d or 3d (a parametrized one with its effective weight)."""
+    """The record of an nn.Conv1d, 2d or 3d (a parametrized one with its effective weight).
+
+    Raises NotFusable for settings that fit no layer of its axes.
+    """
     if parametrize.is_parametrized(layer):
         layer = copy.deepcopy(layer).double()
     with torch.no_grad():
         weight = layer.weight
-    dilation = tuple(layer.dilation)
+    axes = weight.ndim - 2
+    dilation = _each(layer.dilation, axes)
+    each = isinstance(layer.padding, str) or len(layer.padding) == axes
+    if layer.padding_mode != "zeros" and not each:
+        # Torch takes one number for all axes here only where it pads with zeros.
+        raise NotFusable(Reason.SIZES, f"it has {len(layer.padding)} pads for {axes} axes")
     return Conv(
         weight,
         layer.bias,
-        tuple(layer.stride),
+        _each(layer.stride, axes),
         _pads(layer.padding, weight.shape[2:], dilation),
         dilation,
         layer.groups,
@@ -555,10 +592,11 @@ def transposed_conv_of(layer: Any) -> Conv:
     """The record of a transposed convolution of stride 1; NotFusable for other strides."""
     if any(s != 1 for s in layer.stride):
         raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution with a stride")
-    crops = tuple((n, n - m) for n, m in zip(layer.padding, layer.output_padding, strict=True))
-    return transposed_conv(
-        layer.weight.detach(), layer.bias, crops, tuple(layer.dilation), layer.groups
-    )
+    axes = layer.weight.ndim - 2
+    pads, more = _each(layer.padding, axes), _each(layer.output_padding, axes)
+    crops = tuple((n, n - m) for n, m in zip(pads, more, strict=True))
+    dilation = _each(layer.dilation, axes)
+    return transposed_conv(layer.weight.detach(), layer.bias, crops, dilation, layer.groups)
 
 
 def pool_rule(
@@ -605,7 +643,10 @@ def _each(value: Any, axes: int) -> tuple[int, ...]:
         return (value,) * axes
     if not isinstance(value, (tuple, list)) or not all(isinstance(n, int) for n in value):
         raise NotFusable(Reason.UNKNOWN_LAYER, "a layer's settings depend on the input")
-    return tuple(value) * axes if len(value) == 1 else tuple(value)
+    whole = tuple(value) * axes if len(value) == 1 else tuple(value)
+    if len(whole) != axes:
+        raise NotFusable(Reason.SIZES, f"a layer of {axes} axes has {len(whole)} settings")
+    return whole
 
 
 def _pads(

@@ -245,7 +245,7 @@ def test_a_size_that_is_code_is_never_evaluated(hostile):
             described["sizes"] = [{"as_expr": {"expr_str": "open('canary', 'w')", "hint": None}}]
 
     rewrite("models/model.json", change)
-    worked(run("convert", "model.pt2", *SHAPE, "--no-onnx"))
+    refused(run("convert", "model.pt2", *SHAPE, "--no-onnx"), 3, "model.pt2")  # it is no size
     assert not (hostile / "canary").exists()
 
 

@@ -4,17 +4,23 @@ Pure noise is refused by its first bytes. These are written by the rules of thei
 in what they say.
 """
 
+import copy
 import io
 import json
 import pickletools
 import struct
+import warnings
 import zipfile
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional
 
 # --- pickles -------------------------------------------------------------------------------------
 
@@ -204,6 +210,74 @@ def safetensors(draw: Any) -> bytes:
 INDEXES = st.one_of(JSON, st.fixed_dictionaries({"weight_map": JSON})).map(
     lambda data: json.dumps(data).encode()
 )
+
+
+# --- programs of torch.export --------------------------------------------------------------------
+
+
+class Arms(nn.Module):
+    """A program with what acfuse knows of operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.bn, self.w = nn.BatchNorm2d(4), nn.Parameter(torch.ones(1, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.bn(self.one(x)) + self.w * self.two(x)
+        return torch.relu(functional.pad(total, (1, 1, 0, 0))[:, 1:]).clamp(0.0, 6.0)
+
+
+@cache
+def program() -> dict[str, bytes]:
+    """The records of a program that is right."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(Arms().eval(), (torch.ones(1, 4, 8, 6),)), buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        return {i.filename: archive.read(i) for i in archive.infolist()}
+
+
+def _places(data: Any) -> Iterator[tuple[Any, Any]]:
+    """Where in JSON data something can be exchanged: (container, key) pairs."""
+    pairs = data.items() if isinstance(data, dict) else enumerate(data)
+    for key, value in pairs:
+        yield data, key
+        if isinstance(value, (dict, list)):
+            yield from _places(value)
+
+
+@st.composite
+def programs(draw: Any) -> bytes:
+    """Such a program, in which something is exchanged: mostly in its graph."""
+    found = dict(program())
+    texts = sorted(name for name in found if name.endswith(".json") and b"{" in found[name])
+    graphs = [name for name in texts if "/models/" in name]
+    name = draw(mostly(st.just(graphs[0]), st.sampled_from(texts)))
+    content = json.loads(found[name])
+    inner = content.get("graph_module", content)
+    inner = {k: v for k, v in inner.items() if k in ("graph", "signature")} or inner
+    for _ in range(draw(st.integers(1, 2))):
+        places = [*_places(inner)] or [(inner, "a")]
+        container, key = places[draw(st.integers(0, len(places) - 1))]
+        other, there = places[draw(st.integers(0, len(places) - 1))]
+        way = draw(st.sampled_from(["value", "value", "other", "lose"]))
+        if way == "value":
+            container[key] = draw(st.one_of(JSON, st.sampled_from(["w", "one.weight", "relu"])))
+        elif way == "other":
+            container[key] = copy.deepcopy(other[there]) if len(places) > 1 else 0
+        elif len(places) > 1:
+            del container[key]
+    found[name] = json.dumps(content).encode()
+    if draw(st.integers(0, 9)) == 0:
+        gone = draw(st.sampled_from(sorted(found)))
+        found[gone] = draw(st.binary(max_size=8))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for record, data in found.items():
+            archive.writestr(record, data)
+    return buffer.getvalue()
 
 
 # --- TOML ----------------------------------------------------------------------------------------

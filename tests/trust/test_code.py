@@ -23,7 +23,7 @@ from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from tests.trust.payloads import CANARY
 
-MKDIR = f'getattr(__import__("os"), "mkdir")("{CANARY}")'
+MKDIR = f'getattr(__import__("os"), "makedirs")("{CANARY}", exist_ok=True)'
 IMAGE = torch.ones(1, 3, 8, 6)
 
 
@@ -130,7 +130,7 @@ def test_the_names_would_be_code(records, tmp_path, monkeypatch):
     loaded(written(records, tmp_path, keyword(INJECTED)))
     assert (tmp_path / CANARY).is_dir()
     (tmp_path / CANARY).rmdir()
-    with pytest.raises(AttributeError):  # the first half of the name is no attribute
+    with pytest.raises(InputError, match="no attribute 'w'"):  # the first half of the name
         loaded(written(records, tmp_path, keep, w=PATH))
 
 

@@ -17,9 +17,9 @@ import torch
 from hypothesis import HealthCheck, currently_in_test_context, event, given, settings
 from hypothesis import strategies as st
 
-from acfuse.checkpoint import check_numbers, norms_of, read_tensors
+from acfuse.checkpoint import LiveModel, check_numbers, load, norms_of, read_tensors
 from acfuse.errors import AcfuseError, InputError
-from acfuse.find import find_in_tensors
+from acfuse.find import find_in_module, find_in_tensors
 from acfuse.onnx_graph import fuse_onnx, numbers_of, read_onnx, verify_onnx
 from acfuse.patterns import PATTERNS, known_patterns
 from acfuse.verify import Tolerance
@@ -49,6 +49,13 @@ def loaded(path: Path) -> None:
     find_in_tensors(tensors, PATTERNS)
 
 
+def exported(path: Path) -> None:
+    """Reads a program of torch.export, and looks for blocks in it."""
+    checkpoint = load(path)
+    assert isinstance(checkpoint, LiveModel)
+    find_in_module(checkpoint.model, PATTERNS)
+
+
 def patterned(path: Path) -> None:
     """Reads a file of patterns, and looks for them in a checkpoint."""
     find_in_tensors(BLOCK, known_patterns([path]))
@@ -70,6 +77,7 @@ TARGETS: dict[str, tuple[Callable[[Path], None], st.SearchStrategy[bytes]]] = {
     "stream.pth": (loaded, fuzzing.streams()),
     "header.safetensors": (loaded, fuzzing.safetensors()),
     "m.safetensors.index.json": (loaded, fuzzing.INDEXES),
+    "program.pt2": (exported, fuzzing.programs()),
     "own.toml": (patterned, fuzzing.patterns()),
     "net.onnx": (graphed, fuzzing.onnx_files()),
 }
