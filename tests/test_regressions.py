@@ -676,3 +676,23 @@ def test_one_setting_for_all_axes_may_be_in_a_tuple(name):
     fused = acfuse.fuse(model)
     assert len(fused.found) == 1
     assert acfuse.verify(model, fused.model, (1, 3, 9, 8)).passed
+
+
+def test_a_layer_that_works_on_a_parameter_reads_no_image():
+    """Nothing that it reads was a value of the graph: a crash."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.place = nn.Parameter(torch.randn(1, 3, 9, 8))
+            self.one, self.two = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return torch.relu(self.one(x) + self.two(x) + self.one(self.place))
+
+    model = Net().eval()
+    fused = acfuse.fuse(model)
+    image = torch.randn(2, 3, 9, 8)
+    assert torch.allclose(fused.model(image), model(image), atol=1e-5)
+    proofs = acfuse.verify(model, fused.model, (1, 3, 9, 8))
+    assert proofs.passed, proofs.fault

@@ -185,6 +185,8 @@ class _Builder:
             return
         if not isinstance(rule, Opaque):
             reads = self._ordered_reads(node, rule)
+            if len(reads) < (len(rule.signs) if isinstance(rule, Sum) else 1):
+                rule = Opaque(f"{node.name} works on constants", Reason.ACTIVATION)
         self.names[node] = node.name
         self.steps.append(Step(node.name, reads, rule))
 
