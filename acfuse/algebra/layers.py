@@ -34,7 +34,11 @@ class Conv:
 
     @cached_property
     def geometry(self) -> Geometry:
-        """Where it looks."""
+        """Where it looks. Raises NotFusable for a kernel and settings that fit no layer."""
+        settings = {len(self.stride), len(self.pads), len(self.dilation)}
+        if self.weight.ndim < 3 or settings != {self.weight.ndim - 2}:
+            sizes = tuple(self.weight.shape)
+            raise NotFusable(Reason.SIZES, f"a kernel of {sizes} does not fit its settings")
         out, per_group, *size = self.weight.shape
         return Geometry(
             out,
