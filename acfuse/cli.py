@@ -532,7 +532,10 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(Exit.DONE)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, MemoryError) or "not enough memory" in str(error):
+            click.echo("error: there is not enough memory on this machine.", err=True)
+            sys.exit(Exit.BAD_INPUT)
         traceback.print_exc()
         click.echo("error: this is a bug of acfuse, not of your file. Please report it.", err=True)
         sys.exit(Exit.BUG)

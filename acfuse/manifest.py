@@ -15,7 +15,7 @@ from acfuse.files import Written, sha256_of
 from acfuse.find import Found
 from acfuse.job import Conversion, Job
 from acfuse.limits import LIMITS, Limits, parsed_json
-from acfuse.paths import Paths
+from acfuse.paths import MANIFEST, Paths
 from acfuse.patterns import known_patterns
 from acfuse.text import as_json, one_line
 from acfuse.verify import Inputs
@@ -185,7 +185,7 @@ class Manifest:
     @classmethod
     def only(cls, folder: Path) -> "Manifest":
         """The one manifest of a folder. Raises UsageError if there are none or several."""
-        paths = sorted(folder.glob("*.acfuse.json"))
+        paths = sorted(path for path in folder.glob(f"*{MANIFEST}") if path.is_file())
         if not paths:
             raise UsageError(
                 "there is no manifest (*.acfuse.json) here: run `acfuse convert` first, or name "

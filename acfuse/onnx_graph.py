@@ -55,6 +55,7 @@ from acfuse.verify.whole import Difference, images, judge
 REFERENCE_OPSET = 15
 OLDEST_OPSET = 7  # onnxruntime runs nothing older: there would be no proof
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+LARGEST_PROTOBUF = 2**31 - 1  # bytes
 LARGEST_IMAGE = 2**28  # numbers in an input that nobody asked for
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
           "Bernoulli", "Multinomial")  # fmt: skip
@@ -84,7 +85,7 @@ def read_onnx(path: Path, how: Reading = AS_IT_IS) -> tuple[onnx.ModelProto, dic
     """
     try:
         with opened(path, how.limits, how.sha256) as file, file.open() as raw:
-            data = raw.read()
+            data = raw.read(LARGEST_PROTOBUF + 1)  # of more, the library says that it is none
         check_bytes(data, path.name, how.limits)
         model = onnx.load_model_from_string(data)
         check_functions(model, path.name, how.limits)

@@ -60,11 +60,12 @@ def contents_of(file: IO[bytes], name: str, limits: Limits) -> Contents:
     Raises UnsafeError for one that would cost more than its size, InputError for a damaged one.
     """
     start = file.tell()
+    within = _Within(file)
     try:
-        return _Reader(name, limits).follow(pickletools.genops(file))
+        return _Reader(name, limits).follow(pickletools.genops(within))  # type: ignore[arg-type]
     except _Foreign as foreign:
         file.seek(start)
-        named = listed(_all_names(file, limits))
+        named = listed(_all_names(within, limits))
         raise UnsafeError(
             f"{name} is refused: its pickle uses {foreign}{named and f', and names {named}'}. "
             "torch.save writes no such thing by itself. Where you trust the file, save its "
@@ -84,7 +85,7 @@ def listed(names: Collection[str]) -> str:
     return f"{first} and {len(names) - LISTED:,} more" if len(names) > LISTED else first
 
 
-def _all_names(file: IO[bytes], limits: Limits) -> dict[str, None]:
+def _all_names(file: "_Within", limits: Limits) -> dict[str, None]:
     """The names in a pickle of any protocol, as far as it can be read. For a message alone.
 
     Protocol 4 takes the two halves of a name from the stack: here, the last two strings.
@@ -92,7 +93,7 @@ def _all_names(file: IO[bytes], limits: Limits) -> dict[str, None]:
     names: dict[str, None] = {}
     memo: dict[int, Any] = {}
     last = ["", ""]
-    operations: Iterator[tuple[Any, Any, Any]] = pickletools.genops(file)
+    operations: Iterator[tuple[Any, Any, Any]] = pickletools.genops(file)  # type: ignore[arg-type]
     try:
         for count, (code, argument, _) in enumerate(operations):
             if count > limits.operations:
@@ -109,6 +110,24 @@ def _all_names(file: IO[bytes], limits: Limits) -> dict[str, None]:
     except Exception:
         return names
     return names
+
+
+class _Within:
+    """A file that is asked for no more than it has: room is made for as much as is asked for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, start = file, file.tell()
+        self.end = file.seek(0, 2)
+        file.seek(start)
+
+    def read(self, size: int) -> bytes:
+        return self.file.read(min(size, self.end - self.file.tell()))
+
+    def readline(self) -> bytes:
+        return self.file.readline()
+
+    def tell(self) -> int:
+        return self.file.tell()
 
 
 class _Foreign(Exception):

@@ -16,7 +16,7 @@ import torch
 from acfuse.checkpoint import read_tensors
 from acfuse.errors import InputError, UnsafeError
 from acfuse.limits import LIMITS
-from tests.trust import bombs
+from tests.trust import bombs, fuzzing
 from tests.trust.bombs import BOMBS
 from tests.trust.forked import Server
 from tests.trust.rows import Row
@@ -313,3 +313,11 @@ def test_a_sparse_tensor_that_points_outside_of_itself(tmp_path):
         wrong = torch.sparse_coo_tensor(indices, values, (2,), check_invariants=False)
         torch.save({**whole, "other": wrong}, tmp_path / "bad.pth")
     refused(tmp_path / "bad.pth", InputError, "torch cannot read it")
+
+
+@pytest.mark.parametrize("code", [b"\x8d", b"\x8e", b"\x96"], ids=["text", "bytes", "bytearray"])
+@pytest.mark.parametrize("head", [b"\x80\x04", fuzzing.HEAD + b"\x80\x04"], ids=["plain", "legacy"])
+def test_a_length_beyond_the_file(tmp_path, head, code):
+    """Python makes room for what it is asked to read before it reads."""
+    (tmp_path / "it.pth").write_bytes(head + code + (2**45).to_bytes(8, "little") + b"aaaa")
+    refused(tmp_path / "it.pth", InputError, "damaged or cut off")
