@@ -376,7 +376,10 @@ def _reference(
     def run(*images: Tensor) -> Tensor:
         values = dict(zip(sources, images, strict=True))
         feeds = {n: _turned(values[views[n]], steps.views[views[n]][n]).numpy() for n in given}
-        results: Any = evaluator.run(None, feeds)
+        try:
+            results: Any = evaluator.run(None, feeds)
+        except Exception as error:  # of any kind; as torch's layers say that an image is too small
+            raise RuntimeError(one_line(error, 200)) from error
         answer = torch.from_numpy(np.array(results[0], dtype=np.float64))
         return _turned(answer, inverse(order))
 

@@ -59,6 +59,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"{name}_.Tensor": getattr(operator, f"i{name}") for name in ("add", "sub", "mul")},
 }  # fmt: skip
 CORE_NORM = "torch.ops.aten._native_batch_norm_legit_no_training.default"
+MOST_AXES = 64  # of a tensor in torch
 LAST = 2**63 - 1  # the end of a slice that has none
 SHAPE_CHECKS = re.compile(r"torch\.ops\.aten\.(_assert_\w+|sym_constrain_range\w*)\.")
 
@@ -209,7 +210,7 @@ class _Reader:
         if short == "slice.Tensor" and not named and given[4:] in ((), (1,)):
             x, dim, start, end = (*given, *(None, 0, None, None)[len(given) :])[:4]
             end = None if end is None or end == LAST else end
-            if isinstance(dim, int) and dim >= 0:
+            if isinstance(dim, int) and 0 <= dim < MOST_AXES:
                 return call(operator.getitem, (x, (*[slice(None)] * dim, slice(start, end))))
         if short in FUNCTIONS and not (named and found[2] == "Tensor"):  # add has an alpha
             return call(FUNCTIONS[short], given, named)

@@ -18,9 +18,11 @@ from torch import Tensor, fx, nn
 from acfuse.algebra import Axis, Geometry, LinearConv, lower
 from acfuse.algebra.linear_conv import on_axes
 from acfuse.checkpoint.memory import give_back
+from acfuse.errors import InputError
 from acfuse.find import Found
 from acfuse.graph.from_fx import conv_of
 from acfuse.graph.into_fx import add_constants
+from acfuse.text import one_line
 
 ULP_LIMIT = 0.51
 BLOCK_LIMIT = 1e-11  # float64, relative to the largest output
@@ -98,13 +100,20 @@ def certify(original: nn.Module, fused: nn.Module, found: Found) -> Certificate:
 
 
 def compare(run: Run, stored: Sequence[LinearConv | None], found: Found) -> Certificate:
-    """The certificate of stored convolutions against a function of the same sources."""
+    """The certificate of stored convolutions against a function of the same sources.
+
+    Raises InputError where that function cannot be run.
+    """
     where = found.label
     count = sum(s.kernel.numel() + s.bias.numel() for s in stored if s is not None)
     geometries = [s.geometry if s is not None else None for s in stored]
     room = _room(run, geometries)
     probes = list(_probes(stored, seed=0, room=room))
-    first = run(*probes[0])
+    try:
+        first = run(*probes[0])
+    except RuntimeError as failure:
+        why = f"its layers cannot be run ({one_line(failure, 200)})"
+        raise InputError(f"{where}: {why}. Does the original run at all?") from failure
     if not torch.equal(first, run(*probes[0])):
         return Certificate(where, math.inf, math.inf, count, fault="two runs of it differ")
     exact = read_out(run, geometries, room)

@@ -114,5 +114,5 @@ def measure(forks: Server, scale: float) -> Row:
 
 
 def test_a_flipped_bit_is_noticed_in_every_kind_of_file(forks):
-    row = measure(forks, 0.02)
+    row = measure(forks, 0.012)
     assert row.holds, row.measured

@@ -61,6 +61,6 @@ def measure(forks: Server, scale: float) -> Row:
 
 
 def test_killed_runs_leave_whole_files(forks):
-    row = measure(forks, 0.03)
+    row = measure(forks, 0.02)
     assert row.holds, row.measured
     assert "(0 while" not in row.measured

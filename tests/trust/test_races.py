@@ -59,5 +59,5 @@ def measure(forks: Server, scale: float) -> Row:
 
 
 def test_races_never_mix(forks):
-    row = measure(forks, 0.03)
+    row = measure(forks, 0.02)
     assert row.holds, row.measured
