@@ -11,7 +11,7 @@ help:
 	@echo "make demo     fuse the trained sample and show the result"
 	@echo "make test     run the tests"
 	@echo "make trust    measure every promise of SECURITY.md (up to 30 minutes)"
-	@echo "make fuzz     draw files that are nearly right by the ten thousand (about 30 minutes)"
+	@echo "make fuzz     draw files that are nearly right by the ten thousand (about ten minutes)"
 	@echo "make check    lint, types and import contracts"
 	@echo "make fix      format, and mend what ruff can mend"
 	@echo "make samples  train the sample networks again"
