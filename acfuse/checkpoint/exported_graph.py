@@ -146,6 +146,8 @@ class _Reader:
     def _hold(self, path: str, tensor: Tensor, *, is_parameter: bool) -> None:
         """Puts a tensor into the tree. KeyError for a name that a module has for itself."""
         check_names([path], self.name)
+        if not path.isprintable():
+            raise UnsafeError(f"{self.name}: {path!r} is no name of a layer.")
         *folders, last = path.split(".")
         module = self.root
         for folder in folders:

@@ -138,9 +138,13 @@ def _import_all() -> None:
                 code = _acfuse(plan)
                 os.chdir(kept)
                 assert code == 0, (args, _text(out), _text(err))
-    for module in [m for m in sys.modules if getattr(sys.modules[m], "__file__", None)]:
-        if str(sys.modules[module].__file__).startswith(tempfile.gettempdir()):
+        own = [m for m in sys.modules if _file_of(m).startswith(f"{name}{os.sep}")]
+        for module in own:  # the sample's code: each run has its own
             del sys.modules[module]
+
+
+def _file_of(module: str) -> str:
+    return str(getattr(sys.modules[module], "__file__", None))
 
 
 def _forked(plan: Plan) -> Ended:
