@@ -696,3 +696,24 @@ def test_a_layer_that_works_on_a_parameter_reads_no_image():
     assert torch.allclose(fused.model(image), model(image), atol=1e-5)
     proofs = acfuse.verify(model, fused.model, (1, 3, 9, 8))
     assert proofs.passed, proofs.fault
+
+
+@pytest.mark.parametrize("name", ["b\nc", "b\rc", "b\x00c", 'b"c', "b\\", "b c", "b'c"])
+def test_a_layer_whose_name_cannot_be_written_as_code_is_refused(name):
+    """torch.fx writes the name of a layer into code: that was no code then, and a crash."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self._modules["a"] = nn.Conv2d(3, 4, 3, padding=1)
+            self._modules[name] = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return sum(layer(x) for layer in self.children())
+
+    fused = acfuse.fuse(Net().eval())
+    if name in ("b c", "b'c"):
+        assert len(fused.found) == 1
+        return
+    assert not fused.found
+    assert any("cannot be written as code" in refused.why for refused in fused.refused)

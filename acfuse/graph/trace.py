@@ -532,6 +532,10 @@ def _agreed(module: nn.Module, ways: list[_Way]) -> tuple[NotFusable | None, fx.
     graph = first.reader.graph
     for node in [n for n in graph.nodes if n.op == "get_attr" and not n.users]:
         graph.erase_node(node)  # looked at, not used
+    targets = [node.target for node in graph.nodes if isinstance(node.target, str)]
+    odd = next((t for t in targets if not t.isprintable() or '"' in t or "\\" in t), None)
+    if odd is not None:  # torch.fx writes it into code, in quotes, as it is
+        return NotFusable(Reason.UNTRACEABLE, f"{odd!r} cannot be written as code"), None
     return None, graph
 
 
