@@ -181,7 +181,8 @@ class _Builder:
             why = f"{node.name} is overwritten in place"
             rule = Opaque(why, Reason.IN_PLACE)
         if rule is None:
-            self.names[node] = self.names[node.all_input_nodes[0]]
+            # What passes is the value among what it reads, wherever a factor of 1 stands.
+            self.names[node] = reads[0]
             return
         if not isinstance(rule, Opaque):
             reads = self._ordered_reads(node, rule)

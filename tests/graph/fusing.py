@@ -94,6 +94,23 @@ def relative_error(given: Any, expected: Any) -> float:
 
 
 @torch.no_grad()
+def rounding_bound(layer: nn.Module, image: Tensor) -> Tensor:
+    """What rounding may cost one convolution at most, for each number of its output, in float64.
+
+    A sum of n products in any order is off by at most n eps times the sum of their sizes (Higham,
+    Accuracy and Stability of Numerical Algorithms, 3.5); the weights, once rounded, are off by half
+    an eps each, and so is the result. Whatever kernels a processor takes, it stays below this.
+    """
+    exact = copy.deepcopy(layer).double()
+    for tensor in exact.parameters():
+        tensor.abs_()
+    terms = layer.weight[0].numel() + 1
+    eps = torch.finfo(layer.weight.dtype).eps
+    bound: Tensor = (terms + 2) * eps * exact(image.abs().double())
+    return bound
+
+
+@torch.no_grad()
 def assert_same(
     original: nn.Module,
     fused: nn.Module,
