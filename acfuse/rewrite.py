@@ -59,7 +59,9 @@ def _replaced_weights(model: nn.Module, found: Sequence[Found]) -> dict[int, nn.
 
 
 def _replacement(module: nn.Module, found: Sequence[Found], dtype: torch.dtype | None) -> nn.Module:
-    layers = {block.output: _layers(block, dtype) for block in found}
+    layers = {
+        block.output: _layers(block, dtype, trained=_is_trained(module, block)) for block in found
+    }
     forward = found[0].forward
     if forward is not None:
         keep = {name for block in found for name in block.keep}
@@ -69,13 +71,20 @@ def _replacement(module: nn.Module, found: Sequence[Found], dtype: torch.dtype |
     return nn.Sequential(parts).eval()
 
 
-def _layers(block: Found, dtype: torch.dtype | None) -> list[NewLayer]:
+def _is_trained(module: nn.Module, block: Found) -> bool:
+    """Whether some weight that a block replaces is one that training changes."""
+    layers = [module.get_submodule(name) for name in block.layers]
+    weights = [p for layer in layers for p in layer.parameters(recurse=False)]
+    return any(weight.requires_grad for weight in weights or module.parameters(recurse=False))
+
+
+def _layers(block: Found, dtype: torch.dtype | None, *, trained: bool) -> list[NewLayer]:
     layers: list[NewLayer] = []
     for summand in block.summands:
         if summand.multiply is None or summand.name is None:
             layers.append((summand.source, None, None))
             continue
-        layer = _lowered(block, summand, dtype).module()
+        layer = _lowered(block, summand, dtype).module().requires_grad_(trained)
         layers.append((summand.source, summand.name, layer))
     return layers
 

@@ -109,16 +109,27 @@ def test_a_name_that_is_taken_is_not_taken_again():
     }
 
 
-def test_a_fused_model_is_in_eval_mode_and_its_new_weights_need_no_gradient():
+def test_a_fused_model_is_in_eval_mode_and_trains_what_the_original_trained():
     model = _network()
-    model.stages[0].after.requires_grad_(False)
+    model.stages[0].requires_grad_(False)
     fused = _fuse(model)
     assert not any(m.training for m in fused.modules())
+    frozen, trained = fused.stages[0], fused.stages[1]
+    assert not any(p.requires_grad for p in frozen.parameters())
+    assert all(p.requires_grad for p in trained.parameters())
+
+
+def test_a_fused_model_is_trained_by_an_ordinary_step():
+    fused = _fuse(_network())
     layer = fused.stages[0].fused_conv
-    assert not layer.weight.requires_grad
-    assert not layer.bias.requires_grad
-    assert not fused.stages[0].after.weight.requires_grad
-    assert fused.stages[1].after.weight.requires_grad
+    before = layer.weight.detach().clone(), layer.bias.detach().clone()
+    optimizer = torch.optim.SGD(fused.parameters(), lr=0.1)
+    result = fused(torch.randn(2, 4, 9, 8, dtype=layer.weight.dtype))
+    parts = result if isinstance(result, (tuple, list)) else [result]
+    sum(part.square().mean() for part in parts).backward()
+    optimizer.step()
+    assert not torch.equal(layer.weight, before[0])
+    assert not torch.equal(layer.bias, before[1])
 
 
 def test_no_tensor_is_shared_with_the_original():

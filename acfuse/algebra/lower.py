@@ -65,8 +65,8 @@ class ConvLayer:
             padding_mode=self.border,
             device="meta",
         )
-        conv.weight = nn.Parameter(self.weight, requires_grad=False)
-        conv.bias = nn.Parameter(self.bias, requires_grad=False)
+        conv.weight = nn.Parameter(self.weight)
+        conv.bias = nn.Parameter(self.bias)
         layer: nn.Module = conv.eval()
         return layer
 
