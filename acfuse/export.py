@@ -1,6 +1,7 @@
 """From a live model to one ONNX file, checked, and compared with the original in onnxruntime."""
 
 import contextlib
+import copy
 import io
 import logging
 import math
@@ -29,7 +30,9 @@ from acfuse.verify.whole import (
     floating_dtype,
     images,
     judge,
+    largest_changes,
     named_shapes,
+    noise_of_rounding,
     run,
 )
 
@@ -269,14 +272,32 @@ def compared(
     shapes, dtype = named_shapes(original, inputs), floating_dtype(original)
     free = dynamic_axes(shapes, dynamic)
     difference = Difference(tolerance=tolerance)
+    given = [images(sizes, seed) for sizes, seed in _sizes_to_try(shapes, free, inputs)]
+    true = [run(original, g, dtype) for g in given]
+    noise = _own_noise(original, given, true, dtype)
     for answer in answers:
-        for sizes, seed in _sizes_to_try(shapes, free, inputs):
-            given = images(sizes, seed)
-            difference.add(run(original, given, dtype), answer(given))
+        for g, expected, own in zip(given, true, noise, strict=True):
+            difference.add(expected, answer(g), own)
     check = judge(name, difference, tolerance, dtype)
     if math.isfinite(check.error):
         return check
     return Check(check.name, False, check.error, check.limit, detail=f"{runtime} gives NaN or Inf")
+
+
+def _own_noise(
+    original: nn.Module,
+    given: Sequence[dict[str, Tensor]],
+    shipped: Sequence[Sequence[Tensor]],
+    dtype: torch.dtype,
+) -> list[list[float]]:
+    """What rounding costs the original: its own on each input, and that of its weights."""
+    exact = copy.deepcopy(original).double().eval()
+    true = [run(exact, g, torch.float64) for g in given]
+    moved = noise_of_rounding(exact, given, true, dtype)
+    return [
+        [max(pair) for pair in zip(m, largest_changes(t, s), strict=True)]
+        for m, t, s in zip(moved, true, shipped, strict=True)
+    ]
 
 
 def example(

@@ -105,6 +105,32 @@ def test_no_batch_norm_is_left_with_fold_bn() -> None:
     proved(original, fused, (1, 3, 9, 8))
 
 
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda y: torch.sigmoid(1e4 * y),
+        lambda y: torch.softmax(1e3 * y, 1),
+        lambda y: torch.relu(y - 1e9),
+    ],
+    ids=["sigmoid", "softmax", "zeros"],
+)
+def test_no_false_alarm_where_a_file_ends_in_what_squashes(end: object, seed: int) -> None:
+    class Ending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.i, self.h = SAMPLES["acnet/k3"].build(), nn.Conv2d(5, 5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return end(self.h(torch.relu(self.i(x))))
+
+    torch.manual_seed(seed)
+    original = onnx.load_from_string(exported(Ending().eval(), (1, 3, 13, 16)))
+    fused = fuse_onnx(original)
+    assert fused.found
+    proved(original, fused, (1, 3, 13, 16))
+
+
 FREE = [None] * 4
 
 

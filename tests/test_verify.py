@@ -448,6 +448,40 @@ def test_a_block_that_ran_fused_all_along_is_compared_with_its_arms():
     assert acfuse.verify(model, fused, (1, 4, 9, 8)).passed
 
 
+ENDS = {
+    "sigmoid": torch.sigmoid,
+    "softmax of each pixel": lambda y: torch.softmax(y, 1),
+    "zeros": lambda y: torch.relu(y - 1e9),
+    "small numbers": lambda y: torch.relu(y - y.amax()) + 1e-3 * torch.tanh(1e-3 * y),
+}
+
+
+def _ending(end, seed):
+    """A block and a layer behind it, with weights of a seed, and an end that squashes."""
+    torch.manual_seed(seed)
+    arms = Net(lambda m, x: m.n(m.a(x)) + m.o(m.b(x)), a=conv(3), b=conv(1), n=norm(), o=norm())
+    head = conv(3, channels=(4, 5))
+    return awakened(Net(lambda m, x: end(m.h(torch.relu(m.i(x)))), i=arms, h=head), seed)
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("end", ENDS)
+def test_no_false_alarm_where_a_network_ends_in_what_squashes(end, seed):
+    model = _ending(ENDS[end], seed)
+    proofs = acfuse.verify(model, _fuse(model), (1, 4, 9, 8))
+    assert proofs.passed, proofs.fault
+
+
+@pytest.mark.parametrize("end", ["sigmoid", "softmax of each pixel"])
+def test_a_weight_that_is_wrong_outside_of_every_block_is_seen_behind_what_squashes(end):
+    model = _ending(ENDS[end], 0)
+    wrong = _fuse(model)
+    wrong.h.weight.data.view(-1)[_largest(wrong.h.weight)] *= 1.01
+    proofs = acfuse.verify(model, wrong, (1, 4, 9, 8))
+    assert not proofs.passed
+    assert proofs.fault.startswith("weights: ")
+
+
 # The tolerance of the user, obeyed to the letter.
 
 

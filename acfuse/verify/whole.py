@@ -19,6 +19,7 @@ from acfuse.verify.certificate import Certificate, certify
 
 ALGEBRA_LIMIT = 1e-10  # float64, folded weights before their rounding
 NOISE_FACTOR = 100  # above a model's own answer to float64 rounding nothing can be told
+OWN_FACTOR = 16  # the same for the dtype that ships: so many times what one rounding of it costs
 STORED_LIMIT = 8  # float64, rounded weights: so many machine epsilons of the stored dtype
 ROUNDING_LIMIT, ROUNDING_WARNING = 1e-4, 1e-5  # in the dtype that ships, of the largest output
 HALF_LIMIT = 0.1  # the same for float16 and bfloat16, whose own rounding is that coarse
@@ -114,23 +115,40 @@ class Difference:
     failure: str = ""  # why outputs cannot even be compared
     is_hollow: bool = False  # true outputs are NaN or Inf: there, the others need only be one too
     tolerance: Tolerance = field(default_factory=Tolerance)
+    measured: list[tuple[float, float]] = field(default_factory=list)  # (error, the original's own)
 
     def fail(self, why: str) -> None:
         """Notes that there is nothing to compare: no tolerance allows that."""
         self.failure = self.failure or why
         self.error = self.absolute = self.excess = self.needed = math.inf
+        self.measured.append((math.inf, 0.0))
 
-    def compare(self, true: Sequence[Tensor], answer: Callable[[], Sequence[Tensor]]) -> None:
+    def worst(self, limit: float) -> tuple[float, float]:
+        """(error, what it may be) of the output that comes closest to its allowance, or exceeds it.
+
+        That is `limit`, or some times the noise of the original itself on that very input.
+        """
+        pairs = [(error, max(limit, OWN_FACTOR * own)) for error, own in self.measured]
+        return max(pairs, key=lambda pair: pair[0] / pair[1], default=(0.0, limit))
+
+    def compare(
+        self,
+        true: Sequence[Tensor],
+        answer: Callable[[], Sequence[Tensor]],
+        noise: Sequence[float] = (),
+    ) -> None:
         """Takes in what the other model answers, if it does."""
         try:
             given = answer()
         except Exception as error:  # whatever it is: the original did not fail
             self.fail(f"the fused model fails ({one_line(error, 200)})")
             return
-        self.add(true, given)
+        self.add(true, given, noise)
 
-    def add(self, true: Sequence[Tensor], given: Sequence[Tensor]) -> None:
-        """Takes one more pair of outputs in."""
+    def add(
+        self, true: Sequence[Tensor], given: Sequence[Tensor], noise: Sequence[float] = ()
+    ) -> None:
+        """Takes one more pair of outputs in. `noise` is that of each true output, absolute."""
         if len(true) != len(given):
             self.fail(f"the models give {len(true)} and {len(given)} outputs")
             return
@@ -147,9 +165,10 @@ class Difference:
             distance = distance.nan_to_num(nan=math.inf)
             if distance.numel() == 0:
                 continue
-            largest = float(distance.max())
-            scale = float(b[b.isfinite()].abs().max()) if bool(b.isfinite().any()) else 0.0
-            self.error = max(self.error, 0.0 if largest == 0 else largest / max(scale, 1e-300))
+            largest, scale = float(distance.max()), _scale(b)
+            self.error = max(self.error, largest / scale)
+            own = noise[index] / scale if index < len(noise) else 0.0
+            self.measured.append((largest / scale, own))
             self.absolute = max(self.absolute, largest)
             beyond = distance - rtol * b.abs().nan_to_num(posinf=0.0)
             self.needed = max(self.needed, float(beyond.max()))
@@ -158,6 +177,19 @@ class Difference:
                 place = torch.unravel_index(beyond.argmax(), beyond.shape)
                 self.excess = excess
                 self.place = f"output {index} at {[int(i) for i in place]}"
+
+
+def _scale(output: Tensor) -> float:
+    """The largest number of an output; 1 for one of zeros alone, which nothing is divided by."""
+    finite = output[output.isfinite()]
+    return float(finite.abs().max()) or 1.0 if finite.numel() else 1.0
+
+
+def largest_changes(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[float]:
+    """How much each output of a model changed, at most; of numbers that are not finite, nothing."""
+    pairs = zip(before, after, strict=True)
+    changes = ((a.double() - b.double()).abs() for a, b in pairs)
+    return [float(c[c.isfinite()].max()) if bool(c.isfinite().any()) else 0.0 for c in changes]
 
 
 def input_names(model: nn.Module) -> list[str]:
@@ -303,9 +335,12 @@ def verify_models(
             name = "algebra, random statistics"
             checks.append(_algebra(after, given, truth, noise_awake, name=name))
     progress("stored weights, in float64")
-    checks.append(_stored(fused, given, expected, dtype))
+    noise_stored = noise_of_rounding(true, given, expected, dtype)
+    checks.append(_stored(fused, given, expected, noise_stored, dtype))
     progress(f"rounding in {str(dtype).removeprefix('torch.')}")
-    checks.append(_rounding(original, fused, given, expected, len(usual), dtype, tolerance))
+    checks.append(
+        _rounding(original, fused, given, expected, noise_stored, len(usual), dtype, tolerance)
+    )
     return Proofs(tuple(certificates), tuple(checks), tuple(notes))
 
 
@@ -324,6 +359,37 @@ def _own_noise(model: nn.Module, given: dict[str, Tensor], expected: Sequence[Te
     near = {name: image * (1 + 2.0**-50) for name, image in given.items()}
     difference.add(expected, run(model, near, torch.float64))
     return difference.error
+
+
+def moved_by_rounding(tensor: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """Numbers in float64, each moved up or down at random by one unit of a dtype's rounding."""
+    signs = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8)
+    return tensor * (1 + torch.finfo(dtype).eps * (2 * signs.double() - 1))
+
+
+def noise_of_rounding(
+    model: nn.Module,
+    given: Sequence[dict[str, Tensor]],
+    expected: Sequence[Sequence[Tensor]],
+    dtype: torch.dtype,
+) -> list[list[float]]:
+    """What rounding to a dtype costs a float64 model: how far each output moves, for each input.
+
+    Every weight and every pixel is moved by one unit of that rounding, up or down at random. A
+    fused model, whose weights are others, cannot be nearer to the original than that; where the
+    outputs of a network say little of what is behind them (a sigmoid of a large number), it is far.
+    """
+    generator = torch.Generator().manual_seed(0)
+    moved = partial(moved_by_rounding, dtype=dtype, generator=generator)
+    near = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in (*near.parameters(), *near.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(moved(tensor))
+    return [
+        largest_changes(true, run(near, {n: moved(x) for n, x in g.items()}, torch.float64))
+        for g, true in zip(given, expected, strict=True)
+    ]
 
 
 def _algebra(
@@ -347,17 +413,17 @@ def _stored(
     fused: nn.Module,
     given: Sequence[dict[str, Tensor]],
     expected: Sequence[Sequence[Tensor]],
+    noise: Sequence[Sequence[float]],
     dtype: torch.dtype,
 ) -> Check:
     difference = Difference()
     stored = copy.deepcopy(fused).double().eval()
-    for g, true in zip(given, expected, strict=True):
-        difference.compare(true, partial(run, stored, g, torch.float64))
-    limit = max(STORED_LIMIT * torch.finfo(dtype).eps, ALGEBRA_LIMIT)
-    detail = f"the stored weights, run in float64, differ by {difference.error:.1e} of the largest"
-    detail = difference.failure or detail
-    passed = difference.error <= limit
-    return Check("weights", passed, difference.error, limit, difference.absolute, detail=detail)
+    for g, true, own in zip(given, expected, noise, strict=True):
+        difference.compare(true, partial(run, stored, g, torch.float64), own)
+    error, limit = difference.worst(max(STORED_LIMIT * torch.finfo(dtype).eps, ALGEBRA_LIMIT))
+    detail = f"the stored weights, run in float64, differ by {error:.1e} of the largest"
+    detail = difference.failure or f"{detail} (at most {limit:.0e})"
+    return Check("weights", error <= limit, error, limit, difference.absolute, detail=detail)
 
 
 def _rounding(
@@ -365,6 +431,7 @@ def _rounding(
     fused: nn.Module,
     given: Sequence[dict[str, Tensor]],
     expected: Sequence[Sequence[Tensor]],
+    noise: Sequence[Sequence[float]],
     usual: int,
     dtype: torch.dtype,
     tolerance: Tolerance,
@@ -376,14 +443,15 @@ def _rounding(
     """
     difference, own = Difference(tolerance=tolerance), Difference(tolerance=tolerance)
     extremes = Difference()
-    for i, (g, true) in enumerate(zip(given, expected, strict=True)):
+    for i, (g, true, moved) in enumerate(zip(given, expected, noise, strict=True)):
         before, after = run(original, g, dtype), cache(partial(run, fused, g, dtype))
+        rounded = [max(pair) for pair in zip(moved, largest_changes(true, before), strict=True)]
         if i < usual:
-            difference.compare(before, after)
+            difference.compare(before, after, rounded)
             own.add(true, before)
-        extremes.compare(before, after)
+        extremes.compare(before, after, rounded)
     if not tolerance.is_given:
-        difference.error = extremes.error
+        difference.measured = extremes.measured
         difference.failure = extremes.failure
     return judge("rounding", difference, tolerance, dtype, own)
 
@@ -412,14 +480,12 @@ def judge(
             name, passed, difference.error, atol, difference.absolute, rounding, detail, warning
         )
     half = torch.finfo(dtype).bits == 16
-    limit = HALF_LIMIT if half else ROUNDING_LIMIT
-    passed = difference.error <= limit
-    detail = f"outputs differ by {difference.error:.1e} of the largest (at most {limit:.0e})"
-    if passed and not half and difference.error > ROUNDING_WARNING:
-        warning = f"outputs differ by {difference.error:.1e} of the largest, more than is usual"
-    return Check(
-        name, passed, difference.error, limit, difference.absolute, rounding, detail, warning
-    )
+    error, limit = difference.worst(HALF_LIMIT if half else ROUNDING_LIMIT)
+    passed = error <= limit
+    detail = f"outputs differ by {error:.1e} of the largest (at most {limit:.0e})"
+    if passed and not half and error > ROUNDING_WARNING:
+        warning = f"outputs differ by {error:.1e} of the largest, more than is usual"
+    return Check(name, passed, error, limit, difference.absolute, rounding, detail, warning)
 
 
 def _up(number: float) -> str:
