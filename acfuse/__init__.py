@@ -10,32 +10,17 @@
 Nothing heavy is imported before it is used.
 """
 
-import sys
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from acfuse.api import convert, fuse, fuse_onnx, fuse_tensors, load_fused, verify
 
 __all__ = ["convert", "fuse", "fuse_onnx", "fuse_tensors", "load_fused", "verify"]
 
 
-def _call(name: str) -> property:
-    """A Python call of `acfuse.api`, imported when it is first asked for.
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from acfuse import api
 
-    Two of the calls have the name of the room that does the work. Importing such a room would put
-    the module in the place of the call; a property stays.
-    """
-
-    def get(_: ModuleType) -> Any:
-        from acfuse import api
-
-        return getattr(api, name)
-
-    return property(get, lambda _, room: None)
-
-
-class _Package(ModuleType):
-    """The package, whose calls are found before the rooms of the same name."""
-
-
-for _name in __all__:
-    setattr(_Package, _name, _call(_name))
-sys.modules[__name__].__class__ = _Package
+    return globals().setdefault(name, getattr(api, name))

@@ -8,16 +8,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from acfuse.again import load_fused
-from acfuse.checkpoint import BareTensors, Wrapper
-from acfuse.convert import convert as convert_job
-from acfuse.convert import rewrite
-from acfuse.find import Found, Refused, find_in_module, find_in_tensors
-from acfuse.job import Conversion, Job
-from acfuse.onnx_graph import fuse_onnx
+from acfuse.files import BareTensors, Container
+from acfuse.find import find_in_module
+from acfuse.findings import Block, Refused
 from acfuse.patterns import PATTERNS, Pattern
+from acfuse.patterns.match import find_in_tensors
+from acfuse.pipeline.convert import convert as convert_job
+from acfuse.pipeline.convert import rewrite
+from acfuse.pipeline.job import Conversion, Job
+from acfuse.pipeline.replay import load_fused
+from acfuse.proof import Inputs, Proofs, Tolerance, verify_models
 from acfuse.rewrite import fused_copy
-from acfuse.verify import Inputs, Proofs, Tolerance, verify_models
+from acfuse.sources.onnx import fuse_onnx
 
 __all__ = [
     "Fused",
@@ -38,7 +40,7 @@ class Fused:
     """A fused model in eval mode, what was found in the original, and what was refused and why."""
 
     model: nn.Module
-    found: tuple[Found, ...]
+    found: tuple[Block, ...]
     refused: tuple[Refused, ...]
 
 
@@ -47,7 +49,7 @@ class FusedTensors:
     """A fused state dict, what was found and refused, and what had to be assumed."""
 
     tensors: dict[str, Tensor]
-    found: tuple[Found, ...]
+    found: tuple[Block, ...]
     refused: tuple[Refused, ...]
     notes: tuple[str, ...]
 
@@ -76,9 +78,9 @@ def fuse_tensors(
     What a state dict does not hold (eps, stride, alignment) is assumed and listed in `notes`.
     """
     findings = find_in_tensors(tensors, patterns, bn_eps)
-    checkpoint = BareTensors(tensors, Wrapper("state_dict"))
+    checkpoint = BareTensors(tensors, Container("state_dict"))
     fused = rewrite(checkpoint, findings)
-    return FusedTensors(fused.tensors, findings.found, findings.refused, findings.told)
+    return FusedTensors(fused.tensors, findings.found, findings.refused, findings.messages)
 
 
 def verify(
@@ -96,7 +98,7 @@ def verify(
     """
     original = copy.deepcopy(original).eval()
 
-    def find(model: nn.Module) -> tuple[Found, ...]:
+    def find(model: nn.Module) -> tuple[Block, ...]:
         return find_in_module(model, patterns, folds=fold_bn).found
 
     inputs = Inputs(tuple((None, shape) for shape in input_shapes)) if input_shapes else None
@@ -104,7 +106,7 @@ def verify(
 
 
 def convert(source: str | Path, *, input_shape: Shape | None = None, **options: Any) -> Conversion:
-    """What `acfuse convert` does: files in, files out. Options are the fields of `acfuse.job.Job`.
+    """What `acfuse convert` does: files in, files out. Options are the fields of a `Job`.
 
     Raises AcfuseError for what a user can mend. A failed proof is a result; nothing is written.
     """

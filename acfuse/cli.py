@@ -16,13 +16,13 @@ import click
 from click.core import ParameterSource
 
 from acfuse.errors import AcfuseError, Exit, UsageError
-from acfuse.interrupts import Terminated, heard
-from acfuse.limits import LIMITS, Limits
-from acfuse.text import safe
+from acfuse.system.escape import safe
+from acfuse.system.limits import LIMITS, Limits
+from acfuse.system.signals import Terminated, handle_signals
 
 if TYPE_CHECKING:
-    from acfuse.job import Conversion, Job
-    from acfuse.manifest import Manifest
+    from acfuse.pipeline.job import Conversion, Job
+    from acfuse.pipeline.manifest import Manifest
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -239,7 +239,7 @@ def convert(source: Path, format: str, quiet: bool, verbose: int, **options: Any
     _early_output_checks(source, options)
     with _progress("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import report
-        from acfuse.convert import convert as run
+        from acfuse.pipeline.convert import convert as run
 
         conversion = run(_job(source, options), progress)
     _show(conversion, format, quiet, report)
@@ -261,14 +261,15 @@ def verify(
     if original is not None and fused is None:
         raise click.UsageError("give ORIGINAL and FUSED, or neither.")
     with _progress("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
-        from acfuse import again, report
-        from acfuse.manifest import Manifest
+        from acfuse import report
+        from acfuse.pipeline import replay
+        from acfuse.pipeline.manifest import Manifest
 
         if original is None or fused is None:
             manifest = Manifest.only(Path.cwd())
-            conversion = again.verify_again(manifest, _again(manifest, options), progress)
+            conversion = replay.verify_again(manifest, _again(manifest, options), progress)
         else:
-            conversion = again.verify_files(_job(original, options), fused, progress=progress)
+            conversion = replay.verify_files(_job(original, options), fused, progress=progress)
     _show(conversion, format, quiet, report)
 
 
@@ -281,15 +282,16 @@ def export_onnx(
     """Write the ONNX file of the last conversion again, or of any checkpoint as it is."""
     _early_export_checks(source, options)
     with _progress("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
-        from acfuse import again, report
-        from acfuse.manifest import Manifest
+        from acfuse import report
+        from acfuse.pipeline import replay
+        from acfuse.pipeline.manifest import Manifest
 
         if source is None:
             manifest = Manifest.only(Path.cwd())
             job = _again(manifest, options)
-            path = again.export_again(manifest, job, options["output"], progress)
+            path = replay.export_again(manifest, job, options["output"], progress)
         else:
-            path = again.export_file(_job(source, options), progress)
+            path = replay.export_file(_job(source, options), progress)
     if format == "json":
         report.print_json({"written": [str(path)]})
     elif not quiet:
@@ -303,7 +305,7 @@ def inspect(source: Path, format: str, quiet: bool, verbose: int, **options: Any
     """Show what would be fused, what not, and why. Writes nothing."""
     with _progress("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
-        from acfuse.convert import look
+        from acfuse.pipeline.convert import look
 
         seen = look(_job(source, {**options, "dry_run": True}))
     if format == "json":
@@ -368,12 +370,12 @@ def try_patterns(
     """Try the patterns of FILE on a CHECKPOINT: what matches, what nearly does, and why not."""
     with _progress("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
-        from acfuse.checkpoint import Reading, read_tensors
+        from acfuse.files import ReadOptions, read_tensors
         from acfuse.patterns import known_patterns
-        from acfuse.trial import trials
+        from acfuse.patterns.trial import trials
 
         own = [pattern for pattern in known_patterns([file]) if pattern.file == file]
-        found = trials(read_tensors(checkpoint, Reading(key))[1], own)
+        found = trials(read_tensors(checkpoint, ReadOptions(key))[1], own)
     if format == "json":
         report.print_json(report.describe_trials(found))
     elif not quiet:
@@ -409,7 +411,7 @@ def _again(manifest: "Manifest", options: dict[str, Any]) -> "Job":
 def _changes(options: dict[str, Any]) -> dict[str, Any]:
     """The parts of a job that options change."""
     from acfuse.patterns import known_patterns
-    from acfuse.verify import Inputs, Tolerance
+    from acfuse.proof import Inputs, Tolerance
 
     changes: dict[str, Any] = {
         "tolerance": Tolerance(options.get("atol"), options.get("rtol")),
@@ -438,7 +440,7 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _job(source: Path, options: dict[str, Any]) -> "Job":
-    from acfuse.job import Job
+    from acfuse.pipeline.job import Job
 
     job = Job(
         source,
@@ -454,8 +456,8 @@ def _job(source: Path, options: dict[str, Any]) -> "Job":
 
 def _early_output_checks(source: Path, options: dict[str, Any]) -> None:
     """What is wrong with the paths is said before PyTorch is loaded."""
-    from acfuse.files import check_outputs
-    from acfuse.paths import Paths, fused_path
+    from acfuse.pipeline.paths import Paths, fused_path
+    from acfuse.system.atomic_write import check_outputs
 
     if options["dry_run"]:
         return
@@ -466,8 +468,8 @@ def _early_output_checks(source: Path, options: dict[str, Any]) -> None:
 
 def _early_export_checks(source: Path | None, options: dict[str, Any]) -> None:
     """The same for the ONNX file alone; without a source, it is that of the only manifest."""
-    from acfuse.files import check_outputs
-    from acfuse.paths import MANIFEST, again_path, exported_path
+    from acfuse.pipeline.paths import MANIFEST, again_path, exported_path
+    from acfuse.system.atomic_write import check_outputs
 
     output, force = options["output"], options["force"]
     if source is not None:
@@ -515,7 +517,7 @@ def _progress(first: str, *, quiet: bool, verbose: int) -> Iterator[Callable[[st
 def main() -> None:
     """Runs the command line, and turns what goes wrong into one line and an exit code."""
     try:
-        with heard():
+        with handle_signals():
             sys.exit(cli.main(standalone_mode=False) or Exit.DONE)
     except click.ClickException as error:
         error.show()

@@ -1,15 +1,14 @@
 """From a model to findings: what can become one convolution, what cannot, and why.
 
-In a live model the traced forward is the evidence; a named pattern adds the label and the authors'
-name for the fused convolution. Among bare tensors a pattern's word is all there is.
+The traced forward is the evidence; a named pattern adds the label and the authors'
+name for the fused convolution.
 """
 
 import copy
 import gc
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -17,113 +16,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from acfuse.algebra import Affine, LinearConv
-from acfuse.checkpoint.memory import give_back
-from acfuse.errors import NotFusable, Reason, UsageError
+from acfuse.errors import NotFusable, Reason
+from acfuse.findings import Block, Findings, Refused, Term
 from acfuse.graph.copies import copied
-from acfuse.graph.from_fx import layer_rule, spatial_axes, steps_of
-from acfuse.graph.into_fx import nodes_between, region_graph
+from acfuse.graph.fx_read import layer_rule, spatial_axes, steps_of
+from acfuse.graph.fx_trace import Call, Traced, has_hooks, is_layer, reading, trace, write_once
+from acfuse.graph.fx_write import nodes_between, region_graph
 from acfuse.graph.regions import Miss, Region, as_layer, choose, kernels, planned
-from acfuse.graph.steps import Graph, Inside, Opaque, Scaled, Through, Unit
-from acfuse.graph.trace import Call, Traced, has_hooks, is_layer, reading, trace, write_once
+from acfuse.graph.steps import ConvStep, Graph, Identity, LinearSubmodule, Opaque, PerChannel
 from acfuse.patterns import Pattern
 from acfuse.patterns.expr import Layer
-from acfuse.patterns.states import deployed, difference_of_stored, is_half_fused
-from acfuse.patterns.suspects import Suspect, suspects_in
-from acfuse.patterns.tensors import (
-    TensorBlock,
-    convolutions_among,
-    layers_at,
-    rebuilt,
-    strangers,
-    value_of,
-)
-
-
-@dataclass(frozen=True)
-class Summand:
-    """One convolution of a fused block: of which value, under which name. No name: added as is.
-
-    It is multiplied when it is asked for: the kernels of all blocks in float64 would take more
-    memory than the whole model.
-    """
-
-    source: str
-    name: str | None = None
-    multiply: Callable[[], LinearConv] | None = field(default=None, repr=False)
-
-    @property
-    def value(self) -> LinearConv | None:
-        """The convolution, in float64. Computed at each call."""
-        return None if self.multiply is None else self.multiply()
-
-
-@dataclass(frozen=True)
-class Found:
-    """A block that is one convolution (one of each of its sources, if there are several).
-
-    `where` is the path of the module whose forward adds the branches, `alone` the replaced part of
-    that forward as a graph of its own, `forward` the whole of it. Where the forward could not be
-    read, both are None, and `tail` names the layers behind the sum. For bare tensors `rebuilt` runs
-    the layers as they are assumed to be.
-    """
-
-    where: str
-    pattern: str | None
-    summands: tuple[Summand, ...]
-    dtype: torch.dtype
-    convolutions: tuple[int, int]
-    multiply_adds: tuple[int, int]
-    layers: tuple[str, ...] = ()
-    is_block: bool = True
-    output: str = ""
-    alone: fx.Graph | None = field(default=None, repr=False)
-    forward: fx.Graph | None = field(default=None, repr=False)
-    fixed: Mapping[str, object] = field(default_factory=dict, repr=False)
-    keep: frozenset[str] = frozenset()  # layers and tensors that are used elsewhere as well
-    tail: tuple[str, ...] = ()
-    rebuilt: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Full names of the fused convolutions."""
-        prefix = f"{self.where}." if self.where else ""
-        return tuple(f"{prefix}{s.name}" for s in self.summands if s.name)
-
-    @property
-    def label(self) -> str:
-        """What a reader calls the block: the path of its module, or of its convolution."""
-        return self.where or self.names[0]
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A candidate that stays as it is, with the reason."""
-
-    where: str
-    code: Reason
-    why: str
-    pattern: str | None = None
-
-
-@dataclass(frozen=True)
-class Findings:
-    """Everything that was looked at."""
-
-    found: tuple[Found, ...]
-    refused: tuple[Refused, ...]
-    notes: tuple[str, ...] = ()  # what had to be assumed
-    state: tuple[str, ...] = ()  # what had been fused before
-    suspects: tuple[Suspect, ...] = ()  # what looks like branches, and matches no pattern
-
-    @property
-    def told(self) -> tuple[str, ...]:
-        """Everything that a user has to know beside the blocks."""
-        return (*self.state, *self.notes)
-
-    @property
-    def blocks(self) -> tuple[Found, ...]:
-        """The blocks: without folds."""
-        return tuple(f for f in self.found if f.is_block)
 
 
 def find_in_module(
@@ -156,7 +58,7 @@ def _no_collection() -> Iterator[None]:
 class _Analysis:
     traced: Traced
     graph: Graph | None
-    layer: Inside | Opaque
+    layer: LinearSubmodule | Opaque
 
 
 class _Finder:
@@ -171,7 +73,7 @@ class _Finder:
         self.twice: set[int] = set()  # called in ways that differ by more than their tensors
         self.users: dict[int, set[int]] = {}  # layer -> the modules whose forwards use it
         self.needed: set[int] = set()  # layers and tensors that are used outside of any region
-        self.found: list[Found] = []
+        self.found: list[Block] = []
         self.refused: list[Refused] = []
 
     def run(self) -> Findings:
@@ -194,7 +96,7 @@ class _Finder:
         self.refused.sort(key=lambda r: order.get(r.where, 0))
         return Findings(tuple(self.found), tuple(self.refused))
 
-    def _with_kept_layers(self) -> Iterator[Found]:
+    def _with_kept_layers(self) -> Iterator[Block]:
         """Adds to each block which of its layers some forward still uses when all is fused."""
         for found in self.found:
             module = self.model.get_submodule(found.where)
@@ -263,7 +165,7 @@ class _Finder:
             if inner is None or inner.graph is None or not isinstance(step.rule, Opaque):
                 continue
             alone = len(graph.readers.get(step.reads[0], ())) == 1
-            convolves = before is not None and isinstance(before.rule, Through | Inside)
+            convolves = before is not None and isinstance(before.rule, ConvStep | LinearSubmodule)
             if alone and convolves and id(child) not in self.twice and _norms_first(inner.graph):
                 found.add(id(child))
         return found
@@ -274,7 +176,7 @@ class _Finder:
 
     def _children(
         self, module: nn.Module, graph: fx.Graph
-    ) -> Iterator[tuple[str, Inside | Opaque]]:
+    ) -> Iterator[tuple[str, LinearSubmodule | Opaque]]:
         for node in graph.nodes:
             if node.op != "call_module":
                 continue
@@ -293,7 +195,7 @@ class _Finder:
             else:
                 yield node.name, analysis.layer
 
-    def _as_layer(self, module: nn.Module, analysis: _Analysis) -> Inside | Opaque:
+    def _as_layer(self, module: nn.Module, analysis: _Analysis) -> LinearSubmodule | Opaque:
         """What a module is for the forward around it: one linear layer, or opaque."""
         name = self.paths[id(module)].rpartition(".")[2] or "model"
         label = f"{name} ({type(module).__name__})"
@@ -332,11 +234,11 @@ class _Finder:
                     if id(inner) in self.analyses:
                         self._visit(inner, done)
             return
-        swallowed = self._choose(module, analysis.graph, graph)
-        remaining = {str(n.target) for n in graph.nodes if n.op in TARGETING and n not in swallowed}
+        absorbed = self._choose(module, analysis.graph, graph)
+        remaining = {str(n.target) for n in graph.nodes if n.op in TARGETING and n not in absorbed}
         self.needed |= _parts_at(module, remaining)
         for node in graph.nodes:
-            if node.op == "call_module" and node not in swallowed:
+            if node.op == "call_module" and node not in absorbed:
                 child = module.get_submodule(str(node.target))
                 if id(child) in self.analyses:
                     self._visit(child, done)
@@ -365,7 +267,7 @@ class _Finder:
         nodes = {node.name: node for node in forward.nodes}
         order = {name: i for i, name in enumerate(nodes)}
         writes = self.analyses[id(module)].traced.writes
-        swallowed: set[fx.Node] = set()
+        absorbed: set[fx.Node] = set()
         taken: set[str] = set()
         for region in sorted(regions, key=lambda r: order[r.output]):
             # A new convolution stands behind the last of its sources: none may be lost by then.
@@ -382,17 +284,17 @@ class _Finder:
                 self.refused.append(found)
                 continue
             self.found.append(found)
-            swallowed |= set(inside)
-            taken |= {s.name for s in found.summands if s.name}
+            absorbed |= set(inside)
+            taken |= {s.name for s in found.terms if s.name}
         self._report(module, regions, misses)
-        return swallowed
+        return absorbed
 
     def _writes_its_input(self, module: nn.Module) -> bool:
         analysis = self.analyses.get(id(module))
         if analysis is None or analysis.traced.graph is None:
             return False
         inputs = {n.name for n in analysis.traced.graph.nodes if n.op == "placeholder"}
-        return bool(inputs & analysis.traced.poisoned)
+        return bool(inputs & analysis.traced.mutated)
 
     def _found(
         self,
@@ -402,7 +304,7 @@ class _Finder:
         inside: Sequence[fx.Node],
         forward: fx.Graph,
         taken: set[str],
-    ) -> Found | Refused:
+    ) -> Block | Refused:
         where = self.paths[id(module)]
         layers = _layers_called(module, inside)
         pattern = _label(module, self.patterns, {id(m) for _, m in layers})
@@ -420,19 +322,19 @@ class _Finder:
         base = pattern.fused if pattern else "fused_conv"
         if not region.is_block:  # a fold keeps the name of its convolution
             base = next((n for n, m in layers if hasattr(m, "kernel_size")), base)
-        summands = []
+        terms = []
         for source, term in plan.items():
-            if isinstance(term, Unit):
-                summands.append(Summand(source))
+            if isinstance(term, Identity):
+                terms.append(Term(source))
                 continue
             name = _free_name(module, base, taken, used)
             taken = taken | {name}
-            summands.append(Summand(source, name, partial(_kernel, graph, region, source)))
+            terms.append(Term(source, name, partial(_kernel, graph, region, source)))
         nodes = {node.name: node for node in forward.nodes}
-        return Found(
+        return Block(
             where,
             pattern.name if pattern else None,
-            tuple(summands),
+            tuple(terms),
             max(floating, key=lambda d: torch.finfo(d).bits, default=torch.float32),
             region.convolutions,
             region.multiply_adds,
@@ -490,7 +392,7 @@ class _Finder:
         codes = {traced.refusal.code for traced in unread if traced.refusal is not None}
         return codes == {Reason.UNTRACEABLE} and not any(traced.decides for traced in unread)
 
-    def _by_pattern(self, module: nn.Module) -> Found | None:
+    def _by_pattern(self, module: nn.Module) -> Block | None:
         """A block that cannot be read, if a pattern knows it and the numbers agree."""
         pattern = _label(module, self.patterns, None)
         if pattern is None or id(module) in self.twice or has_hooks(module):
@@ -507,7 +409,7 @@ def _kernel(graph: Graph, region: Region, source: str) -> LinearConv:
 def _norms_first(graph: Graph) -> bool:
     """Whether the one thing that a forward does with its input is to scale it per channel."""
     readers = [reader for value in graph.inputs for reader in graph.readers.get(value, ())]
-    return len(graph.inputs) == len(readers) == 1 and isinstance(readers[0].rule, Scaled)
+    return len(graph.inputs) == len(readers) == 1 and isinstance(readers[0].rule, PerChannel)
 
 
 def _children_of(module: nn.Module, forward: fx.Graph) -> list[nn.Module]:
@@ -613,7 +515,7 @@ def _is_used(module: nn.Module, name: str, used: set[str]) -> bool:
     return vars(module).get(name, module) is not None or hasattr(type(module), name)
 
 
-def _confirmed(module: nn.Module, where: str, pattern: Pattern) -> Found | None:
+def _confirmed(module: nn.Module, where: str, pattern: Pattern) -> Block | None:
     """A block by its pattern's expression, if the module really computes that (and its tail)."""
 
     def look(name: str) -> Layer | None:
@@ -621,8 +523,8 @@ def _confirmed(module: nn.Module, where: str, pattern: Pattern) -> Found | None:
         if layer is None:
             return None
         rule = layer_rule(layer)
-        if isinstance(rule, Through | Scaled):
-            return rule.layer if isinstance(rule, Through) else rule.by
+        if isinstance(rule, ConvStep | PerChannel):
+            return rule.layer if isinstance(rule, ConvStep) else rule.by
         return Affine() if rule is None else None
 
     try:
@@ -633,10 +535,10 @@ def _confirmed(module: nn.Module, where: str, pattern: Pattern) -> Found | None:
     tail = tuple(n for n in pattern.tail if isinstance(_submodule(module, n), nn.Module))
     first = module.get_submodule(names[0])
     dtype = next(p.dtype for p in first.parameters())
-    found = Found(
+    found = Block(
         where,
         pattern.name,
-        (Summand("x", pattern.fused, lambda: value),),
+        (Term("x", pattern.fused, lambda: value),),
         dtype,
         (sum(hasattr(module.get_submodule(n), "kernel_size") for n in names), 1),
         (0, value.geometry.multiply_adds),
@@ -646,9 +548,9 @@ def _confirmed(module: nn.Module, where: str, pattern: Pattern) -> Found | None:
     return found if _agrees_with_tail(module, found) else None
 
 
-def _agrees_with_tail(module: nn.Module, found: Found) -> bool:
+def _agrees_with_tail(module: nn.Module, found: Block) -> bool:
     """Whether a module computes its fused convolution followed by its tail, on random images."""
-    value = found.summands[0].value
+    value = found.terms[0].value
     if value is None:
         return False
     twin = copy.deepcopy(module).double().eval()
@@ -670,139 +572,3 @@ def _agrees_with_tail(module: nn.Module, found: Found) -> bool:
         if float((given - expected).abs().max()) > 1e-10 * float(expected.abs().max() + 1e-30):
             return False
     return True
-
-
-def find_in_tensors(
-    tensors: Mapping[str, Tensor], patterns: Sequence[Pattern], bn_eps: float | None = None
-) -> Findings:
-    """The blocks of a state dict without its code, by exact keys and shapes.
-
-    What the file does not hold comes from the pattern or `bn_eps`, and is listed in the notes.
-    Raises UsageError where neither knows the eps.
-    """
-    candidates = _candidates(tensors, patterns)
-    results: dict[str, Found | Refused] = {}
-    notes: dict[str, None] = {}
-    taken: set[str] = set()
-    for prefix, pattern in sorted(candidates, key=lambda candidate: candidate[0].count(".")):
-        layers = [prefix + name for name in layers_at(pattern, tensors, prefix)]
-        if not taken.isdisjoint(layers):  # the block around it has them already
-            continue
-        eps = bn_eps if bn_eps is not None else pattern.bn_eps
-        has_norms = any(f"{name}.running_var" in tensors for name in layers)
-        if has_norms and eps is None:
-            raise UsageError(
-                f"{prefix.rstrip('.') or 'the model'}: {pattern.name} has no usual BatchNorm eps, "
-                "and the file does not hold it. Give --bn-eps with the eps of the training code"
-                f"{pattern.usual_eps and f' ({pattern.usual_eps})'}."
-            )
-        result = results[prefix] = _bare_block(tensors, prefix, pattern, eps or 0.0)
-        give_back(sum(tensors[f"{n}.weight"].numel() for n in layers if f"{n}.weight" in tensors))
-        if isinstance(result, Refused):
-            continue
-        taken.update(layers)
-        if has_norms:
-            notes[f"BatchNorm eps {eps:g} ({pattern.name}; a state dict does not hold it)"] = None
-        claims = (f"{pattern.claim}, as --assume says",) if pattern.alone else ()
-        notes |= dict.fromkeys(f"{pattern.name}: {t}" for t in (*claims, *pattern.assumptions))
-    ordered = [results[prefix] for prefix, _ in candidates if prefix in results]
-    found = [result for result in ordered if isinstance(result, Found)]
-    refused = [result for result in ordered if isinstance(result, Refused)]
-    if found:
-        notes["branches are parallel, of one stride, and centred on each other"] = None
-    state = state_of(tensors, found, patterns)
-    known = {p + name for p, pattern in candidates for name in layers_at(pattern, tensors, p)}
-    suspects = suspects_in(tensors, known)
-    return Findings(tuple(found), tuple(refused), tuple(notes), state, suspects)
-
-
-def state_of(
-    tensors: Mapping[str, Tensor], found: Sequence[Found], patterns: Sequence[Pattern]
-) -> tuple[str, ...]:
-    """What had been fused before, in whole or in part, beside the blocks that were found."""
-    told = [f"already in {done}" for done in deployed(tensors, patterns)]
-    for pattern in patterns:
-        count = sum(block.pattern == pattern.name for block in found)
-        if count and is_half_fused(pattern, patterns):
-            told.append(f"half fused: {count} {pattern.name}, which had BatchNorms before")
-    differences: dict[str, float] = {}
-    for block in found:
-        for summand, name in zip((s for s in block.summands if s.name), block.names, strict=True):
-            if summand.multiply is not None and summand.name not in block.layers:
-                worst = difference_of_stored(tensors, name, summand.multiply, block.dtype)
-                differences |= {} if worst is None else {name: worst}
-    if differences:
-        name = max(differences, key=differences.__getitem__)
-        told.append(
-            f"both forms: {len(differences)} fused convolutions beside their branches are not what "
-            f"these give, and are replaced ({name}: off by {differences[name]:.1e} of the largest "
-            "weight)"
-        )
-    return tuple(told)
-
-
-def _candidates(
-    tensors: Mapping[str, Tensor], patterns: Sequence[Pattern]
-) -> list[tuple[str, Pattern]]:
-    """Every prefix below which a pattern's layers stand, with the pattern that has the most.
-
-    Of two that have as many, it is the one that leaves fewer tensors beside them unexplained.
-    """
-    best: dict[str, tuple[tuple[int, int], Pattern]] = {}
-    keys = sorted(tensors)
-
-    def below(prefix: str) -> list[str]:
-        end = prefix[:-1] + "/" if prefix else ""  # the character behind the dot
-        return keys[bisect_left(keys, prefix) : bisect_left(keys, end) if end else None]
-
-    for pattern in patterns:
-        suffix = f"{pattern.anchor}.weight"
-        for key in tensors:
-            prefix = key.removesuffix(suffix)
-            if prefix == key or (prefix and not prefix.endswith(".")):
-                continue
-            names = layers_at(pattern, tensors, prefix)
-            rank = len(names), -len(strangers(pattern, names, below(prefix), prefix))
-            if names and (prefix not in best or rank > best[prefix][0]):
-                best[prefix] = rank, pattern
-    order = {key: i for i, key in enumerate(tensors)}
-    first = {p: order[f"{p}{pattern.anchor}.weight"] for p, (_, pattern) in best.items()}
-    return [(p, best[p][1]) for p in sorted(best, key=first.__getitem__)]
-
-
-def _bare_block(
-    tensors: Mapping[str, Tensor], prefix: str, pattern: Pattern, eps: float
-) -> Found | Refused:
-    where = prefix.rstrip(".")
-    block = TensorBlock(tensors, prefix, eps)
-    names = layers_at(pattern, tensors, prefix)
-    dtype = tensors[f"{prefix}{pattern.anchor}.weight"].dtype
-    if not dtype.is_floating_point:
-        why = f"its weights are {str(dtype).removeprefix('torch.')}, not floating-point numbers"
-        return Refused(where, Reason.UNKNOWN_LAYER, why, pattern.name)
-    try:
-        unknown = strangers(pattern, names, list(tensors), prefix)
-        if unknown:
-            why = (
-                f"{', '.join(unknown)} stands beside and may take part. Give --model with the code"
-            )
-            return Refused(where, Reason.ASSUMPTION, why, pattern.name)
-        value, block = value_of(pattern, block)
-    except NotFusable as refusal:
-        why = f"{pattern.alone}. Give --model with the code" if pattern.alone else refusal.why
-        code = Reason.ASSUMPTION if pattern.alone else refusal.code
-        return Refused(where, code, why, pattern.name)
-    if pattern.alone and not pattern.is_assumed:
-        way = f", or --assume {pattern.name} if {pattern.claim}" if pattern.claim else ""
-        why = f"{pattern.alone}. Give --model with the code{way}"
-        return Refused(where, Reason.ASSUMPTION, why, pattern.name)
-    return Found(
-        where,
-        pattern.name,
-        (Summand("x", pattern.fused, lambda: value_of(pattern, block)[0]),),
-        dtype,
-        (convolutions_among(names, tensors, prefix), 1),
-        (0, value.geometry.multiply_adds),
-        tuple(names),
-        rebuilt=lambda image: pattern.run(lambda name: rebuilt(block, name), image),
-    )

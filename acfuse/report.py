@@ -7,15 +7,14 @@ from typing import Any
 
 import click
 
-from acfuse.files import written_to
-from acfuse.find import Findings, Found
-from acfuse.job import Conversion
-from acfuse.manifest import VERSION, describe
+from acfuse.findings import Block, Findings, Suspect
 from acfuse.patterns import Pattern
-from acfuse.patterns.suspects import Suspect
-from acfuse.text import as_json, columns, safe
-from acfuse.trial import Trial
-from acfuse.verify import Check
+from acfuse.patterns.trial import Trial
+from acfuse.pipeline.job import Conversion
+from acfuse.pipeline.manifest import VERSION, describe
+from acfuse.proof import Check
+from acfuse.system.atomic_write import written_to
+from acfuse.system.escape import as_json, columns, safe
 
 
 def print_json(data: object) -> None:
@@ -58,7 +57,7 @@ def print_findings(seen: Conversion) -> None:
         _echo(f"state   {safe(told)}")
     for note in findings.notes:
         _echo(f"assumed {safe(note)}")
-    for note in seen.notes[: len(seen.notes) - len(findings.told)]:
+    for note in seen.notes[: len(seen.notes) - len(findings.messages)]:
         _echo(f"note    {safe(note)}")
 
 
@@ -189,7 +188,7 @@ def _echo(*lines: str) -> None:
         click.echo(line)
 
 
-def _pattern_name(block: Found) -> str:
+def _pattern_name(block: Block) -> str:
     return block.pattern or ("algebra" if block.is_block else "fold")
 
 

@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from acfuse.algebra import ConvLayer, lower
-from acfuse.checkpoint.memory import give_back
 from acfuse.errors import AcfuseError, InputError, NotFusable, Reason
-from acfuse.find import Findings, Found, Refused, Summand
+from acfuse.findings import Block, Findings, Refused, Term
 from acfuse.graph.copies import copied
-from acfuse.graph.into_fx import Summand as NewLayer
-from acfuse.graph.into_fx import rewrite_module
+from acfuse.graph.fx_write import NewLayer, rewrite_module
+from acfuse.system.memory import trim_heap
 
 
 def fused_copy(
-    model: nn.Module, found: Sequence[Found], *, dtype: torch.dtype | None = None
+    model: nn.Module, found: Sequence[Block], *, dtype: torch.dtype | None = None
 ) -> nn.Module:
     """A fused copy of a live model, in eval mode. The given model is not touched.
 
@@ -27,7 +26,7 @@ def fused_copy(
     """
     borrowed = _replaced_weights(model, found)
     work = copied(model, borrowed).eval()
-    by_module: dict[str, list[Found]] = {}
+    by_module: dict[str, list[Block]] = {}
     for block in found:
         by_module.setdefault(block.where, []).append(block)
     places = {where: work.get_submodule(where) for where in by_module}
@@ -43,7 +42,7 @@ def fused_copy(
     return fused
 
 
-def _replaced_weights(model: nn.Module, found: Sequence[Found]) -> dict[int, nn.Parameter]:
+def _replaced_weights(model: nn.Module, found: Sequence[Block]) -> dict[int, nn.Parameter]:
     """The parameters that only layers have which are replaced, by id."""
     names = [f"{f.where}.{n}" if f.where else n for f in found for n in f.layers if n not in f.keep]
     layers = {id(model.get_submodule(name)) for name in names}
@@ -58,7 +57,7 @@ def _replaced_weights(model: nn.Module, found: Sequence[Found]) -> dict[int, nn.
     return {key: weight for key, weight in own.items() if key not in others}
 
 
-def _replacement(module: nn.Module, found: Sequence[Found], dtype: torch.dtype | None) -> nn.Module:
+def _replacement(module: nn.Module, found: Sequence[Block], dtype: torch.dtype | None) -> nn.Module:
     layers = {
         block.output: _layers(block, dtype, trained=_is_trained(module, block)) for block in found
     }
@@ -71,39 +70,39 @@ def _replacement(module: nn.Module, found: Sequence[Found], dtype: torch.dtype |
     return nn.Sequential(parts).eval()
 
 
-def _is_trained(module: nn.Module, block: Found) -> bool:
+def _is_trained(module: nn.Module, block: Block) -> bool:
     """Whether some weight that a block replaces is one that training changes."""
     layers = [module.get_submodule(name) for name in block.layers]
     weights = [p for layer in layers for p in layer.parameters(recurse=False)]
     return any(weight.requires_grad for weight in weights or module.parameters(recurse=False))
 
 
-def _layers(block: Found, dtype: torch.dtype | None, *, trained: bool) -> list[NewLayer]:
+def _layers(block: Block, dtype: torch.dtype | None, *, trained: bool) -> list[NewLayer]:
     layers: list[NewLayer] = []
-    for summand in block.summands:
-        if summand.multiply is None or summand.name is None:
-            layers.append((summand.source, None, None))
+    for term in block.terms:
+        if term.multiply is None or term.name is None:
+            layers.append((term.source, None, None))
             continue
-        layer = _lowered(block, summand, dtype).module().requires_grad_(trained)
-        layers.append((summand.source, summand.name, layer))
+        layer = _lowered(block, term, dtype).module().requires_grad_(trained)
+        layers.append((term.source, term.name, layer))
     return layers
 
 
-def _lowered(block: Found, summand: Summand, dtype: torch.dtype | None = None) -> ConvLayer:
+def _lowered(block: Block, term: Term, dtype: torch.dtype | None = None) -> ConvLayer:
     try:
-        layer = _rounded(block, summand, dtype)
+        layer = _rounded(block, term, dtype)
     except NotFusable as refusal:
-        name = ".".join(filter(None, (block.where, summand.name)))
+        name = ".".join(filter(None, (block.where, term.name)))
         way = " Save the checkpoint in bfloat16 or float32, and convert that."
         hint = way if refusal.code == Reason.OVERFLOW and block.dtype == torch.float16 else ""
         raise InputError(f"{name}: {refusal.why}.{hint}") from refusal
-    give_back(layer.weight.numel())
+    trim_heap(layer.weight.numel())
     return layer
 
 
-def _rounded(block: Found, summand: Summand, dtype: torch.dtype | None = None) -> ConvLayer:
-    assert summand.multiply is not None
-    return lower(summand.multiply(), dtype or block.dtype)
+def _rounded(block: Block, term: Term, dtype: torch.dtype | None = None) -> ConvLayer:
+    assert term.multiply is not None
+    return lower(term.multiply(), dtype or block.dtype)
 
 
 def without_nonfinite(findings: Findings) -> Findings:
@@ -111,9 +110,9 @@ def without_nonfinite(findings: Findings) -> Findings:
     found, refused = [], [*findings.refused]
     for block in findings.found:
         try:
-            for summand in block.summands:
-                if summand.multiply is not None:
-                    _rounded(block, summand)
+            for term in block.terms:
+                if term.multiply is not None:
+                    _rounded(block, term)
             found.append(block)
         except NotFusable as refusal:
             refused.append(Refused(block.where, refusal.code, refusal.why, block.pattern))
@@ -137,7 +136,7 @@ def _exchange(root: nn.Module, replaced: Mapping[int, nn.Module]) -> nn.Module:
     return root
 
 
-def fused_bare(tensors: Mapping[str, Tensor], found: Sequence[Found]) -> dict[str, Tensor]:
+def fused_bare(tensors: Mapping[str, Tensor], found: Sequence[Block]) -> dict[str, Tensor]:
     """The tensors of a fused checkpoint whose code is not at hand."""
     owner = _owners(found)
     state = {
@@ -146,16 +145,16 @@ def fused_bare(tensors: Mapping[str, Tensor], found: Sequence[Found]) -> dict[st
         if owner.keys().isdisjoint((key, key.rpartition(".")[0]))
     }
     for block in found:
-        for name, summand in zip(block.names, block.summands, strict=True):
-            if summand.multiply is not None:
-                layer = _lowered(block, summand)
+        for name, term in zip(block.names, block.terms, strict=True):
+            if term.multiply is not None:
+                layer = _lowered(block, term)
                 state[f"{name}.weight"], state[f"{name}.bias"] = layer.weight, layer.bias
     return fused_tensors(tensors, state, found)
 
 
-def _owners(found: Sequence[Found]) -> dict[str, Found]:
+def _owners(found: Sequence[Block]) -> dict[str, Block]:
     """The block that replaces each layer, by the layer's full name."""
-    owner: dict[str, Found] = {}
+    owner: dict[str, Block] = {}
     for block in found:
         prefix = f"{block.where}." if block.where else ""
         owner.update((f"{prefix}{layer}", block) for layer in block.layers)
@@ -163,7 +162,7 @@ def _owners(found: Sequence[Found]) -> dict[str, Found]:
 
 
 def fused_tensors(
-    tensors: Mapping[str, Tensor], fused: Mapping[str, Tensor], found: Sequence[Found]
+    tensors: Mapping[str, Tensor], fused: Mapping[str, Tensor], found: Sequence[Block]
 ) -> dict[str, Tensor]:
     """The tensors of a fused checkpoint, in the order of the original.
 

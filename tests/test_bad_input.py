@@ -18,8 +18,8 @@ from cli.command import refused, run, worked
 from cli.nets import Net, TwoInputs
 from cli.project import CHECKPOINT, MODEL, make_project, snapshot, state, trained
 
-from acfuse.checkpoint import read_tensors
 from acfuse.errors import InputError
+from acfuse.files import read_tensors
 
 NOT_A_CHECKPOINT = 3
 OUTPUTS = ("model.fused.pth", "model.fused.onnx", "model.fused.acfuse.json")

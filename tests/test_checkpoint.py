@@ -32,8 +32,8 @@ from safetensors import safe_open
 from torch import nn
 
 import acfuse
-from acfuse.checkpoint import BareTensors, LiveModel, Reading, build_model, load, read_tensors
 from acfuse.errors import InputError, UnsafeError, UsageError
+from acfuse.files import BareTensors, LiveModel, ReadOptions, build_model, load, read_tensors
 
 ACFUSE = Path(acfuse.__file__).parent
 SHAPE = ("--input-shape", "1,3,9,7")
@@ -543,7 +543,7 @@ def test_the_source_never_unpickles_and_never_evaluates(path):
 
 def test_the_check_of_the_source_finds_a_loader():
     names = [p.name for p in ACFUSE.rglob("*.py") if "torch.load(" in p.read_text()]
-    assert names == ["pickled.py"]
+    assert names == ["torch_load.py"]
 
 
 # ------------------------------------------------------------------------------ --model
@@ -661,7 +661,7 @@ def test_load_gives_a_live_model_or_bare_tensors(project):
     [
         (InputError, {"source": Path("nothing.pth")}),
         (UsageError, {"source": Path("model.pth"), "model": "nets.py:Nothing"}),
-        (UsageError, {"source": Path("model.pth"), "how": Reading(key="nothing")}),
+        (UsageError, {"source": Path("model.pth"), "how": ReadOptions(key="nothing")}),
     ],
 )
 def test_load_raises_what_a_caller_can_catch(project, error, arguments):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from acfuse.errors import OutputError
-from acfuse.files import check_outputs, write_all
+from acfuse.system.atomic_write import check_outputs, write_all
 
 NAMES = ("one", "two", "three")
 

@@ -8,8 +8,8 @@ from cli.command import refused, run, worked
 from cli.project import CHECKPOINT, MODEL, make_project, snapshot, state
 
 from acfuse.algebra import layers
-from acfuse.checkpoint import check_numbers, norms_of
 from acfuse.errors import InputError
+from acfuse.files import check_numbers, norms_of
 
 BN = "first.ver_bn"
 

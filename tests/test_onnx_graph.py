@@ -16,15 +16,15 @@ from torch import nn
 import acfuse
 from acfuse.cli import cli
 from acfuse.errors import InputError, Reason
-from acfuse.onnx_graph import (
+from acfuse.files.onnx_reading import read_onnx
+from acfuse.proof import Inputs, Tolerance
+from acfuse.sources.onnx import (
     FusedOnnx,
     count_nodes,
     fuse_onnx,
-    read_onnx,
     verify_onnx,
     with_tensors,
 )
-from acfuse.verify import Inputs, Tolerance
 from sample_models import samples
 
 SAMPLES = samples()

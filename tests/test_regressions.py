@@ -30,8 +30,8 @@ import acfuse
 from acfuse.errors import Reason
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
+from acfuse.proof import certify
 from acfuse.rewrite import fused_copy
-from acfuse.verify import certify
 from sample_models import awake, samples
 
 
@@ -566,11 +566,11 @@ def test_a_kernel_drawn_in_the_forward_is_said_to_be_random():
 
 
 def test_a_block_that_is_called_in_several_ways_is_not_said_to_have_hooks():
-    class Scaled(Two):
+    class PerChannel(Two):
         def forward(self, x, scale=1.0):
             return super().forward(x) * scale
 
-    model = awake(Net(lambda m, x: m.i(m.i(x, scale=2.0)), i=Scaled()), 0)
+    model = awake(Net(lambda m, x: m.i(m.i(x, scale=2.0)), i=PerChannel()), 0)
     assert [r.code for r in find(model).refused] != [Reason.HOOKS]
 
 

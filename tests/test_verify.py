@@ -13,10 +13,10 @@ from torch.nn import functional as F
 import acfuse
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
+from acfuse.proof import Inputs, Tolerance, certify, diagnose, verify_models
+from acfuse.proof.certificate import ULP_LIMIT
+from acfuse.proof.whole import Check, Difference, awake, has_fresh_statistics, judge
 from acfuse.rewrite import fused_copy
-from acfuse.verify import Inputs, Tolerance, certify, diagnose, verify_models
-from acfuse.verify.certificate import ULP_LIMIT
-from acfuse.verify.whole import Check, Difference, awake, has_fresh_statistics, judge
 from sample_models import awake as awakened
 from sample_models import samples
 

@@ -23,12 +23,13 @@ from torch.nn.modules.conv import _ConvNd
 
 import acfuse
 from acfuse.algebra import lower
-from acfuse.find import find_in_module, find_in_tensors
+from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
+from acfuse.patterns.match import find_in_tensors
 from acfuse.patterns.registry import assumed
+from acfuse.proof import Inputs, certify
+from acfuse.proof.certificate import BLOCK_LIMIT, ULP_LIMIT, certify_tensors
 from acfuse.rewrite import fused_copy
-from acfuse.verify import Inputs, certify
-from acfuse.verify.certificate import BLOCK_LIMIT, ULP_LIMIT, certify_tensors
 from sample_models import samples
 
 SAMPLES = samples()
@@ -188,7 +189,7 @@ def test_without_any_pattern_the_same_blocks_have_the_same_weights(name):
     assert [b.where for b in nameless] == [b.where for b in named]
     for mine, theirs in zip(nameless, named, strict=True):
         assert mine.pattern is None
-        for a, b in zip(mine.summands, theirs.summands, strict=True):
+        for a, b in zip(mine.terms, theirs.terms, strict=True):
             assert a.source == b.source
             assert (a.value is None) == (b.value is None)
             if a.value is None:
@@ -239,7 +240,7 @@ def test_what_only_tensors_tell_is_what_the_block_computes(name):
     for block in fused.found:
         assert str(block.pattern).partition("/")[0] == sample.pattern
         assert certify_tensors(fused.tensors, block).passed
-        conv = lower(block.summands[0].value, torch.float64).module()
+        conv = lower(block.terms[0].value, torch.float64).module()
         weight = fused.tensors[f"{block.names[0]}.weight"]
         assert same_bits(conv.weight, weight)
         module = model.get_submodule(block.where)
@@ -335,8 +336,8 @@ EXPORTED = {
 
 @pytest.mark.parametrize("name", EXPORTED)
 def test_an_onnx_file_has_one_conv_for_each_block(name):
-    from acfuse.export import compare_onnx, to_onnx
-    from acfuse.verify.whole import Tolerance
+    from acfuse.proof.whole import Tolerance
+    from acfuse.targets.onnx_export import compare_onnx, to_onnx
 
     fused, shape = _fused(name), SAMPLES[name].input_shapes[0]
     inputs = Inputs(((None, shape),), samples=1)
@@ -373,7 +374,7 @@ def test_every_batch_norm_of_every_sample_is_awake():
 
 def test_lowering_is_what_the_fused_model_stores():
     block = _findings("acnet/digits").found[0]
-    layer = lower(block.summands[0].value, torch.float32)
+    layer = lower(block.terms[0].value, torch.float32)
     stored = _fused("acnet/digits").get_submodule(block.names[0])
     assert isinstance(stored, nn.Conv2d)
     assert torch.equal(layer.weight, stored.weight)

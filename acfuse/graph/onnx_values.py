@@ -10,6 +10,8 @@ import onnx
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from acfuse.files.onnx_cost import all_graphs, subgraphs
+
 Constants = Mapping[str, onnx.TensorProto]
 
 LARGEST_FOLDS = 2**26  # numbers in all results together, beside those that the file holds
@@ -33,22 +35,6 @@ class Known:
 
     kind: int
     sizes: tuple[int | None, ...] | None = None
-
-
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs inside a node: branches of If, bodies of Loop and Scan."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph, those inside its nodes first."""
-    for node in graph.node:
-        for inner in subgraphs(node):
-            yield from all_graphs(inner)
-    yield graph
 
 
 def reads_within(node: onnx.NodeProto) -> Iterator[str]:

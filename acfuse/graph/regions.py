@@ -16,21 +16,21 @@ import torch
 from acfuse.algebra import Conv, Geometry, LinearConv, Pad
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.steps import (
-    UNIT,
-    Form,
+    IDENTITY,
+    ChannelSlice,
+    Concat,
+    ConvStep,
     Graph,
-    Inside,
+    Identity,
+    LinearCombination,
+    LinearSubmodule,
     Opaque,
+    PerChannel,
     Rule,
-    Scaled,
-    Stacked,
     Step,
     Sum,
-    Taken,
-    Through,
-    Unit,
     apply,
-    form_of,
+    combination_of,
     geometry_of,
 )
 
@@ -68,7 +68,7 @@ class _Way:
     `stands` says that the step itself is kept.
     """
 
-    form: Form
+    form: LinearCombination
     made: Mapping[str, tuple[int, int]]
     stands: bool = False
     own: tuple[int, int] = (0, 0)
@@ -110,19 +110,19 @@ def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Mis
     return chosen, [*_explain(graph, plans, chosen, misses)]
 
 
-def planned(graph: Graph, region: Region) -> Form:
+def planned(graph: Graph, region: Region) -> LinearCombination:
     """What `kernels` gives, on shapes alone. Raises NotFusable if it does."""
-    bound: dict[str, Form] = {source: {source: UNIT} for source in region.sources}
-    return form_of(graph, region.output, bound, numbers=False)
+    bound: dict[str, LinearCombination] = {source: {source: IDENTITY} for source in region.sources}
+    return combination_of(graph, region.output, bound, numbers=False)
 
 
-def kernels(graph: Graph, region: Region) -> dict[str, LinearConv | Unit]:
-    """The convolution of each source, in float64 (`UNIT` where the source is added as is).
+def kernels(graph: Graph, region: Region) -> dict[str, LinearConv | Identity]:
+    """The convolution of each source, in float64 (`IDENTITY` where the source is added as is).
 
     One bias is enough: the first convolution has it.
     """
-    bound: dict[str, Form] = {source: {source: UNIT} for source in region.sources}
-    form = form_of(graph, region.output, bound, numbers=True)
+    bound: dict[str, LinearCombination] = {source: {source: IDENTITY} for source in region.sources}
+    form = combination_of(graph, region.output, bound, numbers=True)
     terms = {s: t for s, t in form.items() if not isinstance(t, Geometry)}
     solid = {s: t for s, t in terms.items() if isinstance(t, LinearConv)}
     if len(solid) < 2:
@@ -133,7 +133,7 @@ def kernels(graph: Graph, region: Region) -> dict[str, LinearConv | Unit]:
     return terms | {s: solid[s].without_shift() for s in others}
 
 
-def as_layer(graph: Graph) -> Inside | None:
+def as_layer(graph: Graph) -> LinearSubmodule | None:
     """The whole graph as one linear rule, if its output is a sum of convolutions of its inputs."""
     if graph.output is None or graph.output in graph.inputs:
         return None
@@ -145,11 +145,11 @@ def as_layer(graph: Graph) -> Inside | None:
     if not inputs >= set(plan.full.form):
         return None
     solid = [t for t in plan.full.form.values() if isinstance(t, Geometry)]
-    return Inside(
+    return LinearSubmodule(
         graph,
         cost=plan.best.price[0],
         pixels=max((prod(t.stride) for t in solid), default=1),
-        has_convolution=any(map(_is_convolution, graph.swallowed(graph.output, inputs))),
+        has_convolution=any(map(_is_convolution, graph.absorbed(graph.output, inputs))),
     )
 
 
@@ -179,10 +179,10 @@ def _plan(graph: Graph, kept: frozenset[str]) -> tuple[dict[str, _Plan], dict[st
         if isinstance(step.rule, Opaque):
             plans[step.value] = _given(step.value)
             continue
-        poisoned = [v for v in step.reads if v in graph.poisoned]
-        if poisoned:
+        mutated = [v for v in step.reads if v in graph.mutated]
+        if mutated:
             misses[step.value] = Miss(
-                step.value, Reason.IN_PLACE, f"{poisoned[0]} is overwritten in place"
+                step.value, Reason.IN_PLACE, f"{mutated[0]} is overwritten in place"
             )
             plans[step.value] = _given(step.value)
             continue
@@ -201,7 +201,7 @@ LONGEST = 1_000  # steps that are planned as one; the longest of a network has a
 
 
 def _given(value: str) -> _Plan:
-    way = _Way({value: UNIT}, {}, stands=True)
+    way = _Way({value: IDENTITY}, {}, stands=True)
     return _Plan(way, (), way, way)
 
 
@@ -209,7 +209,7 @@ def _options(plan: _Plan, *, expandable: bool) -> list[_Way]:
     """The ways in which a reader may take a value: the fullest first, by itself last."""
     (source,) = plan.unit.form
     if not expandable:
-        return [_Way({source: UNIT}, {})]
+        return [_Way({source: IDENTITY}, {})]
     options = [plan.full, *plan.parts]
     if set(plan.full.form) != {source}:
         options.append(plan.unit)
@@ -231,7 +231,7 @@ def _plan_step(graph: Graph, step: Step, options: list[list[_Way]]) -> tuple[_Pl
         cost - sum(c for c, _ in best.made.values()),
         operations - sum(n for _, n in best.made.values()),
     )
-    unit = _Way({step.value: UNIT}, {**best.made, step.value: own}, stands=True)
+    unit = _Way({step.value: IDENTITY}, {**best.made, step.value: own}, stands=True)
     full = ways[0] if ways else unit
     return _Plan(
         full, _parts(ways, {frozenset(full.form), frozenset({step.value})}), best, unit
@@ -269,9 +269,9 @@ def _way(graph: Graph, rule: Rule, taken: tuple[_Way, ...]) -> _Way:
     return _Way(form, made, own=_form_price(form))
 
 
-def _form_price(form: Form) -> tuple[int, int]:
+def _form_price(form: LinearCombination) -> tuple[int, int]:
     """(multiply-adds per pixel, operations) of the convolutions of a form and their additions."""
-    solid = [term for term in form.values() if not isinstance(term, Unit)]
+    solid = [term for term in form.values() if not isinstance(term, Identity)]
     operations = CONVOLUTION * len(solid) + len(form) - 1
     return sum(geometry_of(t).multiply_adds for t in solid), operations
 
@@ -282,9 +282,9 @@ CONVOLUTION = 4  # so many operations: no factor or sum is worth a further convo
 def _pixels(rule: Rule) -> int:
     """How many pixels of what it reads a rule takes for one pixel of what it makes."""
     match rule:
-        case Through(layer):
+        case ConvStep(layer):
             return prod(layer.geometry.stride)
-        case Inside():
+        case LinearSubmodule():
             return rule.pixels
     return 1
 
@@ -298,19 +298,19 @@ def _standing(step: Step, units: list[_Way]) -> _Way:
         for value, (cost, operations) in way.made.items()
     }
     match step.rule:
-        case Through(layer):
+        case ConvStep(layer):
             own = (layer.multiply_adds, 1 if isinstance(layer, Pad) else CONVOLUTION)
-        case Scaled(by):
+        case PerChannel(by):
             own = (by.multiply_adds, 1)
         case Sum(signs):
             own = (0, len(signs) - 1)
-        case Inside(_, cost):
+        case LinearSubmodule(_, cost):
             own = (cost, CONVOLUTION)
-        case Stacked() | Taken():
+        case Concat() | ChannelSlice():
             own = (0, 1)
         case Opaque():
             own = (0, 0)
-    return _Way({step.value: UNIT}, made, stands=True, own=own)
+    return _Way({step.value: IDENTITY}, made, stands=True, own=own)
 
 
 def _read_off(
@@ -336,8 +336,8 @@ def _read_off(
 
 
 def _region(graph: Graph, output: str, way: _Way) -> Region:
-    steps = [*graph.swallowed(output, frozenset(way.form))]
-    solid = sum(not isinstance(term, Unit) for term in way.form.values())
+    steps = [*graph.absorbed(output, frozenset(way.form))]
+    solid = sum(not isinstance(term, Identity) for term in way.form.values())
     before = sum(map(_is_convolution, steps))
     added = sum(len(s.rule.signs) - 1 for s in steps if isinstance(s.rule, Sum))
     saves = before > solid or (0 < before == solid and added > len(way.form) - 1)
@@ -354,29 +354,29 @@ def _region(graph: Graph, output: str, way: _Way) -> Region:
 def _is_convolution(step: Step) -> bool:
     """Whether a step is, or holds, a convolution or a pool (a pad costs nothing and is neither)."""
     match step.rule:
-        case Through(layer):
+        case ConvStep(layer):
             return not isinstance(layer, Pad)
-        case Inside():
+        case LinearSubmodule():
             return step.rule.has_convolution
     return False
 
 
 def _count(step: Step) -> int:
     match step.rule:
-        case Through(layer):
+        case ConvStep(layer):
             return int(isinstance(layer, Conv))
-        case Inside(graph):
+        case LinearSubmodule(graph):
             return sum(_count(s) for s in graph.steps)
     return 0
 
 
 def _cost(step: Step) -> int:
     match step.rule:
-        case Through(layer):
+        case ConvStep(layer):
             return layer.multiply_adds
-        case Scaled(by):
+        case PerChannel(by):
             return by.multiply_adds
-        case Inside(graph):
+        case LinearSubmodule(graph):
             return sum(_cost(s) for s in graph.steps)
     return 0
 
@@ -411,7 +411,7 @@ def _explain(
         elif isinstance(step.rule, Opaque):
             if step.rule.code == Reason.CONCATENATED and _same_source(reads):
                 yield Miss(step.value, Reason.CONCATENATED, step.rule.why)
-        elif isinstance(step.rule, Stacked):
+        elif isinstance(step.rule, Concat):
             if _same_source(reads):
                 dear = [m.why for m in _explain_cost(plans[step.value], step.value)]
                 text = "; ".join(["the arms are concatenated, not added", *dear])
@@ -421,7 +421,9 @@ def _explain(
             if not any(isinstance(r.rule, Sum) and r.value not in fused for r in readers):
                 why = [*_explain_sum(graph, plans, misses, arms, made, step)]
                 yield from why or _explain_shared(graph, beyond, step)
-        elif isinstance(step.rule, Through | Inside) and any(arm.convolves for arm in reads):
+        elif isinstance(step.rule, ConvStep | LinearSubmodule) and any(
+            arm.convolves for arm in reads
+        ):
             yield from _explain_cost(plans[step.value], step.value)
 
 
@@ -503,7 +505,7 @@ def _explain_sum(
     cost = [*_explain_cost(plans[step.value], step.value)]
     obstacle = next((arm.behind for arm in branches if arm.behind), None)
     sources = frozenset().union(*(arm.sources for arm in branches))
-    within = (s.value for s in graph.swallowed(step.value, sources | {*graph.inputs}))
+    within = (s.value for s in graph.absorbed(step.value, sources | {*graph.inputs}))
     missed = next((misses[value] for value in within if value in misses), None)
     if cost:
         yield from cost

@@ -17,14 +17,14 @@ Layer = Conv | Pad | AvgPool
 
 
 @dataclass(frozen=True)
-class Through:
+class ConvStep:
     """The value goes through a layer that is a convolution."""
 
     layer: Layer
 
 
 @dataclass(frozen=True)
-class Scaled:
+class PerChannel:
     """A factor and a shift per channel: BatchNorm, LayerScale, minus.
 
     `like_image` says that what it reads has as many channels as it has factors, for certain.
@@ -42,12 +42,12 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Stacked:
+class Concat:
     """The values are concatenated: the channels of each stand behind those of the one before."""
 
 
 @dataclass(frozen=True)
-class Taken:
+class ChannelSlice:
     """Some of the channels: those of a slice, or the n-th of so many chunks (index, chunks)."""
 
     part: slice | tuple[int, int]
@@ -62,7 +62,7 @@ class Taken:
 
 
 @dataclass(frozen=True)
-class Inside:
+class LinearSubmodule:
     """A sub-module that is linear as a whole.
 
     `cost` is what it takes after its own fusion, in multiply-adds per pixel that it makes; for each
@@ -84,7 +84,7 @@ class Opaque:
     holds_convolution: bool = False  # a module that is not linear, but has convolutions inside
 
 
-Rule = Through | Scaled | Sum | Stacked | Taken | Inside | Opaque
+Rule = ConvStep | PerChannel | Sum | Concat | ChannelSlice | LinearSubmodule | Opaque
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Graph:
     outputs: frozenset[str]
     output: str | None = None  # the one value that the forward returns, if it is one
     axes: int | None = None  # spatial axes of its images, where that is known
-    poisoned: frozenset[str] = frozenset()  # written in place: no region may read them
+    mutated: frozenset[str] = frozenset()  # written in place: no region may read them
     assumed: int | None = None  # channels of values for which any number will do
     by_value: Mapping[str, Step] = field(init=False, repr=False)
 
@@ -149,7 +149,7 @@ class Graph:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"nothing tells how many channels {value} has")
         return width
 
-    def swallowed(self, output: str, sources: frozenset[str]) -> Iterator[Step]:
+    def absorbed(self, output: str, sources: frozenset[str]) -> Iterator[Step]:
         """The steps between `sources` and `output`, the one of `output` included."""
         seen, stack = set(sources), [output]
         while stack:
@@ -164,17 +164,17 @@ class Graph:
 
 def _spread_width(step: Step, known: dict[str, tuple[int, int]], axes: int | None) -> None:
     match step.rule:
-        case Through(Conv() as layer):
+        case ConvStep(Conv() as layer):
             out, per_group, *size = layer.weight.shape
             known.setdefault(step.reads[0], (per_group * layer.groups, len(size)))
             known.setdefault(step.value, (out, len(size)))
-        case Through() | Scaled(like_image=True):
-            if isinstance(step.rule, Scaled) and step.rule.by.channels and axes:
+        case ConvStep() | PerChannel(like_image=True):
+            if isinstance(step.rule, PerChannel) and step.rule.by.channels and axes:
                 known.setdefault(step.value, (step.rule.by.channels, axes))
             for one, other in ((step.reads[0], step.value), (step.value, step.reads[0])):
                 if one in known:
                     known.setdefault(other, known[one])
-        case Scaled(by):
+        case PerChannel(by):
             # One channel times a factor of several gives several.
             if by.channels and axes:
                 known.setdefault(step.value, (by.channels, axes))
@@ -185,15 +185,15 @@ def _spread_width(step: Step, known: dict[str, tuple[int, int]], axes: int | Non
             wide = [known[v] for v in step.reads if v in known and known[v][0] > 1]
             if wide:
                 known.setdefault(step.value, wide[0])
-        case Stacked():
+        case Concat():
             if all(v in known for v in step.reads):
                 total = sum(known[v][0] for v in step.reads)
                 known.setdefault(step.value, (total, known[step.reads[0]][1]))
-        case Taken():
+        case ChannelSlice():
             if step.reads[0] in known:
                 width, count = known[step.reads[0]]
                 known.setdefault(step.value, (len(step.rule.channels(width)), count))
-        case Inside(graph):
+        case LinearSubmodule(graph):
             pairs = [*zip(step.reads, graph.inputs, strict=False)]
             if graph.output is not None:
                 pairs.append((step.value, graph.output))
@@ -204,10 +204,10 @@ def _spread_width(step: Step, known: dict[str, tuple[int, int]], axes: int | Non
             pass
 
 
-class Unit(Enum):
+class Identity(Enum):
     """The source itself, unchanged: its width does not matter until something is done to it."""
 
-    UNIT = "unit"
+    IDENTITY = "unit"
 
 
 def geometry_of(value: Geometry | LinearConv) -> Geometry:
@@ -215,61 +215,63 @@ def geometry_of(value: Geometry | LinearConv) -> Geometry:
     return value if isinstance(value, Geometry) else value.geometry
 
 
-UNIT = Unit.UNIT
-Term = Geometry | LinearConv | Unit
-Form = Mapping[str, Term]  # a value as the sum of one convolution of each source
+IDENTITY = Identity.IDENTITY
+Operand = Geometry | LinearConv | Identity
+LinearCombination = Mapping[str, Operand]  # a value as the sum of one convolution of each source
 
 
 def planned_rule(rule: Rule | None) -> Rule | None:
     """The same rule. Raises NotFusable for a layer that cannot even be planned."""
-    if isinstance(rule, Through):
+    if isinstance(rule, ConvStep):
         rule.layer.geometry  # noqa: B018
     return rule
 
 
-def apply(graph: Graph, rule: Rule, forms: list[Form], *, numbers: bool) -> Form:
+def apply(
+    graph: Graph, rule: Rule, forms: list[LinearCombination], *, numbers: bool
+) -> LinearCombination:
     """The form of what a rule makes from values of these forms; NotFusable if it has none.
 
     With `numbers` kernels are multiplied, without only geometry is planned; the same code does
     both, so that a plan cannot promise what the numbers do not give.
     """
     match rule:
-        case Through(layer):
+        case ConvStep(layer):
             return _through(graph, forms[0], layer, numbers=numbers)
-        case Scaled(by):
+        case PerChannel(by):
             return _scaled(graph, forms[0], by, numbers=numbers)
         case Sum(signs):
             return _sum(graph, forms, signs, numbers=numbers)
-        case Stacked():
+        case Concat():
             return _stacked(graph, forms, numbers=numbers)
-        case Taken():
+        case ChannelSlice():
             width = _width(graph, forms[0])
             channels = rule.channels(width)
             placed = {c: i for i, c in enumerate(channels)}
             return _moved(graph, forms[0], width, placed, len(channels), numbers=numbers)
-        case Inside(inner):
+        case LinearSubmodule(inner):
             if inner.output is None:
                 raise NotFusable(Reason.UNTRACEABLE, "a module gives more than one value")
             bound = dict(zip(inner.inputs, forms, strict=True))
-            return form_of(inner, inner.output, bound, numbers=numbers, host=graph)
+            return combination_of(inner, inner.output, bound, numbers=numbers, host=graph)
         case Opaque(why, code):
             raise NotFusable(code, why)
 
 
-def form_of(
+def combination_of(
     graph: Graph,
     value: str,
-    bound: Mapping[str, Form],
+    bound: Mapping[str, LinearCombination],
     *,
     numbers: bool,
     host: Graph | None = None,
-) -> Form:
+) -> LinearCombination:
     """The form of `value`, everything expanded back to the values that `bound` gives forms for.
 
     `host` is the graph whose values the bound forms are written in (of a module around this one).
     """
     known = dict(bound)
-    needed = {step.value for step in graph.swallowed(value, frozenset(bound))}
+    needed = {step.value for step in graph.absorbed(value, frozenset(bound))}
     for step in graph.steps:
         if step.value in needed:
             known[step.value] = apply(
@@ -278,7 +280,9 @@ def form_of(
     return known[value]
 
 
-def _through(graph: Graph, form: Form, record: Layer, *, numbers: bool) -> Form:
+def _through(
+    graph: Graph, form: LinearCombination, record: Layer, *, numbers: bool
+) -> LinearCombination:
     if not isinstance(record, Conv):  # a pad or pool is for as many channels as there are
         source, term = next(iter(form.items()))
         channels = geometry_of(_solid(graph, source, term, numbers=False)).out_channels
@@ -287,25 +291,29 @@ def _through(graph: Graph, form: Form, record: Layer, *, numbers: bool) -> Form:
     if len(form) > 1 and not record.geometry.is_pointwise:
         # Whether the summands have one size is not known here: broadcasting may hide another.
         raise NotFusable(Reason.INPUTS, f"it reads a sum of different inputs ({', '.join(form)})")
-    result: dict[str, Term] = {}
+    result: dict[str, Operand] = {}
     for source, term in form.items():
-        if isinstance(term, Unit) and len(form) > 1:
+        if isinstance(term, Identity) and len(form) > 1:
             term = _solid(graph, source, term, numbers=numbers)  # of a known width, or refused
-        result[source] = layer if isinstance(term, Unit) else term.then(layer)  # type: ignore[arg-type]
+        result[source] = layer if isinstance(term, Identity) else term.then(layer)  # type: ignore[arg-type]
         layer = layer.without_shift()  # the bias belongs to one of the terms only
     return result
 
 
-def _scaled(graph: Graph, form: Form, by: Affine, *, numbers: bool) -> Form:
-    result: dict[str, Term] = {}
+def _scaled(
+    graph: Graph, form: LinearCombination, by: Affine, *, numbers: bool
+) -> LinearCombination:
+    result: dict[str, Operand] = {}
     for source, term in form.items():
         result[source] = by.of(_solid(graph, source, term, numbers=numbers))
         by = Affine(by.scale)
     return result
 
 
-def _sum(graph: Graph, forms: list[Form], signs: tuple[float, ...], *, numbers: bool) -> Form:
-    result: dict[str, Term] = {}
+def _sum(
+    graph: Graph, forms: list[LinearCombination], signs: tuple[float, ...], *, numbers: bool
+) -> LinearCombination:
+    result: dict[str, Operand] = {}
     for form, sign in zip(forms, signs, strict=True):
         for source, plain in form.items():
             term = plain
@@ -319,10 +327,10 @@ def _sum(graph: Graph, forms: list[Form], signs: tuple[float, ...], *, numbers: 
     return result
 
 
-def _stacked(graph: Graph, forms: list[Form], *, numbers: bool) -> Form:
+def _stacked(graph: Graph, forms: list[LinearCombination], *, numbers: bool) -> LinearCombination:
     """Each value with its channels moved to their place, and zeros everywhere else, added."""
     widths = [_width(graph, form) for form in forms]
-    placed: list[Form] = []
+    placed: list[LinearCombination] = []
     start = 0
     for form, width in zip(forms, widths, strict=True):
         places = {c: start + c for c in range(width)}
@@ -331,7 +339,7 @@ def _stacked(graph: Graph, forms: list[Form], *, numbers: bool) -> Form:
     return _sum(graph, placed, (1.0,) * len(placed), numbers=numbers)
 
 
-def _width(graph: Graph, form: Form) -> int:
+def _width(graph: Graph, form: LinearCombination) -> int:
     """How many channels a form has; the same for each of its summands, or it is refused."""
     widths = {
         geometry_of(_solid(graph, source, term, numbers=False)).out_channels
@@ -343,10 +351,16 @@ def _width(graph: Graph, form: Form) -> int:
 
 
 def _moved(
-    graph: Graph, form: Form, width: int, places: Mapping[int, int], total: int, *, numbers: bool
-) -> Form:
+    graph: Graph,
+    form: LinearCombination,
+    width: int,
+    places: Mapping[int, int],
+    total: int,
+    *,
+    numbers: bool,
+) -> LinearCombination:
     """The channels that have a place, moved there: a 1x1 convolution of zeros and ones."""
-    result: dict[str, Term] = {}
+    result: dict[str, Operand] = {}
     for source, term in form.items():
         solid = _solid(graph, source, term, numbers=numbers)
         geometry = geometry_of(solid)
@@ -359,7 +373,7 @@ def _moved(
     return result
 
 
-def _solid(graph: Graph, source: str, term: Term, *, numbers: bool) -> Geometry | LinearConv:
-    if isinstance(term, Unit):
+def _solid(graph: Graph, source: str, term: Operand, *, numbers: bool) -> Geometry | LinearConv:
+    if isinstance(term, Identity):
         return graph.unit_kernel(source) if numbers else graph.unit(source)
     return term

@@ -9,7 +9,7 @@ from pathlib import Path
 from acfuse.errors import InputError, UsageError
 from acfuse.patterns.expr import Pattern
 from acfuse.patterns.toml_files import read_patterns
-from acfuse.text import one_line, safe
+from acfuse.system.escape import one_line, safe
 
 GROUP = "acfuse.patterns"
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from acfuse.algebra import LinearConv, lower
 from acfuse.errors import NotFusable
+from acfuse.findings import Block
 from acfuse.patterns.expr import Pattern, layer_names
 
 COMMON = {"conv"}  # any convolution may have this name: it is no evidence
@@ -97,3 +98,28 @@ def difference_of_stored(
     scale = max(float(true.abs().max()) for _, true in pairs)
     worst = max(float((stored.double() - true).abs().max()) for stored, true in pairs)
     return None if worst <= ROUNDING * torch.finfo(dtype).eps * scale else worst / (scale or 1.0)
+
+
+def state_of(
+    tensors: Mapping[str, Tensor], found: Sequence[Block], patterns: Sequence[Pattern]
+) -> tuple[str, ...]:
+    """What had been fused before, in whole or in part, beside the blocks that were found."""
+    told = [f"already in {done}" for done in deployed(tensors, patterns)]
+    for pattern in patterns:
+        count = sum(block.pattern == pattern.name for block in found)
+        if count and is_half_fused(pattern, patterns):
+            told.append(f"half fused: {count} {pattern.name}, which had BatchNorms before")
+    differences: dict[str, float] = {}
+    for block in found:
+        for term, name in zip((s for s in block.terms if s.name), block.names, strict=True):
+            if term.multiply is not None and term.name not in block.layers:
+                worst = difference_of_stored(tensors, name, term.multiply, block.dtype)
+                differences |= {} if worst is None else {name: worst}
+    if differences:
+        name = max(differences, key=differences.__getitem__)
+        told.append(
+            f"both forms: {len(differences)} fused convolutions beside their branches are not what "
+            f"these give, and are replaced ({name}: off by {differences[name]:.1e} of the largest "
+            "weight)"
+        )
+    return tuple(told)

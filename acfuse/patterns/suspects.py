@@ -5,43 +5,25 @@ has to show more: that its layers cannot follow each other, or that a cross of k
 BatchNorm lies beside them.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 
 from torch import Tensor
 
+from acfuse.findings import Branch, Suspect
 from acfuse.patterns.expr import Expr, Pattern, seq
 from acfuse.patterns.toml_files import to_toml
 
 
-@dataclass(frozen=True)
-class Suspect:
-    """Convolutions below one prefix that may be branches of one sum, with a BatchNorm each.
-
-    `branches` are (convolution, its BatchNorm, shape of the kernel), `lone` the BatchNorms besides.
-    """
-
-    where: str
-    branches: tuple[tuple[str, str, tuple[int, ...]], ...]
-    lone: tuple[str, ...] = ()
-
-    @property
-    def stub(self) -> str:
-        """A pattern of these names, as TOML to start from."""
-        arms = [seq(conv, norm) for conv, norm, _ in self.branches]
-        block: Expr = sum(arms[1:], start=arms[0])
-        for norm in self.lone:
-            block = block + norm
-        text = to_toml(Pattern("mine", block, "fused_conv", "", bn_eps=None))
-        for norm in map(ascii, self.lone):
-            text += (
-                f"# {norm} may be a branch, as here, or stand behind the sum: ( ... ) > {norm}\n"
-            )
-        return text
-
-    def __str__(self) -> str:
-        """Its convolutions with the shapes of their kernels."""
-        return ", ".join(f"{name} {list(shape)}" for name, _, shape in self.branches)
+def _stub(branches: Sequence[Branch], lone: Sequence[str]) -> str:
+    """A pattern of these names, as TOML to start from."""
+    arms = [seq(conv, norm) for conv, norm, _ in branches]
+    block: Expr = sum(arms[1:], start=arms[0])
+    for norm in lone:
+        block = block + norm
+    text = to_toml(Pattern("mine", block, "fused_conv", "", bn_eps=None))
+    for norm in map(ascii, lone):
+        text += f"# {norm} may be a branch, as here, or stand behind the sum: ( ... ) > {norm}\n"
+    return text
 
 
 def suspects_in(tensors: Mapping[str, Tensor], known: Set[str]) -> tuple[Suspect, ...]:
@@ -97,7 +79,8 @@ def _group(
     branches = tuple(
         (conv.removeprefix(start), pairs[conv].removeprefix(start), shapes[conv]) for conv in convs
     )
-    return Suspect(prefix, branches, tuple(n.removeprefix(start) for n in lone[:1]))
+    beside = tuple(n.removeprefix(start) for n in lone[:1])
+    return Suspect(prefix, branches, beside, _stub(branches, beside))
 
 
 def _paired(

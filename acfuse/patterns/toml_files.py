@@ -17,7 +17,7 @@ from typing import Any
 from acfuse.errors import InputError
 from acfuse.patterns.expr import Expr, Pattern
 from acfuse.patterns.notation import NotationError, parse
-from acfuse.text import one_line, safe
+from acfuse.system.escape import one_line, safe
 
 BYTES, LINE, PATTERNS = 2**16, 2_000, 256  # a key of thousands of dots takes tomllib minutes
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}(/[\w.-]{1,64})?")

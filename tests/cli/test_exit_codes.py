@@ -141,7 +141,7 @@ def test_7_when_it_is_our_own_mistake(project, monkeypatch):
     def broken(*_):
         raise RuntimeError("impossible")
 
-    monkeypatch.setattr(importlib.import_module("acfuse.convert"), "find", broken)
+    monkeypatch.setattr(importlib.import_module("acfuse.pipeline.convert"), "find", broken)
     before = snapshot(project)
     result = run("convert", "model.pth")
     assert (result.exit_code, result.stdout) == (7, "")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from acfuse.interrupts import Terminated
+from acfuse.system.signals import Terminated
 
 from .command import run
 from .project import snapshot
@@ -77,7 +77,7 @@ def test_an_interruption_at_any_step_writes_nothing(
     def stop(*_, **__):
         raise signal_
 
-    monkeypatch.setattr(importlib.import_module("acfuse.convert"), step, stop)
+    monkeypatch.setattr(importlib.import_module("acfuse.pipeline.convert"), step, stop)
     before = snapshot(project)
     result = run("convert", "model.pth", "--no-onnx")
     assert (result.exit_code, result.stdout, result.stderr.strip()) == (code, "", word)

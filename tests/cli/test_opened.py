@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from acfuse.checkpoint import Reading, opened, read_tensors
 from acfuse.errors import UnsafeError
-from acfuse.limits import LIMITS
+from acfuse.files import ReadOptions, opened, read_tensors
+from acfuse.system.limits import LIMITS
 from tests.cli.command import Result, run, run_line
 from tests.cli.command import refused as is_refused
 from tests.cli.command import worked as did
@@ -77,13 +77,13 @@ def test_every_flipped_bit_of_a_safetensors_file_is_refused_where_its_hash_is_kn
     path = tmp_path / "w.safetensors"
     save_file({"w": torch.randn(3, 5)}, path)
     good, digest = path.read_bytes(), sha256(path)
-    read_tensors(path, Reading(sha256=digest))
+    read_tensors(path, ReadOptions(sha256=digest))
     for bit in range(8 * len(good)):
         flipped = bytearray(good)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         with pytest.raises(UnsafeError, match="not the expected file"):
-            read_tensors(path, Reading(sha256=digest))
+            read_tensors(path, ReadOptions(sha256=digest))
 
 
 @pytest.mark.parametrize("text", ["", "12", "g" * 64, "0" * 63])
@@ -98,10 +98,10 @@ def test_a_limit_names_the_flag_that_lifts_it(tmp_path):
                        "levels": 1}.items():  # fmt: skip
         low = replace(LIMITS, **{name: most})
         with pytest.raises(UnsafeError, match=f"--limit {name}=") as caught:
-            read_tensors(path, Reading(limits=low))
+            read_tensors(path, ReadOptions(limits=low))
         given = str(caught.value).rpartition("=")[2].rstrip(".")
         lifted = replace(LIMITS, **{name: int(given) * 10})
-        assert len(read_tensors(path, Reading(limits=lifted))[1]) == 30
+        assert len(read_tensors(path, ReadOptions(limits=lifted))[1]) == 30
 
 
 def test_a_limit_given_to_convert_holds_for_verify():

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 
-from acfuse.manifest import Manifest
+from acfuse.pipeline.manifest import Manifest
 
 from .command import refused, run, worked
 from .conftest import LINES, SAMPLES

@@ -23,7 +23,7 @@ EPS = 2.0**-20  # with it a variance is a power of 4, whose root is exact
 
 @torch.no_grad()
 def exact(model: nn.Module) -> nn.Module:
-    """The model with weights that are odd numbers of eighths, and whose BatchNorms are powers of two.
+    """The model with odd numbers of eighths for weights, and powers of two in its BatchNorms.
 
     What was zero throughout stays so: whether a bias is zero decides what can be fused.
     """
@@ -94,8 +94,15 @@ def _exported(model: nn.Module, shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, torch.ones(*shape), buffer, dynamo=False, opset_version=17,
-                          training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False)  # fmt: skip
+        torch.onnx.export(
+            model,
+            torch.ones(*shape),
+            buffer,
+            dynamo=False,
+            opset_version=17,
+            training=torch.onnx.TrainingMode.PRESERVE,
+            do_constant_folding=False,
+        )
     return buffer.getvalue()
 
 

@@ -7,8 +7,9 @@ from torch import nn
 
 import acfuse
 from acfuse.errors import Reason
-from acfuse.find import find_in_module, find_in_tensors
+from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
+from acfuse.patterns.match import find_in_tensors
 from acfuse.rewrite import fused_copy
 from sample_models import awake, samples
 from sample_models.acnet_textnet import ACBlock

@@ -7,8 +7,9 @@ import os
 from functools import cache
 from pathlib import Path
 
-from acfuse.find import find_in_module, find_in_tensors
+from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
+from acfuse.patterns.match import find_in_tensors
 from acfuse.patterns.registry import assumed
 from acfuse.patterns.unnamed import UNNAMED
 from sample_models import samples

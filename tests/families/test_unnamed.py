@@ -10,7 +10,7 @@ from acfuse.errors import Reason
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.notation import parse
-from acfuse.verify import certify
+from acfuse.proof import certify
 from sample_models import awake
 from sample_models.padded_middle import BNAndPadLayer
 

@@ -15,7 +15,7 @@ from cli.project import CHECKPOINT, MODEL, snapshot, trained
 from torch import nn
 from torch.export import Dim
 
-from acfuse.checkpoint import read_tensors
+from acfuse.files import read_tensors
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from sample_models import samples
@@ -163,10 +163,10 @@ def test_a_program_is_read_as_it_was(project):
     model = Shapes().eval()
     given = image(), torch.randn(2, 2, 5, 4)
     save(model, *given)
-    wrapper, tensors = read_tensors(Path("model.pt2"))
+    container, tensors = read_tensors(Path("model.pt2"))
     assert set(tensors) == set(model.state_dict())
     for inputs in (given, (image(4), torch.randn(2, 2, 5, 4))):
-        expected, answer = model(*inputs), wrapper.network(*inputs)
+        expected, answer = model(*inputs), container.network(*inputs)
         assert list(answer) == ["flat", "rest", "part"]
         assert all(torch.equal(answer[key], expected[key]) for key in expected)
 
@@ -179,10 +179,10 @@ def test_programs_of_samples_are_read_as_they_were(project, name):
     model = sample.build()
     given = (torch.randn(sample.input_shapes[0]),)
     torch.export.save(torch.export.export(model, given, strict=False), "model.pt2")
-    wrapper, _ = read_tensors(Path("model.pt2"))
-    assert torch.equal(wrapper.network(*given), model(*given))
-    assert set(wrapper.network.state_dict()) == set(model.state_dict())
-    found = find_in_module(wrapper.network, PATTERNS).blocks
+    container, _ = read_tensors(Path("model.pt2"))
+    assert torch.equal(container.network(*given), model(*given))
+    assert set(container.network.state_dict()) == set(model.state_dict())
+    found = find_in_module(container.network, PATTERNS).blocks
     assert len(found) >= len(find_in_module(model, PATTERNS).blocks)
 
 

@@ -8,8 +8,8 @@ from cli.command import refused, run, worked
 from cli.project import CHECKPOINT
 
 import acfuse
-from acfuse.find import find_in_tensors
 from acfuse.patterns import PATTERNS
+from acfuse.patterns.match import find_in_tensors
 from acfuse.patterns.states import deployed
 from sample_models import awake, samples
 from sample_models.padded_middle import Conv3XC

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from acfuse.find import Findings, find_in_module
+from acfuse.find import find_in_module
+from acfuse.findings import Findings
 from acfuse.patterns import PATTERNS, Pattern
+from acfuse.proof import certify
 from acfuse.rewrite import fused_copy
-from acfuse.verify import certify
 from sample_models import awake
 
 SHAPES = ((1, 4, 13, 16), (3, 4, 12, 9), (2, 4, 7, 10))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from acfuse.errors import Reason
-from acfuse.onnx_graph import fuse_onnx
+from acfuse.sources.onnx import fuse_onnx
 from sample_models import awake
 
 from .fusing import Net, find, fused_and_checked, images, norm, refused, run_convolutions

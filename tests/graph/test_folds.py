@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
+from acfuse.proof import certify
 from acfuse.rewrite import fused_copy
-from acfuse.verify import certify
 from sample_models import awake
 
 from .fusing import SHAPES, Net, assert_same, conv, norm

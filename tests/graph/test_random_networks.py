@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
+from acfuse.proof import certify
 from acfuse.rewrite import fused_copy
-from acfuse.verify import certify
 from sample_models import awake
 
 from .fusing import images
@@ -260,7 +260,7 @@ def check(program: Program, *, certified: bool = True) -> str:
     if certified:
         for block in findings.found:
             # Of arms that cancel altogether, nothing but rounding is left to compare.
-            weights = [s.value.kernel.abs().max() for s in block.summands if s.value is not None]
+            weights = [s.value.kernel.abs().max() for s in block.terms if s.value is not None]
             if max(weights) > 1e-9:
                 assert certify(model, fused, block).fault == ""
     nested = any("." in block.where or block.where for block in findings.found)

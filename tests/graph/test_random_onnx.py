@@ -19,10 +19,10 @@ from torch import nn
 
 from acfuse.find import find_in_module
 from acfuse.graph.onnx_values import opset_of
-from acfuse.onnx_graph import REFERENCE_OPSET, ConvTranspose, count_nodes, fuse_onnx
 from acfuse.patterns import PATTERNS
+from acfuse.proof.certificate import compare
 from acfuse.rewrite import fused_copy
-from acfuse.verify.certificate import compare
+from acfuse.sources.onnx import REFERENCE_OPSET, ConvTranspose, count_nodes, fuse_onnx
 from sample_models import awake
 
 from .fusing import images
@@ -87,7 +87,7 @@ def check(program: Program, *, dynamo: bool = False, opset: int = 17, folds: boo
             assert a.shape == b.shape
             assert float(np.abs(a - b).max()) <= NOISE * scale
     for block, layers in zip(fused.found, fused.layers, strict=True):
-        values = [s.value.kernel.abs().max() for s in block.summands if s.value is not None]
+        values = [s.value.kernel.abs().max() for s in block.terms if s.value is not None]
         if min(values) > 1e-9:  # of arms that cancel altogether nothing but rounding is left
             stored = [placed and placed.layer.linear() for placed in layers]
             assert compare(block.rebuilt, stored, block).fault == ""

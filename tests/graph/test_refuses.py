@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from acfuse.errors import Reason
 from acfuse.find import find_in_module
-from acfuse.onnx_graph import fuse_onnx
 from acfuse.patterns import PATTERNS
 from acfuse.rewrite import fused_copy
+from acfuse.sources.onnx import fuse_onnx
 from sample_models import awake, samples
 
 from .fusing import (

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from acfuse.verify.whole import awake
+from acfuse.proof.whole import awake
 
 from .imports import imported, undisturbed
 

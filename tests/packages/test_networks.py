@@ -11,8 +11,8 @@ from graph.fusing import assert_same, assert_same_bits, bug, images, run_convolu
 from torch import nn
 
 import acfuse
-from acfuse.export import run_session, session_of
-from acfuse.onnx_graph import count_nodes
+from acfuse.sources.onnx import count_nodes
+from acfuse.targets.onnx_export import run_session, session_of
 
 from .imports import undisturbed
 from .networks import BRANCHED, PLAIN, Network, batch_norms, convolutions

@@ -81,7 +81,7 @@ def test_inspect_and_convert_show_them(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["acnet/digits", "repvgg/digits", "acnet/k3", "mobileone/timm"])
 def test_what_a_pattern_knows_is_no_suspect(name):
-    from acfuse.find import find_in_tensors
+    from acfuse.patterns.match import find_in_tensors
 
     tensors = samples()[name].build().state_dict()
     assert find_in_tensors(tensors, PATTERNS, 1e-5).suspects == ()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from acfuse.find import Reason, find_in_module
 from acfuse.patterns import PATTERNS
+from acfuse.proof import certify
 from acfuse.rewrite import fused_copy
-from acfuse.verify import certify
 from sample_models import awake
 from tests.trust.forked import Server
 from tests.trust.rows import Row

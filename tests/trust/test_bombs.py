@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from acfuse.checkpoint import read_tensors
 from acfuse.errors import InputError, UnsafeError
-from acfuse.limits import LIMITS
+from acfuse.files import read_tensors
+from acfuse.system.limits import LIMITS
 from tests.trust import bombs, fuzzing
 from tests.trust.bombs import BOMBS
 from tests.trust.forked import Server
@@ -267,9 +267,9 @@ def test_a_file_without_checksums_is_read_and_said_to_have_none(tmp_path):
         torch.save({"a": torch.arange(6.0)}, tmp_path / "bare.pth")
     finally:
         torch.serialization.set_crc32_options(True)
-    wrapper, tensors = read_tensors(tmp_path / "bare.pth")
+    container, tensors = read_tensors(tmp_path / "bare.pth")
     assert tensors["a"].tolist() == [0, 1, 2, 3, 4, 5]
-    assert any("no checksums" in note for note in wrapper.notes)
+    assert any("no checksums" in note for note in container.notes)
     torch.save({"a": torch.arange(6.0)}, tmp_path / "usual.pth")
     assert not read_tensors(tmp_path / "usual.pth")[0].notes
 

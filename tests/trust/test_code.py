@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from acfuse.checkpoint import exported_graph, load, reading
-from acfuse.checkpoint.records import Reading
 from acfuse.errors import AcfuseError, InputError, UnsafeError
+from acfuse.files import load, pt2_graph, read
+from acfuse.files.records import ReadOptions
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from tests.trust.payloads import CANARY
@@ -125,8 +125,8 @@ def test_a_name_of_a_tensor_that_would_be_code(records, tmp_path, monkeypatch, n
 def test_the_names_would_be_code(records, tmp_path, monkeypatch):
     """Without the checks they are alive; otherwise the tests above would prove nothing."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(exported_graph, "_is_word", lambda name: True)
-    monkeypatch.setattr(exported_graph, "check_names", lambda names, source: None)
+    monkeypatch.setattr(pt2_graph, "_is_word", lambda name: True)
+    monkeypatch.setattr(pt2_graph, "check_names", lambda names, source: None)
     loaded(written(records, tmp_path, keyword(INJECTED)))
     assert (tmp_path / CANARY).is_dir()
     (tmp_path / CANARY).rmdir()
@@ -185,7 +185,7 @@ def own(tmp_path, monkeypatch):
     return tmp_path
 
 
-HOW = Reading(allow_classes=("own_net:Net",))
+HOW = ReadOptions(allow_classes=("own_net:Net",))
 
 
 def test_a_pickled_module_with_usual_names_is_read(own):
@@ -210,7 +210,7 @@ def test_a_shared_module_by_another_name(own):
 
 
 def test_those_names_would_be_code_as_well(own, monkeypatch):
-    monkeypatch.setattr(reading, "check_names", lambda names, source: None)
+    monkeypatch.setattr(read, "check_names", lambda names, source: None)
     checkpoint = load(pickled(own, CHILD), how=HOW)
     traced = torch.fx.symbolic_trace(checkpoint.model)
     with pytest.raises(TypeError):  # a tuple, made of what was called

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from acfuse.checkpoint import read_tensors
-from acfuse.checkpoint.records import AS_IT_IS, Reading
 from acfuse.errors import AcfuseError
+from acfuse.files import read_tensors
+from acfuse.files.records import DEFAULTS, ReadOptions
 from tests.trust.forked import Server
 from tests.trust.rows import Row
 from tests.trust.sample import converted
@@ -30,7 +30,7 @@ def saved(folder: Path) -> tuple[bytearray, dict[str, Tensor]]:
     return bytearray((folder / "good.pth").read_bytes()), model.state_dict()
 
 
-def fate(path: Path, data: bytes, good: dict[str, Tensor], how: Reading = AS_IT_IS) -> str:
+def fate(path: Path, data: bytes, good: dict[str, Tensor], how: ReadOptions = DEFAULTS) -> str:
     """What becomes of a file: "refused", "harmless", or "changed"."""
     path.write_bytes(data)
     try:
@@ -93,7 +93,7 @@ def measure(forks: Server, scale: float) -> Row:
             fates[fate(folder / "it.pth", flipped(bytes(data), chance), good)] += 1
         save_file(good, folder / "good.safetensors")
         plain = (folder / "good.safetensors").read_bytes()
-        known = Reading(sha256=hashlib.sha256(plain).hexdigest())
+        known = ReadOptions(sha256=hashlib.sha256(plain).hexdigest())
         assert fate(folder / "it.safetensors", plain, good, known) == "harmless"
         for _ in range(count):
             fates[fate(folder / "it.safetensors", flipped(plain, chance), good, known)] += 1

@@ -17,12 +17,14 @@ import torch
 from hypothesis import HealthCheck, currently_in_test_context, event, given, settings
 from hypothesis import strategies as st
 
-from acfuse.checkpoint import LiveModel, check_numbers, load, norms_of, read_tensors
 from acfuse.errors import AcfuseError, InputError
-from acfuse.find import find_in_module, find_in_tensors
-from acfuse.onnx_graph import fuse_onnx, numbers_of, read_onnx, verify_onnx
+from acfuse.files import LiveModel, check_numbers, load, norms_of, read_tensors
+from acfuse.files.onnx_reading import read_onnx
+from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS, known_patterns
-from acfuse.verify import Tolerance
+from acfuse.patterns.match import find_in_tensors
+from acfuse.proof import Tolerance
+from acfuse.sources.onnx import fuse_onnx, numbers_of, verify_onnx
 from tests.trust import fuzzing
 
 FINDS = Path(__file__).parent / "finds"

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acfuse.text import safe
+from acfuse.system.escape import safe
 from tests.trust.forked import Server
 from tests.trust.rows import Row
 

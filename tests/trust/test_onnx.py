@@ -9,8 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from acfuse.errors import InputError, UnsafeError
+from acfuse.files.onnx_reading import read_onnx
 from acfuse.graph.onnx_values import LARGEST_FOLD, constants_of
-from acfuse.onnx_graph import fuse_onnx, read_onnx
+from acfuse.sources.onnx import fuse_onnx
 from tests.trust.sample import converted
 
 

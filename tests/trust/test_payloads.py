@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from acfuse.text import safe
+from acfuse.system.escape import safe
 from tests.trust.forked import ROOT, Ended, Server
 from tests.trust.payloads import CANARY, CONTAINERS, NAMES_IT, Payload, payloads, put_modules
 from tests.trust.rows import Row

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from acfuse.errors import OutputError
-from acfuse.files import reserved, write_all
+from acfuse.system.atomic_write import reserved, write_all
 
 
 def names(folder: Path) -> set[str]:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from acfuse.checkpoint import read_tensors
-from acfuse.checkpoint.safetensors_files import LARGEST_HEADER
 from acfuse.errors import InputError, UnsafeError
+from acfuse.files import read_tensors
+from acfuse.files.safetensors import LARGEST_HEADER
 
 
 def entry(begin: int, end: int, shape: Any = (1,), dtype: Any = "F32", **more: Any) -> Any:

@@ -1,0 +1,133 @@
+"""The network that --model names, and tensors put into it."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from acfuse.errors import InputError, UsageError
+from acfuse.system.escape import one_line
+
+WRAPPERS = ("module.", "_orig_mod.")
+
+
+def build_model(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The network that --model names: a class, a function that makes one, or a module object.
+
+    `package.module:name` or `path/to/file.py:name`. Where the module has no such name but a
+    `create_model` (as timm has), that is called with the name.
+    """
+    found = resolve(spec, "--model")
+    try:
+        network = found if isinstance(found, nn.Module) else found(**arguments)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"--model {spec} could not be built: {one_line(error)}.") from error
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"--model {spec} gives {type(network).__name__}; expected a torch module.")
+    return network
+
+
+def resolve(spec: str, flag: str) -> Any:
+    """What `package.module:name` or `file.py:name` on the command line means."""
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise UsageError(f"{flag} {spec}: expected package.module:name or path/to/file.py:name.")
+    module = _import_file(Path(place), flag) if place.endswith(".py") else _import(place, flag)
+    if hasattr(module, name):
+        return getattr(module, name)
+    if hasattr(module, "create_model"):
+        return lambda **arguments: module.create_model(name, **arguments)
+    near = [n for n, v in vars(module).items() if inspect.isclass(v) and issubclass(v, nn.Module)]
+    known = f" It has {', '.join(near[:5])}." if near else ""
+    raise UsageError(f"{flag} {spec}: {place} has no {name}.{known}")
+
+
+def _import_file(path: Path, flag: str) -> ModuleType:
+    if not path.is_file():
+        raise UsageError(f"{flag}: {path} does not exist.")
+    name = path.stem
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__file__", None) == str(path.resolve()):
+        return known
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{flag}: {path} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    folder = str(path.resolve().parent)
+    sys.path.append(folder)
+    if known is None:
+        sys.modules[name] = module  # pickling and dataclasses look classes up by their module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        if known is None:
+            del sys.modules[name]
+        raise InputError(f"{flag}: {path} could not be imported: {one_line(error)}.") from error
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _import(name: str, flag: str) -> ModuleType:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # last: nothing there can stand for another module
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{flag}: there is no module {name} ({one_line(error)}).") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{flag}: {name} could not be imported: {one_line(error)}.") from error
+
+
+def fit_prefix(tensors: Mapping[str, Tensor], network: nn.Module) -> tuple[str, dict[str, Tensor]]:
+    """Strips what all keys have in front, if the model's own keys do not have it."""
+    expected = set(network.state_dict())
+    prefix, fitting = "", dict(tensors)
+    while fitting and not expected & set(fitting):
+        first = next(iter(fitting)).partition(".")[0] + "."
+        wrapped = all(k.startswith(first) for k in fitting)
+        stripped = {k.removeprefix(first): v for k, v in fitting.items()}
+        if not wrapped or not (first in WRAPPERS or expected & set(stripped)):
+            break
+        prefix, fitting = prefix + first, stripped
+    return prefix, fitting
+
+
+def load_into(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Puts tensors into a network as they are. Raises InputError where they do not fit."""
+    expected = network.state_dict()
+    missing = [k for k in expected if k not in tensors and not k.endswith("num_batches_tracked")]
+    unknown = [k for k in tensors if k not in expected]
+    if missing or unknown:
+        parts = []
+        if missing:
+            parts.append(f"{len(missing)} keys of the model are missing (first: {missing[0]})")
+        if unknown:
+            parts.append(f"{len(unknown)} keys are not the model's (first: {unknown[0]})")
+        raise InputError(
+            f"{name} does not fit the model: {'; '.join(parts)}. Is --model the right one, with "
+            "the right --model-args?"
+        )
+    whole = [
+        k
+        for k, v in tensors.items()
+        if expected[k].is_floating_point() and not v.is_floating_point()
+    ]
+    if whole:
+        kind = str(tensors[whole[0]].dtype).removeprefix("torch.")
+        raise InputError(f"{name}: {whole[0]} is {kind}; expected floating-point numbers.")
+    shapes = [k for k, v in tensors.items() if v.shape != expected[k].shape]
+    if shapes:
+        first = shapes[0]
+        raise InputError(
+            f"{name} does not fit the model: {len(shapes)} tensors have another shape, first "
+            f"{first} with {tuple(tensors[first].shape)}, where the model has "
+            f"{tuple(expected[first].shape)}. Are the --model-args right?"
+        )
+    network.load_state_dict(dict(tensors), strict=False, assign=True)

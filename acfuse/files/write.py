@@ -1,0 +1,63 @@
+"""A fused checkpoint back into the form that the original came in, written as a stream."""
+
+import io
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from acfuse.files.hdf5 import write_hdf5
+from acfuse.files.nesting import rewrapped
+from acfuse.files.records import Container
+from acfuse.files.safetensors import write_safetensors
+from acfuse.system.memory import PIECE, page_out
+
+Write = Callable[[IO[bytes]], None]
+
+
+def writer(container: Container, fused: Mapping[str, Tensor] | nn.Module) -> Write:
+    """What writes a fused checkpoint to an open file, in the form that the original came in."""
+    if isinstance(fused, nn.Module):
+        return lambda file: _save(rewrapped(container.whole, container.path, fused), file)
+    tensors = {container.prefix + key: tensor for key, tensor in fused.items()}
+    if container.kind == "safetensors":
+        return lambda file: write_safetensors(file, tensors, container.metadata)
+    if container.kind == "hdf5":
+        return lambda file: write_hdf5(file, tensors, container.metadata or {})
+    return lambda file: _save(rewrapped(container.whole, container.path, tensors), file)
+
+
+def _save(value: Any, file: IO[bytes]) -> None:
+    torch.save(value, _PagingOut(file))  # type: ignore[arg-type]
+
+
+class _PagingOut:
+    """A file that needs nothing of what was written to it to stay in memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+
+    def write(self, data: Any) -> int:
+        """Writes a tensor's bytes (or a few of torch's own)."""
+        if len(data) < PIECE:
+            return self.file.write(data)
+        view = memoryview(data)
+        address = numpy.frombuffer(view, dtype=numpy.uint8).ctypes.data
+        for start in range(0, len(view), PIECE):
+            piece = view[start : start + PIECE]
+            self.file.write(piece)
+            page_out(address + start, len(piece))
+        return len(view)
+
+    def flush(self) -> None:
+        """Passes on what is still waiting."""
+        self.file.flush()
+
+
+def to_bytes(container: Container, fused: Mapping[str, Tensor] | nn.Module) -> bytes:
+    """A fused checkpoint as the bytes of a file, in the form that the original came in."""
+    buffer = io.BytesIO()
+    writer(container, fused)(buffer)
+    return buffer.getvalue()

@@ -1,0 +1,232 @@
+"""Puts regions back: the module with its forward rewritten, or the region alone to be measured."""
+
+import copy
+import operator
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from acfuse.graph.fx_read import metadata_only
+
+
+class Rewritten(fx.GraphModule):
+    """A module whose forward was rewritten: everything else of the module is as it was.
+
+    Unlike a plain GraphModule it keeps, also when copied, what its forward does not use (training
+    heads, plain attributes). It pickles as a plain GraphModule, which torch alone can load.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Rewritten":
+        """A copy with all sub-modules, tensors and attributes."""
+        twin = Rewritten(self, copy.deepcopy(self.graph), type(self).__name__)
+        memo[id(self)] = twin
+        for name, value in vars(self).items():
+            if name != "_graph":
+                vars(twin)[name] = copy.deepcopy(value, memo)
+        return twin
+
+
+NewLayer = tuple[str, str, nn.Module] | tuple[str, None, None]
+
+
+def rewrite_module(
+    module: nn.Module,
+    graph: fx.Graph,
+    regions: Mapping[str, Sequence[NewLayer]],
+    fixed: Mapping[str, object],
+    keep: Collection[str] = (),
+) -> Rewritten:
+    """`module` with each region's output made by new layers. Takes the given module apart.
+
+    `regions` maps the name of the output node of each region to its summands: (source node, name of
+    the new layer, layer), or (source node, None, None) where the source is added as it is. Layers
+    that nobody calls any more are gone; new ones stand where the first of them stood. `fixed` are
+    the arguments whose values the forward was read with (the class Tensor: that it is some tensor):
+    with others it raises AssertionError.
+    Layers and tensors to `keep` stay, because others use them.
+    """
+    twin = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    returned = twin.graph_copy(graph, copied)
+    twin.output(returned)
+    by_name = {old.name: new for old, new in copied.items()}
+    before = _used_targets(twin)
+    unread = metadata_only(twin)
+    for output in [n.name for n in graph.nodes if n.name in regions]:
+        terms = regions[output]
+        old = by_name[output]
+        dead = nodes_between(old, [by_name[source] for source, _, _ in terms])
+        new = _insert(twin, [(by_name[source], name) for source, name, _ in terms])
+        old.replace_all_uses_with(new)
+        by_name[output] = new
+        gone = {*dead, *(n for n in unread if n.all_input_nodes and _reaches(n, dead))}
+        for node in reversed([n for n in twin.nodes if n in gone]):
+            if not node.users:
+                twin.erase_node(node)
+    layers = {name: layer for s in regions.values() for _, name, layer in s if name and layer}
+    _obey_or_refuse(twin, fixed)
+    used = {*_used_targets(twin), *keep}
+    _exchange(module, before - used, used, layers)
+    add_constants(module, twin)
+    rewritten = Rewritten(module, twin, type(module).__name__)
+    for name, value in vars(module).items():
+        if name in ("_modules", "_parameters", "_buffers") or name not in vars(rewritten):
+            vars(rewritten)[name] = value
+    rewritten.training = module.training
+    return rewritten
+
+
+def add_constants(module: nn.Module, graph: fx.Graph) -> None:
+    """Gives a module the tensors that its forward made of nothing, as plain attributes."""
+    for node in graph.nodes:
+        if "constant" in node.meta:
+            vars(module)[str(node.target)] = node.meta["constant"]
+
+
+def _obey_or_refuse(graph: fx.Graph, fixed: Mapping[str, object]) -> None:
+    """Asserts that arguments which are no tensors are what they were when the forward was read."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    if not placeholders:
+        return
+    with graph.inserting_after(placeholders[-1]):
+        for node in placeholders:
+            if node.target not in fixed:
+                continue
+            value = fixed[str(node.target)]
+            if value is torch.Tensor:
+                holds = graph.call_function(torch.is_tensor, (node,))
+                message = f"{node.target} was a tensor when this module was fused"
+                holds.append(graph.create_node("call_function", torch._assert, (holds, message)))
+                continue
+            same = operator.eq if isinstance(value, (int, float, str)) else operator.is_
+            if same is operator.is_ and value is not None:
+                continue  # no constant that a graph could hold
+            message = f"{node.target} was {value!r} when this module was fused"
+            holds = graph.call_function(same, (node, value))  # type: ignore[arg-type]
+            holds.append(graph.create_node("call_function", torch._assert, (holds, message)))
+
+
+def _insert(graph: fx.Graph, terms: Sequence[tuple[fx.Node, str | None]]) -> fx.Node:
+    """Calls the new layers right behind the last of what they read, and adds what they give.
+
+    That early, because a later step might overwrite what they read.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    fixed = [node for node in graph.nodes if node.op == "placeholder"]
+    last = max([*fixed, *(source for source, _ in terms)], key=order.__getitem__)
+    total: fx.Node | None = None
+    for source, name in terms:
+        value = source
+        if name is not None:
+            with graph.inserting_after(last):
+                last = value = graph.call_module(name, (source,))
+        if total is not None:
+            with graph.inserting_after(last):
+                last = value = graph.call_function(operator.add, (total, value))
+        total = value
+    if total is None:
+        raise ValueError("a region without sources")
+    return total
+
+
+def _reaches(node: fx.Node, dead: Sequence[fx.Node]) -> bool:
+    return any(n in dead or _reaches(n, dead) for n in node.all_input_nodes)
+
+
+def _used_targets(graph: fx.Graph) -> set[str]:
+    """The modules and tensors that a forward uses, by name."""
+    return {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
+
+
+def _exchange(
+    module: nn.Module, unused: set[str], used: set[str], layers: Mapping[str, nn.Module]
+) -> None:
+    """Takes the unused layers out of a module, under all their names, and puts the new ones in."""
+    owners = {t.rpartition(".")[0] for t in used if not _is_module(module, t)} - {""}
+    keep = {id(module.get_submodule(t)) for t in (*used, *owners) if _is_module(module, t)}
+    keep -= {id(module)}
+    gone = set()
+    for target in unused:
+        if _is_module(module, target):
+            gone.add(id(module.get_submodule(target)))
+        else:
+            owner, _, name = target.rpartition(".")
+            if owner and not any(t == owner or t.startswith(owner + ".") for t in used):
+                gone.add(id(module.get_submodule(owner)))
+            elif owner not in used:
+                holder = module.get_submodule(owner)
+                holder._parameters.pop(name, None)
+                holder._buffers.pop(name, None)
+                # A norm that was read as part of this forward only holds its activation now.
+                left = {*holder._parameters, *holder._buffers}
+                if owner and not used & {f"{owner}.{name}" for name in left}:
+                    _emptied(module, owner)
+    # A layer that takes the place of another stands at its path, in whatever container that is.
+    placed = set()
+    for name, layer in layers.items():
+        owner, _, last = name.rpartition(".")
+        if _is_module(module, name):
+            module.get_submodule(owner)._modules[last] = layer
+            placed.add(name)
+    names = list(module._modules)
+    keep |= {id(layer) for layer in layers.values()}
+    _prune(module, gone - keep, keep)
+    first = next((i for i, name in enumerate(names) if name not in module._modules), len(names))
+    children = list(module._modules.items())
+    new = [(name, layer) for name, layer in layers.items() if name not in placed]
+    for name, _ in new:
+        vars(module).pop(name, None)  # a place that was held by None
+    place = sum(n in module._modules for n in names[:first])
+    module._modules.clear()
+    module._modules.update([*children[:place], *new, *children[place:]])
+
+
+def _emptied(module: nn.Module, path: str) -> None:
+    """Puts a plain container with the same sub-modules at a path."""
+    owner, _, name = path.rpartition(".")
+    container = nn.Module()
+    container._modules.update(module.get_submodule(path)._modules)
+    container.training = module.training
+    module.get_submodule(owner)._modules[name] = container
+
+
+def _prune(module: nn.Module, gone: set[int], keep: set[int]) -> None:
+    for name, child in list(module._modules.items()):
+        if child is None:
+            continue
+        if id(child) in gone:
+            del module._modules[name]
+        elif id(child) not in keep and child._modules:
+            _prune(child, gone, keep)
+            if not child._modules and not child._parameters and not child._buffers:
+                del module._modules[name]
+
+
+def _is_module(module: nn.Module, target: str) -> bool:
+    found: Any = module
+    for part in target.split("."):
+        found = getattr(found, part, None)
+    return isinstance(found, nn.Module)
+
+
+def nodes_between(output: fx.Node, sources: Sequence[fx.Node]) -> list[fx.Node]:
+    """The nodes that make `output` from `sources`, in order, constants included."""
+    needed, stack = set(), [output]
+    while stack:
+        node = stack.pop()
+        if node not in needed and node not in sources:
+            needed.add(node)
+            stack.extend(node.all_input_nodes)
+    return [node for node in output.graph.nodes if node in needed]
+
+
+def region_graph(output: fx.Node, sources: Sequence[fx.Node]) -> fx.Graph:
+    """The part of a forward that a region replaces, as a graph of its own: sources to output."""
+    alone = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {s: alone.placeholder(s.name) for s in sources}
+    for node in nodes_between(output, sources):
+        copied[node] = alone.node_copy(node, copied.__getitem__)
+    alone.output(copied[output])
+    return alone

@@ -1,0 +1,1 @@
+"""What a conversion does, from a file to files."""

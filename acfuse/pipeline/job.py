@@ -1,0 +1,101 @@
+"""What a conversion is asked to do, and what it gives: plain records."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from acfuse.errors import Exit
+from acfuse.files import ReadOptions
+from acfuse.findings import Findings, Size
+from acfuse.patterns import Pattern, known_patterns
+from acfuse.pipeline.paths import Paths, fused_path
+from acfuse.proof import Inputs, Proofs, Tolerance
+from acfuse.system.limits import LIMITS, Limits
+from acfuse.targets.onnx_export import DEFAULT_OPSET, OnnxFile
+from acfuse.targets.pt2_export import Program
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a conversion is asked to do."""
+
+    source: Path
+    model: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    key: str | None = None
+    allow_classes: tuple[str, ...] = ()
+    limits: Limits = LIMITS
+    sha256: str | None = None
+    output: Path | None = None
+    inputs: Inputs | None = None
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    onnx: bool = True
+    pt2: bool = False
+    opset: int = DEFAULT_OPSET
+    dynamic: str = "batch"
+    bn_eps: float | None = None
+    fold_bn: bool = False
+    patterns: tuple[Pattern, ...] = field(default_factory=known_patterns)
+    force: bool = False
+    allow_empty: bool = False
+    allow_nonfinite: bool = False
+    dry_run: bool = False
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How its files are read."""
+        return ReadOptions(self.key, self.allow_classes, self.limits, self.sha256)
+
+    @property
+    def paths(self) -> Paths:
+        """Where the results go."""
+        return Paths.beside(fused_path(self.source, self.output))
+
+    @property
+    def wanted(self) -> list[Path]:
+        """The files that it will write."""
+        return self.paths.wanted(onnx=self.onnx, pt2=self.pt2)
+
+    @property
+    def asks_for(self) -> dict[str, bool]:
+        """Which of the settings that not every file can use are given."""
+        return {
+            "model": self.model is not None,
+            "model_args": bool(self.model_args),
+            "key": self.key is not None,
+            "allow_class": bool(self.allow_classes),
+            "bn_eps": self.bn_eps is not None,
+            "patterns": any(pattern.file is not None for pattern in self.patterns),
+            "assume": any(pattern.is_assumed for pattern in self.patterns),
+        }
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A fused checkpoint: the model (None for bare tensors), and its tensors in their order."""
+
+    model: nn.Module | None
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion found, proved and wrote."""
+
+    job: Job
+    findings: Findings
+    proofs: Proofs
+    sizes: tuple[Size, Size]
+    notes: tuple[str, ...] = ()
+    onnx: OnnxFile | None = None
+    pt2: Program | None = None
+    written: tuple[Path, ...] = ()
+    digests: Mapping[Path, str] = field(default_factory=dict)  # SHA-256 of what was read
+    diagnosis: str = ""
+
+    @property
+    def exit_code(self) -> Exit:
+        return Exit.DONE if self.proofs.passed else Exit.NOT_EQUAL

@@ -1,0 +1,269 @@
+"""The manifest: the record that a conversion leaves, and a job read from it again."""
+
+import importlib.metadata
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acfuse.errors import InputError, UsageError
+from acfuse.findings import Block
+from acfuse.patterns import known_patterns
+from acfuse.pipeline.job import Conversion, Job
+from acfuse.pipeline.paths import MANIFEST, Paths
+from acfuse.proof import Inputs
+from acfuse.system.atomic_write import Written, sha256_of
+from acfuse.system.escape import as_json, one_line
+from acfuse.system.limits import LIMITS, Limits, parsed_json
+from acfuse.targets.onnx_export import DEFAULT_OPSET
+
+VERSION = importlib.metadata.version("acfuse")
+SCHEMA_VERSION = 1
+
+
+def provenance(job: Job) -> dict[str, str]:
+    """Where a file comes from, without a path of this machine."""
+    return {
+        "acfuse.version": VERSION,
+        "acfuse.source": job.source.name,
+        "acfuse.source.sha256": job.sha256 or sha256_of(job.source),
+    }
+
+
+def to_json(data: Mapping[str, Any]) -> bytes:
+    """A manifest as the bytes of its file."""
+    return f"{as_json(data)}\n".encode()
+
+
+def record(path: Path, written: Written) -> dict[str, Any]:
+    """A written file, as the manifest names it."""
+    return {"file": path.name, "bytes": written.size, "sha256": written.sha256}
+
+
+def describe(
+    conversion: Conversion, written: Mapping[Path, Written] | None = None
+) -> dict[str, Any]:
+    """A conversion as plain data: what the manifest holds and `--format json` prints."""
+    job, proofs = conversion.job, conversion.proofs
+    folder = job.paths.manifest.parent
+    outputs = [record(path, data) for path, data in (written or {}).items()]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "acfuse": VERSION,
+        "torch": torch.__version__,
+        "source": {"file": _relative(job.source, folder),
+                   "sha256": conversion.digests[job.source]},
+        "shards": [{"file": _relative(path, folder), "sha256": digest}
+                   for path, digest in sorted(conversion.digests.items()) if path != job.source],
+        "outputs": outputs,
+        "model": _moved(job.model, lambda p: _relative(p, folder)),
+        "model_args": dict(job.model_args),
+        "key": job.key,
+        "allow_class": [_moved(c, lambda p: _relative(p, folder)) for c in job.allow_classes],
+        "limits": vars_of(job.limits),
+        "allow_nonfinite": job.allow_nonfinite,
+        "bn_eps": job.bn_eps,
+        "fold_bn": job.fold_bn,
+        "patterns": [
+            {"file": _relative(path, folder), "sha256": sha256_of(path)}
+            for path in dict.fromkeys(p.file for p in job.patterns) if path is not None
+        ],
+        "assume": [p.name for p in job.patterns if p.is_assumed],
+        "inputs": None if job.inputs is None else {
+            "shapes": [[name, list(shape)] for name, shape in job.inputs.shapes],
+            "seed": job.inputs.seed,
+            "samples": job.inputs.samples,
+        },
+        "onnx": None if conversion.onnx is None else {
+            "opset": conversion.onnx.opset,
+            "dynamic": conversion.onnx.dynamic,
+            "inputs": list(conversion.onnx.inputs),
+            "outputs": list(conversion.onnx.outputs),
+            "nodes": {kind: conversion.onnx.count(kind) for kind in ("Conv", "BatchNormalization")},
+        },
+        "pt2": conversion.pt2 is not None,
+        "passed": proofs.passed,
+        "fault": proofs.fault,
+        "diagnosis": conversion.diagnosis,
+        "before": vars_of(conversion.sizes[0]),
+        "after": vars_of(conversion.sizes[1]),
+        "found": [_describe_block(block, conversion) for block in conversion.findings.found],
+        "refused": [
+            {"where": r.where, "pattern": r.pattern, "code": str(r.code), "why": r.why}
+            for r in conversion.findings.refused
+        ],
+        "checks": [vars_of(check) for check in proofs.checks],
+        "notes": [*conversion.notes, *proofs.notes],
+    }  # fmt: skip
+
+
+def vars_of(value: Any) -> dict[str, Any]:
+    """The fields of a flat record."""
+    return {f.name: getattr(value, f.name) for f in fields(value)}
+
+
+def _describe_block(block: Block, conversion: Conversion) -> dict[str, Any]:
+    index = conversion.findings.found.index(block)
+    certificates = conversion.proofs.certificates
+    certificate = certificates[index] if index < len(certificates) else None
+    return {
+        "where": block.where,
+        "pattern": block.pattern,
+        "fused": list(block.names),
+        "replaced": list(block.layers),
+        "block": block.is_block,
+        "convolutions": list(block.convolutions),
+        "certificate": None if certificate is None else vars_of(certificate),
+    }
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """A path as the manifest names it: from the manifest's own folder."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def _moved(spec: str | None, change: Callable[[Path], str]) -> str | None:
+    """A --model or --allow-class whose file is named from elsewhere; a module's name stays."""
+    place, _, name = (spec or "").rpartition(":")
+    return f"{change(Path(place))}:{name}" if place.endswith(".py") else spec
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A file that is not what a manifest says."""
+
+    file: str
+    is_missing: bool = False
+
+    def __str__(self) -> str:
+        fate = "missing" if self.is_missing else "not the file that was converted or written"
+        return f"{self.file} is {fate}"
+
+
+def _names_files(data: Mapping[str, Any]) -> bool:
+    """Whether each file that a manifest speaks of has a name and a hash."""
+    lists = [data.get(key, []) for key in ("outputs", "shards", "patterns")]
+    if not all(isinstance(files, list) for files in lists) or not lists[0]:
+        return False
+    records = [data.get("source"), *(record for files in lists for record in files)]
+    return all(
+        isinstance(record, dict)
+        and isinstance(record.get("file"), str)
+        and "\0" not in record["file"]
+        and isinstance(record.get("sha256"), str)
+        for record in records
+    )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record that a conversion left."""
+
+    path: Path
+    data: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest":
+        """Reads a manifest. Raises InputError for one that this version cannot use."""
+        try:
+            data = parsed_json(path.read_bytes(), path.name)
+            version = data["schema_version"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            text = f"{path.name} is not a manifest of acfuse: {one_line(error)}."
+            raise InputError(text) from error
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{path.name} has schema version {version}, not {SCHEMA_VERSION}.")
+        if not _names_files(data):
+            raise InputError(
+                f"{path.name} does not name its files and their hashes: convert again."
+            )
+        return cls(path, data)
+
+    @classmethod
+    def only(cls, folder: Path) -> "Manifest":
+        """The one manifest of a folder. Raises UsageError if there are none or several."""
+        paths = sorted(path for path in folder.glob(f"*{MANIFEST}") if path.is_file())
+        if not paths:
+            raise UsageError(
+                "there is no manifest (*.acfuse.json) here: run `acfuse convert` first, or name "
+                "the files."
+            )
+        if len(paths) > 1:
+            names = ", ".join(p.name for p in paths)
+            raise UsageError(f"there are several manifests here ({names}): name the files.")
+        return cls.read(paths[0])
+
+    @property
+    def paths(self) -> Paths:
+        """The files that this manifest is about."""
+        first = self.data["outputs"][0]["file"]
+        return Paths.beside(self.path.parent / Path(first).name)
+
+    def job(self, changes: Mapping[str, Any]) -> Job:
+        """The job again, with changes where a flag was given."""
+        try:
+            job = self._job()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{self.path.name} lacks {error}: convert again.") from error
+        return replace(job, **{k: v for k, v in changes.items() if v is not None})
+
+    def _job(self) -> Job:
+        data, folder = self.data, self.path.parent
+
+        def here(path: Path) -> str:
+            return str(folder / path)
+
+        inputs = data["inputs"]
+        return Job(
+            source=folder / data["source"]["file"],
+            model=_moved(data["model"], here),
+            model_args=data["model_args"],
+            key=data["key"],
+            allow_classes=tuple(_moved(c, here) or c for c in data["allow_class"]),
+            output=self.paths.checkpoint,
+            inputs=None if inputs is None else Inputs(
+                tuple((name, tuple(shape)) for name, shape in inputs["shapes"]),
+                inputs["seed"],
+                inputs["samples"],
+            ),
+            limits=Limits(**data["limits"]) if "limits" in data else LIMITS,
+            allow_nonfinite=data.get("allow_nonfinite", False),
+            bn_eps=data["bn_eps"],
+            fold_bn=data["fold_bn"],
+            patterns=known_patterns(self.pattern_files, self.assume),
+            onnx=data["onnx"] is not None,
+            pt2=data.get("pt2", False),
+            opset=data["onnx"]["opset"] if data["onnx"] else DEFAULT_OPSET,
+            dynamic=data["onnx"]["dynamic"] if data["onnx"] else "batch",
+            allow_empty=True,
+        )  # fmt: skip
+
+    @property
+    def pattern_files(self) -> tuple[Path, ...]:
+        """The user's own files of patterns."""
+        return tuple(self.path.parent / r["file"] for r in self.data.get("patterns", ()))
+
+    @property
+    def assume(self) -> tuple[str, ...]:
+        """The patterns that were taken at their word."""
+        return tuple(self.data.get("assume", ()))
+
+    def changed(self) -> list[Changed]:
+        """The files that are no longer what the manifest says."""
+        own = (*self.data.get("shards", ()), *self.data.get("patterns", ()))
+        records = [self.data["source"], *own, *self.data["outputs"]]
+        return [c for c in map(self._change, records) if c is not None]
+
+    def is_own(self, path: Path) -> bool:
+        """Whether a file is still the one that the conversion wrote under that name."""
+        records = [r for r in self.data["outputs"] if r["file"] == path.name]
+        return any(self._change(r) is None for r in records)
+
+    def _change(self, record: Mapping[str, Any]) -> Changed | None:
+        path = self.path.parent / record["file"]
+        if not path.is_file():
+            return Changed(record["file"], is_missing=True)
+        return None if sha256_of(path) == record["sha256"] else Changed(record["file"])

@@ -1,0 +1,342 @@
+"""The certificate: one fused block against the layers that it replaced, for all inputs.
+
+The replaced layers, run in float64, are an affine map that commutes with shifts. Impulses read its
+kernel out, zeros its bias; every stored weight must be that value, rounded once. Images of all
+sorts then show, up to the border, that the layers really are that map. The layers are run as they
+are: no formula of the fusion is used, so none of its mistakes can be shared.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+from torch import Tensor, fx, nn
+
+from acfuse.algebra import Axis, Geometry, LinearConv, lower
+from acfuse.algebra.linear_conv import on_axes
+from acfuse.errors import InputError
+from acfuse.findings import Block
+from acfuse.graph.fx_read import conv_of
+from acfuse.graph.fx_write import add_constants
+from acfuse.system.escape import one_line
+from acfuse.system.memory import trim_heap
+
+ULP_LIMIT = 0.51
+BLOCK_LIMIT = 1e-11  # float64, relative to the largest output
+NOISE = 64 * 2.0**-53  # of float64 sums, relative to the largest weight of an output channel
+ROOM = 64  # the most that images are enlarged by for layers that need it
+CHUNK = 2**24  # numbers in one batch of impulses
+
+Run = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was measured for one block.
+
+    `ulp` is the worst distance of a stored weight or bias from the exact one, in units of the last
+    place; `error` the worst difference of outputs, in float64, relative to the largest. An empty
+    `fault` means passed.
+    """
+
+    where: str
+    ulp: float
+    error: float
+    weights: int
+    wrong: int = 0
+    fault: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.fault
+
+
+def replaced_layers(original: nn.Module, found: Block) -> Run:
+    """The part of the original forward that a block replaces, in float64, as a function."""
+    module = copy.deepcopy(original.get_submodule(found.where)).eval()
+    if found.alone is not None:
+        add_constants(module, found.alone)
+        module = fx.GraphModule(module, copy.deepcopy(found.alone))
+    for name in found.tail:
+        module.set_submodule(name, nn.Identity())
+    module = module.double().requires_grad_(False)
+
+    def run(*images: Tensor) -> Tensor:
+        with torch.no_grad():
+            result: Tensor = module(*(image.clone() for image in images))
+            return result
+
+    return run
+
+
+def fused_layers(fused: nn.Module, found: Block) -> list[LinearConv | None]:
+    """The convolutions of a fused block as they are stored, in float64 (None: added as it is)."""
+    prefix = f"{found.where}." if found.where else ""
+    return [
+        conv_of(fused.get_submodule(prefix + s.name)).linear() if s.name else None
+        for s in found.terms
+    ]
+
+
+def certify_tensors(fused: Mapping[str, Tensor], found: Block) -> Certificate:
+    """Compares what is stored for a block of bare tensors with its layers, rebuilt as assumed."""
+    assert found.rebuilt is not None
+    trim_heap(sum(fused[f"{name}.weight"].numel() for name in found.names))
+    stored: list[LinearConv | None] = []
+    for name, term in zip(found.names, found.terms, strict=True):
+        assert term.multiply is not None
+        layer = lower(term.multiply(), found.dtype)
+        weight, bias = fused[f"{name}.weight"], fused[f"{name}.bias"]
+        stored.append(replace(layer, weight=weight, bias=bias).linear())
+    return compare(found.rebuilt, stored, found)
+
+
+def certify(original: nn.Module, fused: nn.Module, found: Block) -> Certificate:
+    """Compares what is stored for a block with what the original layers compute."""
+    return compare(replaced_layers(original, found), fused_layers(fused, found), found)
+
+
+def compare(run: Run, stored: Sequence[LinearConv | None], found: Block) -> Certificate:
+    """The certificate of stored convolutions against a function of the same sources.
+
+    Raises InputError where that function cannot be run.
+    """
+    where = found.label
+    count = sum(s.kernel.numel() + s.bias.numel() for s in stored if s is not None)
+    geometries = [s.geometry if s is not None else None for s in stored]
+    room = _room(run, geometries)
+    probes = list(_probes(stored, seed=0, room=room))
+    try:
+        first = run(*probes[0])
+    except RuntimeError as failure:
+        why = f"its layers cannot be run ({one_line(failure, 200)})"
+        raise InputError(f"{where}: {why}. Does the original run at all?") from failure
+    if not torch.equal(first, run(*probes[0])):
+        return Certificate(where, math.inf, math.inf, count, fault="two runs of it differ")
+    exact = read_out(run, geometries, room)
+    error = 0.0
+    for images in probes:
+        given, expected = run(*images), apply(exact, images)
+        if given.shape != expected.shape:
+            sizes = f"{tuple(given.shape[2:])} and {tuple(expected.shape[2:])}"
+            fault = f"outputs of {sizes} for inputs of {tuple(images[0].shape[2:])}: padding?"
+            return Certificate(where, math.inf, math.inf, count, fault=fault)
+        scale = max(float(given.abs().max()), 1e-300)
+        difference = (given - expected).abs().nan_to_num(nan=math.inf)
+        error = max(error, float(difference.max()) / scale)
+    worst, wrong, place = _worst_ulp(exact, stored, found)
+    fault = ""
+    if not error <= BLOCK_LIMIT:
+        fault = (
+            f"outputs differ by {error:.1e} of the largest (at most {BLOCK_LIMIT:.0e}): padding?"
+        )
+    elif not worst <= ULP_LIMIT:
+        fault = f"{wrong} of {count} weights are wrong; {place}"
+    return Certificate(where, worst, error, count, wrong, fault)
+
+
+def apply(values: Sequence[LinearConv | None], images: Sequence[Tensor]) -> Tensor:
+    """The sum of the convolutions of their images."""
+    parts = [image if v is None else v(image) for v, image in zip(values, images, strict=True)]
+    return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+
+def _room(run: Run, geometries: Sequence[Geometry | None]) -> int:
+    """How much larger than the fused kernel asks for an output has to be for the layers to run.
+
+    A reflection inside of a block, which the fused convolution does without, needs pixels to show.
+    """
+    room = 0
+    while room < ROOM:
+        try:
+            run(*_blank(geometries, _impulse_output(geometries, room), 1))
+        except RuntimeError:
+            room = 2 * room + 1
+        else:
+            break
+    return room
+
+
+def read_out(
+    run: Run, geometries: Sequence[Geometry | None], room: int = 0
+) -> list[LinearConv | None]:
+    """The convolutions that an affine, shift-invariant map is, read by impulses.
+
+    One image for each input channel of a group, with one pixel set in every group at once, for
+    every phase of the stride. The bias is the answer to zeros, and goes to the first of them.
+    The images give `room` more places than it takes to see an impulse.
+    """
+    solid = [i for i, g in enumerate(geometries) if g is not None]
+    output = _impulse_output(geometries, room)
+    bias: Tensor | None = None
+    values: list[LinearConv | None] = [None] * len(geometries)
+    for i in solid:
+        geometry = geometries[i]
+        assert geometry is not None
+        zero = run(*_blank(geometries, output, 1))
+        middle = tuple(n // 2 for n in zero.shape[2:])
+        own_bias = zero[0][on_axes(middle)] if bias is None else torch.zeros_like(bias)
+        bias = own_bias if bias is None else bias
+        kernel = _read_kernel(run, geometries, i, output, zero)
+        shifted = geometry if bool(own_bias.any()) else geometry.without_shift()
+        values[i] = LinearConv(kernel, own_bias, shifted)
+    return values
+
+
+def _impulse_output(geometries: Sequence[Geometry | None], room: int) -> list[int]:
+    """The size of an output in which an impulse can be seen through every tap, in every phase."""
+    known = [g for g in geometries if g is not None]
+    outputs = []
+    for axes in zip(*(g.axes for g in known), strict=True):
+        needed = 1
+        for g, a in zip(known, axes, strict=True):
+            last = _impulse_start(a, g.border) + a.stride - 1  # of the pixels that are set
+            size = last + 1 + max(a.taps - 1 - a.after, _margin(a, g.border))
+            steps = -(-(size + a.before + a.after - a.taps) // a.stride)
+            needed = max(needed, steps + 1, (last + a.before) // a.stride + 1)
+        outputs.append(needed + room)
+    return outputs
+
+
+def _impulse_start(axis: Axis, border: str) -> int:
+    """The first pixel at which an impulse is seen by every tap and mirrored by none."""
+    return max(axis.taps - 1 - axis.before, _margin(axis, border))
+
+
+def _margin(axis: Axis, border: str) -> int:
+    """How far from the edge a pixel is when no border mode but zeros repeats it."""
+    return 0 if border == "zeros" else max(axis.before, axis.after, 0) + 1
+
+
+def _image_size(geometry: Geometry, output: Sequence[int]) -> tuple[int, ...]:
+    """The smallest image that gives an output of this size."""
+    return tuple(
+        (n - 1) * a.stride + a.taps - a.before - a.after
+        for n, a in zip(output, geometry.axes, strict=True)
+    )
+
+
+def _blank(
+    geometries: Sequence[Geometry | None], output: Sequence[int], batch: int
+) -> list[Tensor]:
+    out = next(g.out_channels for g in geometries if g is not None)
+    images = []
+    for g in geometries:
+        channels, size = (
+            (out, tuple(output)) if g is None else (g.in_channels, _image_size(g, output))
+        )
+        images.append(torch.zeros(batch, channels, *size, dtype=torch.float64))
+    return images
+
+
+def _read_kernel(
+    run: Run,
+    geometries: Sequence[Geometry | None],
+    index: int,
+    output: Sequence[int],
+    zero: Tensor,
+) -> Tensor:
+    geometry = geometries[index]
+    assert geometry is not None
+    per_group, groups = geometry.in_channels // geometry.groups, geometry.groups
+    taps = tuple(a.taps for a in geometry.axes)
+    kernel = torch.zeros(geometry.out_channels, per_group, *taps, dtype=torch.float64)
+    size = _image_size(geometry, output)
+    starts = [_impulse_start(a, geometry.border) for a in geometry.axes]
+    step = max(1, CHUNK // (geometry.in_channels * math.prod(size)))
+    for phase in product(*(range(a.stride) for a in geometry.axes)):
+        pixel = tuple(s + p for s, p in zip(starts, phase, strict=True))
+        for low in range(0, per_group, step):
+            slots = range(low, min(low + step, per_group))
+            images = _blank(geometries, output, len(slots))
+            image = images[index].view(len(slots), groups, per_group, *size)
+            for i, slot in enumerate(slots):
+                image[i, :, slot][on_axes(pixel)] = 1.0
+            answer = (run(*images) - zero).transpose(0, 1)  # [out, slots, *output]
+            # y[n] sees the impulse at p through the tap t = p - stride*n + before.
+            for place in product(*(range(n) for n in answer.shape[2:])):
+                t = tuple(
+                    p - a.stride * n + a.before
+                    for p, n, a in zip(pixel, place, geometry.axes, strict=True)
+                )
+                if all(0 <= i < n for i, n in zip(t, taps, strict=True)):
+                    kernel[:, low : low + step][on_axes(t)] = answer[on_axes(place)]
+    return kernel
+
+
+def _probes(stored: Sequence[LinearConv | None], seed: int, room: int) -> Sequence[list[Tensor]]:
+    """Images of every kind: small and larger, odd and even, H != W, shifted mean, large scale."""
+    generator = torch.Generator().manual_seed(seed)
+    known = [s.geometry for s in stored if s is not None]
+    out = known[0].out_channels
+    least = [max(_least_output(g.axes[i]) for g in known) for i in range(len(known[0].axes))]
+    probes = []
+    for extra, batch, mean, scale in (
+        ((3, 6, 4), 2, 0.0, 1.0),
+        ((4, 1, 3), 1, 10.0, 1.0),
+        ((1, 2, 2), 3, 0.0, 1e3),
+        ((2, 5, 1), 1, -1.0, 1e-3),
+    ):
+        output = [n + e + room for n, e in zip(least, extra, strict=False)]
+        images = []
+        for s in stored:
+            channels = out if s is None else s.geometry.in_channels
+            size = tuple(output) if s is None else _image_size(s.geometry, output)
+            noise = torch.randn(batch, channels, *size, generator=generator, dtype=torch.float64)
+            images.append(scale * (noise + mean))
+        probes.append(images)
+    return probes
+
+
+def _least_output(axis: Axis) -> int:
+    """The size of an output that shows a whole window, and of which the image is no less than 1."""
+    window = -(-axis.taps // axis.stride)
+    padded = 1 - (axis.taps - axis.before - axis.after - 1) // axis.stride
+    return max(window, padded, 2)
+
+
+def _worst_ulp(
+    exact: Sequence[LinearConv | None], stored: Sequence[LinearConv | None], found: Block
+) -> tuple[float, int, str]:
+    """The worst distance in units of the last place, how many exceed the limit, and the worst one.
+
+    Where branches cancel, or the dtype is float64 itself, the noise of the float64 sums is larger
+    than its unit: what is below that noise counts as none.
+    """
+    worst, wrong, place = 0.0, 0, ""
+    known = [v for v in exact if v is not None]
+    sizes = [v.kernel.abs().flatten(1).amax(1) for v in known] + [v.bias.abs() for v in known]
+    scale = torch.stack(sizes).amax(0)
+    for true, have, term in zip(exact, stored, found.terms, strict=True):
+        if true is None or have is None:
+            continue
+        for name, a, b in (("weight", true.kernel, have.kernel), ("bias", true.bias, have.bias)):
+            floor = NOISE * scale.reshape(-1, *[1] * (a.ndim - 1))
+            beyond = ((a - b).abs() - floor).clamp_min(0)
+            distance = (beyond / unit_in_last_place(a, found.dtype)).nan_to_num(nan=math.inf)
+            wrong += int((distance > ULP_LIMIT).sum())
+            largest = float(distance.max())
+            if largest > worst or not place:
+                at = _unravel(int(distance.argmax()), tuple(a.shape))
+                place = f"{term.name}.{name}{list(at)} is {b[at]:.7g}, expected {a[at]:.7g}"
+            worst = max(worst, largest)
+    return worst, wrong, place
+
+
+def unit_in_last_place(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """The spacing of a dtype's numbers around each value; that of the subnormals near zero."""
+    info = torch.finfo(dtype)
+    _, exponent = torch.frexp(exact)
+    spacing = torch.ldexp(torch.full_like(exact, info.eps / 2), exponent)
+    return spacing.clamp_min(info.tiny * info.eps)
+
+
+def _unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    place: list[int] = []
+    for n in reversed(shape):
+        place.append(index % n)
+        index //= n
+    return tuple(reversed(place))

@@ -1,0 +1,1 @@
+"""What can be fused: live models, bare tensors, ONNX files."""

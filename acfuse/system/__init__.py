@@ -1,0 +1,1 @@
+"""What acfuse asks of the machine: files, signals, limits, memory, safe text."""

@@ -1,0 +1,1 @@
+"""Files that a fused model is exported to."""

@@ -1,0 +1,123 @@
+"""From a live model to one file of torch.export (.pt2), compared with the original."""
+
+import inspect
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from acfuse.errors import InputError, UsageError
+from acfuse.files import read_tensors
+from acfuse.proof.whole import Check, Inputs, Tolerance, floating_dtype, named_shapes
+from acfuse.targets.onnx_export import (
+    compared,
+    dimension,
+    dynamic_axes,
+    example,
+    export_failure,
+    quiet,
+)
+
+# What a node is told to keep: its value, and which layer it comes from. The rest names source files
+# of this machine.
+KEPT = ("val", "tensor_meta", "nn_module_stack", "torch_fn")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A .pt2 file in memory, and the names of the inputs that are given by position."""
+
+    bytes: bytes = field(repr=False)
+    positional: bool
+
+
+def to_pt2(model: nn.Module, inputs: Inputs, dynamic: str = "batch") -> Program:
+    """Exports a model in eval mode, with the axes of `dynamic` free: batch, hw, all or none.
+
+    Inputs are given by position where they are the first of the forward, by name otherwise.
+    Raises InputError with torch's reason where it cannot.
+    """
+    shapes = named_shapes(model, inputs)
+    axes = dynamic_axes(shapes, dynamic)
+    given = example(model, shapes, axes, inputs.seed)
+    positional = list(inspect.signature(model.forward).parameters)[: len(shapes)] == [*shapes]
+    free = {n: {i: dimension(i, n, shapes) for i in axes[n]} for n in shapes}
+    buffer = io.BytesIO()
+    with quiet():
+        try:
+            program = torch.export.export(
+                model,
+                tuple(given.values()) if positional else (),
+                {} if positional else given,
+                dynamic_shapes=free,
+                strict=False,
+            )
+            for node in program.graph.nodes:
+                node.meta = {k: v for k, v in node.meta.items() if k in KEPT}
+            torch.export.save(program, buffer)
+        except Exception as error:
+            failure = export_failure(error, "a .pt2 file", "Leave --pt2 away", dynamic)
+            raise InputError(failure) from error
+    return Program(buffer.getvalue(), positional)
+
+
+def compare_pt2(
+    program: Program,
+    original: nn.Module,
+    inputs: Inputs,
+    tolerance: Tolerance,
+    dynamic: str,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Check:
+    """A program that was just made, loaded as its user will, against the original model."""
+    progress("the .pt2 file in torch")
+    with quiet():  # these bytes are our own: nothing strange is unpickled
+        loaded = torch.export.load(io.BytesIO(program.bytes)).module()
+
+    def call(given: Mapping[str, Tensor]) -> Any:
+        return loaded(*given.values()) if program.positional else loaded(**given)
+
+    return _compared(call, original, inputs, tolerance, dynamic)
+
+
+def compare_pt2_file(
+    path: Path, original: nn.Module, inputs: Inputs, tolerance: Tolerance, dynamic: str
+) -> Check:
+    """A .pt2 file, read without running what it says, against the original model."""
+    container, _ = read_tensors(path)
+    network = container.network
+    if network is None:
+        raise UsageError(f"{path.name} is no program of torch.export.")
+    names = list(inspect.signature(network.forward).parameters)
+
+    def call(given: Mapping[str, Tensor]) -> Any:
+        return network(**dict(zip(names, given.values(), strict=True)))
+
+    return _compared(call, original, inputs, tolerance, dynamic)
+
+
+def _compared(
+    call: Callable[[Mapping[str, Tensor]], Any],
+    original: nn.Module,
+    inputs: Inputs,
+    tolerance: Tolerance,
+    dynamic: str,
+) -> Check:
+    """What a call gives, against the original model."""
+    dtype = floating_dtype(original)
+
+    def answer(given: Mapping[str, Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            try:
+                result = call({name: image.to(dtype) for name, image in given.items()})
+            except Exception as error:
+                tried = ", ".join(str(tuple(image.shape)) for image in given.values())
+                raise InputError(f"the .pt2 file cannot be run on {tried}: {error}.") from error
+        return [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+
+    return compared("pt2", "it", [answer], original, inputs, tolerance, dynamic)
