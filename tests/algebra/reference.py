@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from acfuse.algebra import AvgPool, Conv, Pad
 from acfuse.algebra.layers import Pads
-
-from .compare import relative_error
+from tests.algebra.compare import relative_error
 
 Layer = Conv | Pad | AvgPool
 Map = Callable[[Tensor], Tensor]

@@ -10,8 +10,15 @@ from math import gcd
 from hypothesis import strategies as st
 
 from acfuse.algebra import AvgPool, Conv, Pad
-
-from .reference import BORDERS, Layer, border_of, in_channels, normal, out_channels, windows
+from tests.algebra.reference import (
+    BORDERS,
+    Layer,
+    border_of,
+    in_channels,
+    normal,
+    out_channels,
+    windows,
+)
 
 Setting = tuple[int, int, tuple[int, int], int]  # size, stride, (before, after), dilation
 

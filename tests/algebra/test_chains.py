@@ -9,10 +9,18 @@ import torch
 
 from acfuse.algebra import AvgPool, Conv, LinearConv, Pad, batch_norm, identity
 from acfuse.errors import NotFusable, Reason
-
-from .compare import assert_close, assert_same_map
-from .outcome import attempt, exists
-from .reference import borders_that_fit, chained, image, images, normal, run, run_chain, run_sum
+from tests.algebra.compare import assert_close, assert_same_map
+from tests.algebra.outcome import attempt, exists
+from tests.algebra.reference import (
+    borders_that_fit,
+    chained,
+    image,
+    images,
+    normal,
+    run,
+    run_chain,
+    run_sum,
+)
 
 PADS = list(product(range(-3, 3), repeat=2))
 

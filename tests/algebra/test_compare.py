@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from .compare import assert_close, assert_same_map
-from .reference import normal
+from tests.algebra.compare import assert_close, assert_same_map
+from tests.algebra.reference import normal
 
 WHOLE = normal(0, 2, 3, 4, 5)
 

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import Phase, given, seed, settings
 
 from acfuse.errors import Reason
-
-from .outcome import attempt, exists
-from .strategies import chains, loose_branches, refused_by_choice
+from tests.algebra.outcome import attempt, exists
+from tests.algebra.strategies import chains, loose_branches, refused_by_choice
 
 
 def outcomes(drawn, make, draws):

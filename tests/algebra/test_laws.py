@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from acfuse.algebra import Conv, LinearConv, identity, lower
 from acfuse.errors import Reason
-
-from .compare import assert_close, assert_same_map
-from .outcome import attempt, exists
-from .reference import (
+from tests.algebra.compare import assert_close, assert_same_map
+from tests.algebra.outcome import attempt, exists
+from tests.algebra.reference import (
     borders_that_fit,
     chained,
     image,
@@ -33,7 +32,7 @@ from .reference import (
     united,
     windows,
 )
-from .strategies import (
+from tests.algebra.strategies import (
     aligned_branches,
     chains,
     forks,

@@ -8,10 +8,9 @@ from torch import nn
 
 from acfuse.algebra import Affine, AvgPool, Conv, Geometry, Pad, batch_norm, identity
 from acfuse.errors import NotFusable, Reason
-
-from .compare import assert_close, assert_same_map
-from .reference import BORDERS, image, images, normal, run, same
-from .strategies import axes_counts, channel_counts, seeds
+from tests.algebra.compare import assert_close, assert_same_map
+from tests.algebra.reference import BORDERS, image, images, normal, run, same
+from tests.algebra.strategies import axes_counts, channel_counts, seeds
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}

@@ -11,10 +11,9 @@ from torch import nn
 
 from acfuse.algebra import Conv, LinearConv, identity, lower
 from acfuse.errors import NotFusable, Reason
-
-from .compare import assert_close, assert_same_map
-from .reference import image, images, normal, run, run_chain, run_sum
-from .strategies import aligned_branches, chains, convs
+from tests.algebra.compare import assert_close, assert_same_map
+from tests.algebra.reference import image, images, normal, run, run_chain, run_sum
+from tests.algebra.strategies import aligned_branches, chains, convs
 
 
 def as_record(layer):

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .outcome import attempt, exists
-from .strategies import chains, loose_branches
+from tests.algebra.outcome import attempt, exists
+from tests.algebra.strategies import chains, loose_branches
 
 
 @given(loose_branches())

@@ -7,9 +7,8 @@ import pytest
 
 from acfuse.algebra import AvgPool, Conv, Pad, identity
 from acfuse.errors import NotFusable, Reason
-
-from .compare import assert_same_map
-from .reference import images_for, normal, run_sum
+from tests.algebra.compare import assert_same_map
+from tests.algebra.reference import images_for, normal, run_sum
 
 
 def conv(high, wide, pads=(0, 0), stride=1, bias=False, border="zeros", out=3):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from .command import Result, run, run_line
-from .project import CHECKPOINT, make_project
+from tests.cli.command import Result, run, run_line
+from tests.cli.project import CHECKPOINT, make_project
 
 SAMPLES = Path(__file__).parents[2] / "sample_models"
 LINES = ("acfuse convert model.pth", "acfuse verify --atol 1e-4", "acfuse export-onnx")

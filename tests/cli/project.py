@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import nets
+from tests.cli import nets
 
 MODEL = ("--model", "nets.py:Net", "--input-shape", "1,3,9,7")
 CHECKPOINT = ("--no-onnx", *MODEL)  # the checkpoint and the manifest alone: no export, no wait

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from acfuse.errors import Exit
-
-from .command import refused, run, worked
-from .nets import Net, Plain
-from .project import CHECKPOINT, MODEL, change, pickle_whole, snapshot, state, trained
+from tests.cli.command import refused, run, worked
+from tests.cli.nets import Net, Plain
+from tests.cli.project import CHECKPOINT, MODEL, change, pickle_whole, snapshot, state, trained
 
 
 def test_the_codes_are_never_renumbered():

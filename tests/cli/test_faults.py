@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from .command import refused, run, worked
-from .project import MODEL, change, snapshot
+from tests.cli.command import refused, run, worked
+from tests.cli.project import MODEL, change, snapshot
 
 BLOCK = "second.fused_conv"
 

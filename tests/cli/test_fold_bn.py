@@ -1,10 +1,9 @@
 """`--fold-bn` from file to file."""
 
 import acfuse
-
-from .command import run, worked
-from .nets import WithNorms
-from .project import fused_tensors, make_project, own_module, state, trained
+from tests.cli.command import run, worked
+from tests.cli.nets import WithNorms
+from tests.cli.project import fused_tensors, make_project, own_module, state, trained
 
 MODEL = ("--model", "nets.py:WithNorms", "--input-shape", "1,3,9,8")
 

@@ -4,8 +4,7 @@ import click
 import pytest
 
 from acfuse import cli
-
-from .command import run, worked
+from tests.cli.command import run, worked
 
 COMMANDS = sorted(cli.cli.commands)
 OPTIONS = [

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from acfuse import cli
-
-from .command import Stream, run
-from .project import make_project, own_module, state, trained
+from tests.cli.command import Stream, run
+from tests.cli.project import make_project, own_module, state, trained
 
 NAMES = {
     "escape": "\x1b[31mred\x1b[0m",

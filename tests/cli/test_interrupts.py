@@ -11,9 +11,8 @@ from contextlib import contextmanager
 import pytest
 
 from acfuse.system.signals import Terminated
-
-from .command import run
-from .project import snapshot
+from tests.cli.command import run
+from tests.cli.project import snapshot
 
 # A run that stops in the middle of writing, where it says so.
 STUCK = """

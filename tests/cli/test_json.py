@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from .command import run, worked
-from .project import CHECKPOINT, MODEL, change
+from tests.cli.command import run, worked
+from tests.cli.project import CHECKPOINT, MODEL, change
 
 VERBOSITIES = ([], ["-q"], ["-v"], ["-vv"], ["-q", "-v"])
 COMMANDS = {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from .command import refused, run
-from .project import CHECKPOINT, snapshot
+from tests.cli.command import refused, run
+from tests.cli.project import CHECKPOINT, snapshot
 
 OWN = """
 [[pattern]]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from .command import refused, run, worked
-from .nets import Net, TwoInputs
-from .project import CHECKPOINT, MODEL, make_project, snapshot, state, trained
+from tests.cli.command import refused, run, worked
+from tests.cli.nets import Net, TwoInputs
+from tests.cli.project import CHECKPOINT, MODEL, make_project, snapshot, state, trained
 
 DRY = ("convert", "model.pth", "--dry-run", "--no-onnx", "--format", "json")
 

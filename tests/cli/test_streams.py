@@ -5,9 +5,8 @@ import re
 import pytest
 
 from acfuse import cli
-
-from .command import Stream, run, worked
-from .project import CHECKPOINT, make_project, state
+from tests.cli.command import Stream, run, worked
+from tests.cli.project import CHECKPOINT, make_project, state
 
 COMMANDS = {
     "convert": ["convert", "model.pth", "--force", *CHECKPOINT],

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from acfuse.pipeline.manifest import Manifest
-
-from .command import refused, run, worked
-from .conftest import LINES, SAMPLES
-from .project import CHECKPOINT, MODEL, snapshot
+from tests.cli.command import refused, run, worked
+from tests.cli.conftest import LINES, SAMPLES
+from tests.cli.project import CHECKPOINT, MODEL, snapshot
 
 CONVERT, VERIFY, EXPORT = LINES
 WRITTEN = {"model.fused.pth", "model.fused.onnx", "model.fused.acfuse.json"}

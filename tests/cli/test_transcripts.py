@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .command import run_line
+from tests.cli.command import run_line
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*.txt"))
 

@@ -8,7 +8,6 @@ from functools import cache
 
 import pytest
 import torch
-from graph.fusing import images
 
 import acfuse
 from acfuse.find import find_in_module
@@ -16,8 +15,8 @@ from acfuse.patterns import PATTERNS
 from acfuse.patterns.registry import assumed
 from acfuse.rewrite import fused_copy
 from sample_models import samples
-
-from .deploy import FORMS, deployed
+from tests.families.deploy import FORMS, deployed
+from tests.graph.fusing import images
 
 SAMPLES = samples()
 BARE = [pattern for pattern in PATTERNS if not pattern.alone or pattern.claim]

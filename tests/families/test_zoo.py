@@ -8,15 +8,6 @@ from functools import cache
 
 import pytest
 import torch
-from graph.fusing import (
-    assert_same,
-    assert_same_bits,
-    assert_unchanged,
-    images,
-    run_convolutions,
-    same_bits,
-    state_of,
-)
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -31,6 +22,15 @@ from acfuse.proof import Inputs, certify
 from acfuse.proof.certificate import BLOCK_LIMIT, ULP_LIMIT, certify_tensors
 from acfuse.rewrite import fused_copy
 from sample_models import samples
+from tests.graph.fusing import (
+    assert_same,
+    assert_same_bits,
+    assert_unchanged,
+    images,
+    run_convolutions,
+    same_bits,
+    state_of,
+)
 
 SAMPLES = samples()
 BLOCKS = [name for name, sample in SAMPLES.items() if sample.blocks and sample.live]

@@ -1,7 +1,8 @@
 """A small project of one's own for each test, as the working directory."""
 
 import pytest
-from cli.project import make_project
+
+from tests.cli.project import make_project
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli.command import refused, run, worked
-from cli.nets import Net, TwoInputs
-from cli.project import CHECKPOINT, MODEL, make_project, snapshot, state, trained
 
 from acfuse.errors import InputError
 from acfuse.files import read_tensors
+from tests.cli.command import refused, run, worked
+from tests.cli.nets import Net, TwoInputs
+from tests.cli.project import CHECKPOINT, MODEL, make_project, snapshot, state, trained
 
 NOT_A_CHECKPOINT = 3
 OUTPUTS = ("model.fused.pth", "model.fused.onnx", "model.fused.acfuse.json")

@@ -15,25 +15,24 @@ import numpy
 import pytest
 import safetensors.torch
 import torch
-from cli.command import refused, run, worked
-from cli.nets import Net, Wrapped
-from cli.project import (
-    CHECKPOINT,
-    MODEL,
-    fused_tensors,
-    make_project,
-    own_module,
-    pickle_whole,
-    snapshot,
-    state,
-    trained,
-)
 from safetensors import safe_open
 from torch import nn
 
 import acfuse
 from acfuse.errors import InputError, UnsafeError, UsageError
 from acfuse.files import BareTensors, LiveModel, ReadOptions, build_model, load, read_tensors
+from tests.cli.command import refused, run, worked
+from tests.cli.nets import Net, Wrapped
+from tests.cli.project import (
+    CHECKPOINT,
+    MODEL,
+    fused_tensors,
+    own_module,
+    pickle_whole,
+    snapshot,
+    state,
+    trained,
+)
 
 ACFUSE = Path(acfuse.__file__).parent
 SHAPE = ("--input-shape", "1,3,9,7")
@@ -45,13 +44,6 @@ FUSED_KEYS = [
     "head.weight",
     "head.bias",
 ]
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    folder = make_project(tmp_path / "project")
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def image():

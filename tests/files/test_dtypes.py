@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cli.command import refused, run, worked
-from cli.project import CHECKPOINT, fused_tensors, snapshot, state
 
 import acfuse
+from tests.cli.command import refused, run, worked
+from tests.cli.project import CHECKPOINT, fused_tensors, snapshot, state
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from cli.command import refused, run, worked
-from cli.project import CHECKPOINT, fused_tensors, snapshot, state
+
+from tests.cli.command import refused, run, worked
+from tests.cli.project import CHECKPOINT, fused_tensors, snapshot, state
 
 h5py = pytest.importorskip("h5py")
 

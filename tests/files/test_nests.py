@@ -5,9 +5,10 @@ import sys
 
 import pytest
 import torch
-from cli.command import refused, run, worked
-from cli.nets import Net
-from cli.project import CHECKPOINT, fused_tensors, own_module, snapshot, state, trained
+
+from tests.cli.command import refused, run, worked
+from tests.cli.nets import Net
+from tests.cli.project import CHECKPOINT, fused_tensors, own_module, snapshot, state, trained
 
 RAW, EMA = state(), state(trained(Net(), seed=5))
 # What each program writes: the whole, and the keys of the sets of weights in it.

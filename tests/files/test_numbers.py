@@ -4,22 +4,14 @@ import json
 
 import pytest
 import torch
-from cli.command import refused, run, worked
-from cli.project import CHECKPOINT, MODEL, make_project, snapshot, state
 
 from acfuse.algebra import layers
 from acfuse.errors import InputError
 from acfuse.files import check_numbers, norms_of
+from tests.cli.command import refused, run, worked
+from tests.cli.project import CHECKPOINT, MODEL, snapshot, state
 
 BN = "first.ver_bn"
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A folder with a checkpoint and its code."""
-    folder = make_project(tmp_path / "project")
-    monkeypatch.chdir(folder)
-    return folder
 
 
 NOTES = {

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli.command import refused, run, worked
-from cli.nets import Net
-from cli.project import CHECKPOINT, MODEL, snapshot, trained
 from torch import nn
 from torch.export import Dim
 
@@ -19,6 +16,9 @@ from acfuse.files import read_tensors
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from sample_models import samples
+from tests.cli.command import refused, run, worked
+from tests.cli.nets import Net
+from tests.cli.project import CHECKPOINT, MODEL, snapshot, trained
 
 SHAPE = ("--input-shape", "1,3,9,7")
 LOAD_WITHOUT_ACFUSE = """

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from cli.command import refused, run, worked
-from cli.project import CHECKPOINT, fused_tensors, snapshot, state
+
+from tests.cli.command import refused, run, worked
+from tests.cli.project import CHECKPOINT, fused_tensors, snapshot, state
 
 INDEX = "model.safetensors.index.json"
 BINS = "pytorch_model.bin.index.json"

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli.command import refused, run, worked
-from cli.project import CHECKPOINT
 
 import acfuse
 from acfuse.patterns import PATTERNS
@@ -14,6 +12,8 @@ from acfuse.patterns.states import deployed
 from sample_models import awake, samples
 from sample_models.padded_middle import Conv3XC
 from sample_models.repvgg_dialects import DetrBlock, HalfFused
+from tests.cli.command import refused, run, worked
+from tests.cli.project import CHECKPOINT
 
 REPVGG = "repvgg/small"
 

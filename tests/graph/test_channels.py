@@ -7,9 +7,9 @@ from torch import nn
 from acfuse.errors import Reason
 from acfuse.sources.onnx import fuse_onnx
 from sample_models import awake
-
-from .fusing import Net, find, fused_and_checked, images, norm, refused, run_convolutions
-from .test_random_onnx import SIZES, answers, convolutions, exported
+from tests.graph.fusing import Net, find, fused_and_checked, images, norm, refused, run_convolutions
+from tests.graph.onnx_files import answers, convolutions, exported
+from tests.graph.programs import SIZES
 
 
 def conv(into: int, out: int, size: int = 1) -> nn.Conv2d:

@@ -13,8 +13,7 @@ from acfuse.patterns import PATTERNS
 from acfuse.proof import certify
 from acfuse.rewrite import fused_copy
 from sample_models import awake
-
-from .fusing import SHAPES, Net, assert_same, conv, norm
+from tests.graph.fusing import SHAPES, Net, assert_same, conv, norm
 
 
 class NormAct(nn.BatchNorm2d):

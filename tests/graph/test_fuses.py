@@ -13,8 +13,7 @@ from acfuse.patterns import PATTERNS
 from acfuse.proof import certify
 from acfuse.rewrite import fused_copy
 from sample_models import awake
-
-from .fusing import (
+from tests.graph.fusing import (
     SHAPES,
     Net,
     assert_rounded_once,
@@ -26,19 +25,7 @@ from .fusing import (
     norm,
     rounding_bound,
 )
-
-
-def weight(*shape):
-    return nn.Parameter(0.3 * torch.randn(*shape))
-
-
-def add(m, x):
-    return m.a(x) + m.b(x)
-
-
-def two(run=add, **parts):
-    """A biased 3 x 3 convolution `a` and a 1 x 1 `b` beside whatever else."""
-    return Net(run, **({"a": conv(3), "b": conv(1)} | parts))
+from tests.graph.nets import Block, Named, add, cases, two, weight
 
 
 def _added_in_place(m, x):
@@ -240,10 +227,6 @@ _3D = {
 }
 
 
-def cases(networks):
-    return pytest.mark.parametrize("net", networks.values(), ids=list(networks))
-
-
 @cases(FUNCTIONAL)
 def test_a_functional_form_is_read(net):
     fused_and_checked(net)
@@ -334,15 +317,6 @@ def test_nested_blocks_become_one_convolution():
     assert list(fused_and_checked(Outer())._modules) == ["fused_conv"]
 
 
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.wide, self.small = conv(3), conv(1)
-
-    def forward(self, x, scale=1.0):
-        return (self.wide(x) + self.small(x)) * scale
-
-
 def test_a_block_called_twice_is_fused_once():
     net = Net(lambda m, x: m.i(torch.relu(m.i(x, 2.0)), scale=2.0), i=Block())
     fused = fused_and_checked(net, convolutions=2)
@@ -394,25 +368,6 @@ class Branching(nn.Module):
 def test_one_forward_that_cannot_be_read_does_not_stop_the_others():
     net = Net(lambda m, x: m.i(torch.relu(m.d(x))), i=Block(), d=Branching())
     fused_and_checked(net, blocks=2, convolutions=2)
-
-
-class Named(nn.Module):
-    """ACNet's official names. What the forward looks at cannot be traced."""
-
-    def __init__(self):
-        super().__init__()
-        self.square_conv, self.square_bn = conv(3), norm()
-        self.ver_conv, self.ver_bn = conv((3, 1)), norm()
-        self.hor_conv, self.hor_bn = conv((1, 3)), norm()
-
-    def arms(self, x):
-        vertical, horizontal = self.ver_bn(self.ver_conv(x)), self.hor_bn(self.hor_conv(x))
-        return self.square_bn(self.square_conv(x)) + vertical + horizontal
-
-    def forward(self, x):
-        if x.shape[-1] < 3:
-            raise ValueError("too small")
-        return self.arms(x)
 
 
 class NamedWithTail(Named):

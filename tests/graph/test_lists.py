@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from acfuse.errors import Reason
-
-from .fusing import Net, conv, fused_and_checked, images, refused
+from tests.graph.fusing import Net, conv, fused_and_checked, images, refused
 
 
 class Several(nn.Module):

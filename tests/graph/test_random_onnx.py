@@ -1,73 +1,27 @@
 """Random small networks as ONNX files: whatever is fused in them, they stay what they were.
 
-Networks are those of `test_random_networks`; both of torch's exporters write them. The files are
-of float64: a difference is then no rounding.
+Both of torch's exporters write the networks, in float64: a difference is then no rounding.
 """
 
-import io
-import warnings
 from collections import Counter
 
 import numpy as np
-import onnx
-import onnx.version_converter
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, event, given, seed, settings
-from onnx.reference import ReferenceEvaluator
-from torch import nn
 
 from acfuse.find import find_in_module
-from acfuse.graph.onnx_values import opset_of
 from acfuse.patterns import PATTERNS
 from acfuse.proof.certificate import compare
 from acfuse.rewrite import fused_copy
-from acfuse.sources.onnx import REFERENCE_OPSET, ConvTranspose, count_nodes, fuse_onnx
+from acfuse.sources.onnx import fuse_onnx
 from sample_models import awake
+from tests.graph.fusing import images
+from tests.graph.onnx_files import answers, convolutions, exported
+from tests.graph.programs import SIZES, Program, programs
 
-from .fusing import images
-from .test_random_networks import Program, programs
-
-SIZES = ((2, 4, 21, 16), (1, 4, 18, 25))
 BORDERS = ("reflect", "circular", "replicate")
 NOISE = 1e-10  # float64, of the largest output
-
-
-def exported(
-    model: nn.Module, outputs: int, *, dynamo: bool = False, opset: int = 17
-) -> onnx.ModelProto:
-    """What one of torch's exporters writes, nothing folded by it, with free sizes."""
-    image = images(SIZES)[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if dynamo:
-            free = dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC)
-            program = torch.onnx.export(
-                model, (image,), dynamo=True, opset_version=20, verbose=False,
-                dynamic_shapes=[free],
-            )  # fmt: skip
-            return program.model_proto
-        buffer = io.BytesIO()
-        torch.onnx.export(
-            model, image, buffer, dynamo=False, opset_version=opset, input_names=["x"],
-            output_names=[f"y{i}" for i in range(outputs)],
-            dynamic_axes={"x": {0: "n", 2: "h", 3: "w"}}, do_constant_folding=False,
-            training=torch.onnx.TrainingMode.PRESERVE,
-        )  # fmt: skip
-    return onnx.load_from_string(buffer.getvalue())
-
-
-def answers(model: onnx.ModelProto, image: np.ndarray) -> list[np.ndarray]:
-    """The outputs in float64, node by node."""
-    if opset_of(model) < REFERENCE_OPSET:  # older BatchNormalizations it takes to be in training
-        model = onnx.version_converter.convert_version(model, REFERENCE_OPSET)
-    return ReferenceEvaluator(model, new_ops=[ConvTranspose]).run(
-        None, {model.graph.input[0].name: image}
-    )
-
-
-def convolutions(model: onnx.ModelProto) -> int:
-    return count_nodes(model, "Conv") + count_nodes(model, "ConvTranspose")
 
 
 @torch.no_grad()

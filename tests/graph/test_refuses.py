@@ -13,8 +13,7 @@ from acfuse.patterns import PATTERNS
 from acfuse.rewrite import fused_copy
 from acfuse.sources.onnx import fuse_onnx
 from sample_models import awake, samples
-
-from .fusing import (
+from tests.graph.fusing import (
     SHAPES,
     Net,
     assert_same_bits,
@@ -29,8 +28,8 @@ from .fusing import (
     same_bits,
     state_of,
 )
-from .test_fuses import Block, Named, add, cases, two, weight
-from .test_random_onnx import exported
+from tests.graph.nets import Block, Named, add, cases, two, weight
+from tests.graph.onnx_files import exported
 
 LOOKALIKES = {name: sample for name, sample in samples().items() if not sample.blocks}
 

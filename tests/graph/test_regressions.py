@@ -6,8 +6,18 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from graph.asserting import Asserts
-from graph.fusing import (
+from torch import nn
+from torch.nn import functional as F
+
+import acfuse
+from acfuse.errors import Reason
+from acfuse.find import find_in_module
+from acfuse.patterns import PATTERNS
+from acfuse.proof import certify
+from acfuse.rewrite import fused_copy
+from sample_models import awake, samples
+from tests.graph.asserting import Asserts
+from tests.graph.fusing import (
     SHAPES,
     Net,
     assert_rounded_once,
@@ -23,16 +33,6 @@ from graph.fusing import (
     run_convolutions,
     state_of,
 )
-from torch import nn
-from torch.nn import functional as F
-
-import acfuse
-from acfuse.errors import Reason
-from acfuse.find import find_in_module
-from acfuse.patterns import PATTERNS
-from acfuse.proof import certify
-from acfuse.rewrite import fused_copy
-from sample_models import awake, samples
 
 
 class Two(nn.Module):

@@ -5,7 +5,6 @@ import io
 
 import pytest
 import torch
-from graph.fusing import Net, assert_same, conv, find, fused_and_checked, norm, same_bits
 from torch import nn
 
 import acfuse
@@ -14,6 +13,7 @@ from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from acfuse.rewrite import fused_copy, fused_tensors
 from sample_models import awake
+from tests.graph.fusing import Net, assert_same, conv, find, fused_and_checked, norm, same_bits
 
 
 class Block(nn.Module):

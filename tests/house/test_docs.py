@@ -13,7 +13,7 @@ from acfuse.cli import cli
 from acfuse.errors import Exit, Reason
 from acfuse.patterns import PATTERNS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -1,0 +1,1 @@
+"""Networks of others, from packages that may not be installed."""

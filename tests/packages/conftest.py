@@ -5,8 +5,8 @@ from typing import NamedTuple
 import pytest
 from torch import nn
 
-from .imports import MissingPackage
-from .networks import Network
+from tests.packages.imports import MissingPackage
+from tests.packages.networks import Network
 
 
 class Case(NamedTuple):

@@ -9,8 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from acfuse.proof.whole import awake
-
-from .imports import imported, undisturbed
+from tests.packages.imports import imported, undisturbed
 
 
 @dataclass(frozen=True)

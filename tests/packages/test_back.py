@@ -7,8 +7,7 @@ import torch
 
 import acfuse
 from acfuse.patterns import known_patterns
-
-from .networks import BRANCHED
+from tests.packages.networks import BRANCHED
 
 ASSUMED = ("repmixer/timm", "repcpe/timm", "repghost")
 BY_NAME = ("repvgg_a0", "repvgg_d2se", "mobileone_s0", "fastvit_t8", "repghostnet_100",

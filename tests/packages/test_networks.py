@@ -7,15 +7,21 @@ from collections.abc import Sequence
 import onnx
 import pytest
 import torch
-from graph.fusing import assert_same, assert_same_bits, bug, images, run_convolutions, same_bits
 from torch import nn
 
 import acfuse
 from acfuse.sources.onnx import count_nodes
 from acfuse.targets.onnx_export import run_session, session_of
-
-from .imports import undisturbed
-from .networks import BRANCHED, PLAIN, Network, batch_norms, convolutions
+from tests.graph.fusing import (
+    assert_same,
+    assert_same_bits,
+    bug,
+    images,
+    run_convolutions,
+    same_bits,
+)
+from tests.packages.imports import undisturbed
+from tests.packages.networks import BRANCHED, PLAIN, Network, batch_norms, convolutions
 
 WITHOUT_LONE = ("repvgg_a0", "repvgg_d2se", "mobileone_s0")  # each BatchNorm is inside a block
 LEFT = {"repvit_m0_9": bug("a BatchNorm in front of a linear layer stays")}

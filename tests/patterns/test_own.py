@@ -6,15 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cli.command import refused, run, worked
 
 import acfuse
 from acfuse.errors import InputError, UsageError
 from acfuse.patterns import PATTERNS, Pattern, known_patterns, registry, seq
 from acfuse.patterns.registry import assumed
 from acfuse.patterns.toml_files import BYTES, LINE, read_patterns, to_toml
-
-from . import house
+from tests.cli.command import refused, run, worked
+from tests.patterns import house
 
 ONE = '[[pattern]]\nname = "mine"\nblock = "a + b"\nfused = "c"\n'
 

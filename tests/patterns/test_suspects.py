@@ -4,8 +4,6 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from cli.command import refused, run, worked
-from packages.imports import MissingPackage, imported
 from torch import nn
 
 import acfuse
@@ -13,6 +11,8 @@ from acfuse.patterns import PATTERNS
 from acfuse.patterns.suspects import suspects_in
 from acfuse.patterns.toml_files import read_patterns
 from sample_models import awake, framed, samples
+from tests.cli.command import refused, run, worked
+from tests.packages.imports import MissingPackage, imported
 
 PLAIN = ("resnet18", "resnet50", "mobilenetv2_100", "convnext_atto", "vgg11_bn", "densenet121",
          "inception_v3", "mixnet_s", "efficientnet_b0", "res2net50_26w_4s", "darknet53",

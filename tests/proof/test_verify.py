@@ -6,7 +6,6 @@ from functools import cache
 
 import pytest
 import torch
-from graph.fusing import Net, conv, norm, run_convolutions
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +18,7 @@ from acfuse.proof.whole import Check, Difference, awake, has_fresh_statistics, j
 from acfuse.rewrite import fused_copy
 from sample_models import awake as awakened
 from sample_models import samples
+from tests.graph.fusing import Net, conv, norm, run_convolutions
 
 SAMPLES = samples()
 MODELS = ("acnet/digits", "acnet/groups_stride21")

@@ -1,0 +1,1 @@
+"""What can be fused, each kind of file for itself."""

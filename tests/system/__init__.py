@@ -1,0 +1,1 @@
+"""What the machine does for a program: files on a disk."""
