@@ -2,28 +2,30 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from acfuse.files import BareTensors, Container
 from acfuse.find import find_in_module
-from acfuse.findings import Block, Refused
 from acfuse.patterns import PATTERNS, Pattern
-from acfuse.patterns.match import find_in_tensors
 from acfuse.pipeline.convert import convert as convert_job
-from acfuse.pipeline.convert import rewrite
+from acfuse.pipeline.convert import prove
 from acfuse.pipeline.job import Conversion, Job
-from acfuse.pipeline.replay import load_fused
-from acfuse.proof import Inputs, Proofs, Tolerance, verify_models
-from acfuse.rewrite import fused_copy
-from acfuse.sources.onnx import fuse_onnx
+from acfuse.proof import Inputs, Proofs, Tolerance
+from acfuse.sources.bare import BareFused, BareSource
+from acfuse.sources.base import FindOptions, Fused
+from acfuse.sources.live import LiveFused, LiveSource, load_fused
+from acfuse.sources.onnx import OnnxFused, fuse_onnx
+
+FusedTensors = BareFused  # its former name
 
 __all__ = [
+    "BareFused",
     "Fused",
     "FusedTensors",
+    "LiveFused",
+    "OnnxFused",
     "convert",
     "fuse",
     "fuse_onnx",
@@ -35,36 +37,16 @@ __all__ = [
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Fused:
-    """A fused model in eval mode, what was found in the original, and what was refused and why."""
-
-    model: nn.Module
-    found: tuple[Block, ...]
-    refused: tuple[Refused, ...]
-
-
-@dataclass(frozen=True)
-class FusedTensors:
-    """A fused state dict, what was found and refused, and what had to be assumed."""
-
-    tensors: dict[str, Tensor]
-    found: tuple[Block, ...]
-    refused: tuple[Refused, ...]
-    notes: tuple[str, ...]
-
-
 def fuse(
     model: nn.Module, *, fold_bn: bool = False, patterns: Sequence[Pattern] = PATTERNS
-) -> Fused:
+) -> LiveFused:
     """Fuses every block of a model for inference. The given model is untouched.
 
     With `fold_bn`, lone convolutions take up the BatchNorm behind them as well. A model in training
     mode is read as it would be in eval mode.
     """
     model = copy.deepcopy(model).eval() if model.training else model
-    findings = find_in_module(model, patterns, folds=fold_bn)
-    return Fused(fused_copy(model, findings.found), findings.found, findings.refused)
+    return LiveSource.of(model).fuse(find_in_module(model, patterns, folds=fold_bn))
 
 
 def fuse_tensors(
@@ -72,15 +54,13 @@ def fuse_tensors(
     *,
     bn_eps: float | None = None,
     patterns: Sequence[Pattern] = PATTERNS,
-) -> FusedTensors:
+) -> BareFused:
     """Fuses the blocks of a state dict whose code is not at hand, by named patterns.
 
     What a state dict does not hold (eps, stride, alignment) is assumed and listed in `notes`.
     """
-    findings = find_in_tensors(tensors, patterns, bn_eps)
-    checkpoint = BareTensors(tensors, Container("state_dict"))
-    fused = rewrite(checkpoint, findings)
-    return FusedTensors(fused.tensors, findings.found, findings.refused, findings.messages)
+    source = BareSource(tensors)
+    return source.fuse(source.find(FindOptions(patterns, bn_eps=bn_eps)))
 
 
 def verify(
@@ -97,12 +77,9 @@ def verify(
     `fused` has the structure that `fuse` gives. The result is passed, or says what is wrong.
     """
     original = copy.deepcopy(original).eval()
-
-    def find(model: nn.Module) -> tuple[Block, ...]:
-        return find_in_module(model, patterns, folds=fold_bn).found
-
+    findings = find_in_module(original, patterns, folds=fold_bn)
     inputs = Inputs(tuple((None, shape) for shape in input_shapes)) if input_shapes else None
-    return verify_models(original, fused, find(original), inputs, Tolerance(atol, rtol), find)
+    return prove(LiveFused(findings, fused, LiveSource.of(original)), inputs, Tolerance(atol, rtol))
 
 
 def convert(source: str | Path, *, input_shape: Shape | None = None, **options: Any) -> Conversion:

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import tomllib
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -16,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from acfuse.errors import AcfuseError, Exit, UsageError
+from acfuse.settings import defaults
 from acfuse.system.escape import safe
 from acfuse.system.limits import LIMITS, Limits
 from acfuse.system.signals import Terminated, handle_signals
@@ -185,46 +185,7 @@ def cli(context: click.Context) -> None:
     Settings may stand in acfuse.toml, or in [tool.acfuse] of pyproject.toml, of the working
     directory.
     """  # noqa: D301
-    settings = _configuration(Path.cwd())
-    if settings:
-        context.default_map = {name: _for_command(c, settings) for name, c in cli.commands.items()}
-        known = {p.name for c in cli.commands.values() for p in c.params}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise click.UsageError(f"the configuration has no setting {unknown[0]!r}.")
-
-
-def _configuration(folder: Path) -> dict[str, Any]:
-    """The settings of acfuse.toml, or of pyproject.toml, by parameter name."""
-    for name, table in (("acfuse.toml", ()), ("pyproject.toml", ("tool", "acfuse"))):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            data: Any = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise click.UsageError(f"{name} cannot be read: {error}.") from error
-        for part in table:
-            data = data.get(part, {}) if isinstance(data, dict) else {}
-        if data:
-            return {key.replace("-", "_"): value for key, value in data.items()}
-    return {}
-
-
-def _for_command(command: click.Command, settings: dict[str, Any]) -> dict[str, Any]:
-    own = {}
-    for parameter in command.params:
-        if parameter.name in settings:
-            value = settings[parameter.name]
-            many = isinstance(parameter, click.Option) and parameter.multiple
-            if parameter.name == "input_shape" and _is_shape(value):
-                value = ",".join(map(str, value))
-            own[parameter.name] = [value] if many and not isinstance(value, list) else value
-    return own
-
-
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(n, int) for n in value)
+    context.default_map = defaults(Path.cwd(), cli.commands)
 
 
 @cli.command()
@@ -305,9 +266,9 @@ def inspect(source: Path, format: str, quiet: bool, verbose: int, **options: Any
     """Show what would be fused, what not, and why. Writes nothing."""
     with _progress("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
-        from acfuse.pipeline.convert import look
+        from acfuse.pipeline.convert import inspect as run
 
-        seen = look(_job(source, {**options, "dry_run": True}))
+        seen = run(_job(source, {**options, "dry_run": True}))
     if format == "json":
         report.print_json(report.describe_findings(seen))
     else:
@@ -370,7 +331,8 @@ def try_patterns(
     """Try the patterns of FILE on a CHECKPOINT: what matches, what nearly does, and why not."""
     with _progress("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
-        from acfuse.files import ReadOptions, read_tensors
+        from acfuse.files.read import read_tensors
+        from acfuse.files.records import ReadOptions
         from acfuse.patterns import known_patterns
         from acfuse.patterns.trial import trials
 

@@ -4,7 +4,6 @@ The traced forward is the evidence; a named pattern adds the label and the autho
 name for the fused convolution.
 """
 
-import copy
 import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,17 +14,17 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
-from acfuse.algebra import Affine, LinearConv
+from acfuse.algebra import LinearConv
 from acfuse.errors import NotFusable, Reason
-from acfuse.findings import Block, Findings, Refused, Term
+from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
 from acfuse.graph.copies import copied
-from acfuse.graph.fx_read import layer_rule, spatial_axes, steps_of
+from acfuse.graph.fx_read import spatial_axes, steps_of
 from acfuse.graph.fx_trace import Call, Traced, has_hooks, is_layer, reading, trace, write_once
-from acfuse.graph.fx_write import nodes_between, region_graph
+from acfuse.graph.fx_write import LiveSite, nodes_between, region_graph, replaced_layers
 from acfuse.graph.regions import Miss, Region, as_layer, choose, kernels, planned
 from acfuse.graph.steps import ConvStep, Graph, Identity, LinearSubmodule, Opaque, PerChannel
 from acfuse.patterns import Pattern
-from acfuse.patterns.expr import Layer
+from acfuse.patterns.live import confirmed, label
 
 
 def find_in_module(
@@ -35,11 +34,23 @@ def find_in_module(
 
     With `folds`, lone convolutions take up the BatchNorm behind them as well. Reading a forward
     runs it, and a forward may leave marks on its module: it is done on a copy, which shares the
-    parameters, because forwards are read without computing on them.
+    parameters, because forwards are read without computing on them. What is found is proved
+    against the model itself.
     """
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}
     with _no_collection():
-        return _Finder(copied(model, shared), patterns, folds=folds).run()
+        findings = _Finder(copied(model, shared), patterns, folds=folds).run()
+    found = tuple(
+        replace(b, reference=partial(replaced_layers, model.get_submodule(b.where), b.site))
+        for b in findings.found
+    )
+    again = partial(find_in_module, patterns=patterns, folds=folds)
+    return replace(findings, found=found, again=again)
+
+
+def _no_reference() -> Run:
+    """What stands for the reference until the model itself is known, and not its copy."""
+    raise AssertionError("a block is proved against the model, not against the copy that is read")
 
 
 @contextmanager
@@ -103,11 +114,11 @@ class _Finder:
             parts: dict[str, object] = {name: module.get_submodule(name) for name in found.layers}
             parts |= {**module._parameters, **module._buffers}
             keep = frozenset(name for name, part in parts.items() if id(part) in self.needed)
-            if keep and found.forward is None:
+            if keep and found.site.forward is None:
                 why = f"{sorted(keep)[0]} is also used by the forward of another module"
                 self.refused.append(Refused(found.where, Reason.SHARED, why, found.pattern))
                 continue
-            yield replace(found, keep=keep)
+            yield replace(found, site=replace(found.site, keep=keep))
 
     def _analyse(self, module: nn.Module, call: Call | None) -> _Analysis:
         known = self.analyses.get(id(module))
@@ -307,7 +318,7 @@ class _Finder:
     ) -> Block | Refused:
         where = self.paths[id(module)]
         layers = _layers_called(module, inside)
-        pattern = _label(module, self.patterns, {id(m) for _, m in layers})
+        pattern = label(module, self.patterns, {id(m) for _, m in layers})
         dtypes = [p.dtype for _, m in layers for p in m.parameters(recurse=False)]
         dtypes += [t.dtype for n in inside if n.op == "get_attr" for t in [_tensor(module, n)]]
         floating = [d for d in dtypes if d.is_floating_point]
@@ -336,14 +347,16 @@ class _Finder:
             pattern.name if pattern else None,
             tuple(terms),
             max(floating, key=lambda d: torch.finfo(d).bits, default=torch.float32),
-            region.convolutions,
-            region.multiply_adds,
+            Cost(region.convolutions, region.multiply_adds),
             tuple(name for name, _ in layers),
+            _no_reference,
+            LiveSite(
+                region.output,
+                region_graph(nodes[region.output], [nodes[s] for s in plan]),
+                forward,
+                self._fixed(module),
+            ),
             region.is_block,
-            region.output,
-            region_graph(nodes[region.output], [nodes[s] for s in plan]),
-            forward,
-            self._fixed(module),
         )
 
     def _fixed(self, module: nn.Module) -> dict[str, object]:
@@ -361,7 +374,7 @@ class _Finder:
     def _report(self, module: nn.Module, regions: Sequence[Region], misses: Sequence[Miss]) -> None:
         """What was not fused in a module's own forward."""
         where = self.paths[id(module)]
-        pattern = _label(module, self.patterns, None)
+        pattern = label(module, self.patterns, None)
         name = pattern.name if pattern else None
         for miss in misses:
             self.refused.append(Refused(where, miss.code, miss.why, name))
@@ -380,7 +393,7 @@ class _Finder:
             if found is not None:
                 self.found.append(found)
                 return True
-        pattern = _label(module, self.patterns, None)
+        pattern = label(module, self.patterns, None)
         name = pattern.name if pattern else None
         self.refused.append(Refused(where, refusal.code, refusal.why, name))
         return False
@@ -394,10 +407,26 @@ class _Finder:
 
     def _by_pattern(self, module: nn.Module) -> Block | None:
         """A block that cannot be read, if a pattern knows it and the numbers agree."""
-        pattern = _label(module, self.patterns, None)
+        pattern = label(module, self.patterns, None)
         if pattern is None or id(module) in self.twice or has_hooks(module):
             return None
-        return _confirmed(module, self.paths[id(module)], pattern)
+        found = confirmed(module, pattern)
+        if found is None:
+            return None
+        layers = [module.get_submodule(name) for name in found.layers]
+        return Block(
+            self.paths[id(module)],
+            pattern.name,
+            (Term("x", pattern.fused, lambda: found.value),),
+            next(layers[0].parameters()).dtype,
+            Cost(
+                (sum(hasattr(layer, "kernel_size") for layer in layers), 1),
+                (0, found.value.geometry.multiply_adds),
+            ),
+            found.layers,
+            _no_reference,
+            LiveSite(ignore=found.ignore),
+        )
 
 
 def _kernel(graph: Graph, region: Region, source: str) -> LinearConv:
@@ -462,38 +491,6 @@ def _layers_called(module: nn.Module, nodes: Sequence[fx.Node]) -> list[tuple[st
     return list(layers.items())
 
 
-def _label(
-    module: nn.Module, patterns: Sequence[Pattern], within: set[int] | None
-) -> Pattern | None:
-    """The pattern whose layers a module has (all of them among `within`); the one with the most."""
-
-    def look(name: str) -> Layer | None:
-        owner, _, last = name.rpartition(".")
-        layer = _submodule(module, name)
-        if layer is None:  # a factor may be a tensor of the block itself
-            layer = _submodule(module, owner) if owner else module
-            return Affine() if isinstance(getattr(layer, last, None), Tensor) else None
-        return Affine() if layer._parameters or layer._buffers else None
-
-    best, most = None, 0 if within else 1
-    for pattern in patterns:
-        names = pattern.layers(look)
-        modules = [m for name in names if (m := _submodule(module, name)) is not None]
-        convolutions = sum(hasattr(m, "kernel_size") for m in modules)
-        if convolutions + (pattern.arms(look) > 1) < 2:
-            continue
-        if len(names) > most and (within is None or {id(m) for m in modules} <= within):
-            best, most = pattern, len(names)
-    return best
-
-
-def _submodule(module: nn.Module, name: str) -> nn.Module | None:
-    found: Any = module
-    for part in name.split("."):
-        found = found._modules.get(part) if isinstance(found, nn.Module) else None
-    return found if isinstance(found, nn.Module) else None
-
-
 TARGETING = ("call_module", "get_attr")
 
 
@@ -513,62 +510,3 @@ def _is_used(module: nn.Module, name: str, used: set[str]) -> bool:
         return False
     # What is None holds the place of the fused convolution in many a training form.
     return vars(module).get(name, module) is not None or hasattr(type(module), name)
-
-
-def _confirmed(module: nn.Module, where: str, pattern: Pattern) -> Block | None:
-    """A block by its pattern's expression, if the module really computes that (and its tail)."""
-
-    def look(name: str) -> Layer | None:
-        layer = _submodule(module, name)
-        if layer is None:
-            return None
-        rule = layer_rule(layer)
-        if isinstance(rule, ConvStep | PerChannel):
-            return rule.layer if isinstance(rule, ConvStep) else rule.by
-        return Affine() if rule is None else None
-
-    try:
-        value = pattern.value(look)
-    except NotFusable:
-        return None
-    names = pattern.layers(look)
-    tail = tuple(n for n in pattern.tail if isinstance(_submodule(module, n), nn.Module))
-    first = module.get_submodule(names[0])
-    dtype = next(p.dtype for p in first.parameters())
-    found = Block(
-        where,
-        pattern.name,
-        (Term("x", pattern.fused, lambda: value),),
-        dtype,
-        (sum(hasattr(module.get_submodule(n), "kernel_size") for n in names), 1),
-        (0, value.geometry.multiply_adds),
-        tuple(names),
-        tail=tail,
-    )
-    return found if _agrees_with_tail(module, found) else None
-
-
-def _agrees_with_tail(module: nn.Module, found: Block) -> bool:
-    """Whether a module computes its fused convolution followed by its tail, on random images."""
-    value = found.terms[0].value
-    if value is None:
-        return False
-    twin = copy.deepcopy(module).double().eval()
-    generator = torch.Generator().manual_seed(0)
-    axes = len(value.taps)
-    for size in ((13, 16, 11)[:axes], (12, 9, 14)[:axes]):
-        channels = value.geometry.in_channels
-        image = torch.randn(2, channels, *size, generator=generator, dtype=torch.float64)
-        with torch.no_grad():
-            expected = value(image)
-            for name in found.tail:
-                expected = twin.get_submodule(name)(expected)
-            try:
-                given = twin(image)
-            except Exception:
-                return False
-        if not isinstance(given, Tensor) or given.shape != expected.shape:
-            return False
-        if float((given - expected).abs().max()) > 1e-10 * float(expected.abs().max() + 1e-30):
-            return False
-    return True

@@ -1,13 +1,16 @@
 """What was found in a model: the blocks that are one convolution each, and what was refused."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from acfuse.algebra import LinearConv
 from acfuse.errors import Reason
+
+Run = Callable[..., Tensor]  # images of the sources to the image that is made of them
 
 
 @dataclass(frozen=True)
@@ -29,41 +32,58 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Block:
-    """A block that is one convolution (one of each of its sources, if there are several).
+class Cost:
+    """Before and after: how many convolutions, and their multiply-adds per pixel (0: not known)."""
 
-    `where` is the path of the module whose forward adds the branches, `alone` the replaced part of
-    that forward as a graph of its own, `forward` the whole of it. Where the forward could not be
-    read, both are None, and `tail` names the layers behind the sum. For bare tensors `rebuilt` runs
-    the layers as they are assumed to be.
+    convolutions: tuple[int, int]
+    multiply_adds: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a model that is one convolution (one of each of its sources, if there are several).
+
+    `where` is the path of the module whose forward adds the branches, or the ONNX value that they
+    make; `layers` are the names of what is replaced. `reference` gives the replaced layers as a
+    function of the sources' images, in float64: it is what the block is proved against. `site` is
+    for the source in which the block was found, and for nobody else.
     """
 
     where: str
     pattern: str | None
     terms: tuple[Term, ...]
     dtype: torch.dtype
-    convolutions: tuple[int, int]
-    multiply_adds: tuple[int, int]
-    layers: tuple[str, ...] = ()
-    is_block: bool = True
-    output: str = ""
-    alone: fx.Graph | None = field(default=None, repr=False)
-    forward: fx.Graph | None = field(default=None, repr=False)
-    fixed: Mapping[str, object] = field(default_factory=dict, repr=False)
-    keep: frozenset[str] = frozenset()  # layers and tensors that are used elsewhere as well
-    tail: tuple[str, ...] = ()
-    rebuilt: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+    cost: Cost
+    layers: tuple[str, ...]
+    reference: Callable[[], Run] = field(repr=False)
+    site: Any = field(default=None, repr=False)
+    is_block: bool = True  # False: a fold, which only takes up a BatchNorm or a factor
 
     @property
     def names(self) -> tuple[str, ...]:
         """Full names of the fused convolutions."""
         prefix = f"{self.where}." if self.where else ""
-        return tuple(f"{prefix}{s.name}" for s in self.terms if s.name)
+        return tuple(f"{prefix}{term.name}" for term in self.terms if term.name)
 
     @property
     def label(self) -> str:
         """What a reader calls the block: the path of its module, or of its convolution."""
         return self.where or self.names[0]
+
+    @property
+    def convolutions(self) -> tuple[int, int]:
+        """How many there are, before and after."""
+        return self.cost.convolutions
+
+    @property
+    def multiply_adds(self) -> tuple[int, int]:
+        """What they cost per pixel, before and after."""
+        return self.cost.multiply_adds
+
+    @property
+    def summands(self) -> tuple[Term, ...]:
+        """The terms, under their former name."""
+        return self.terms
 
 
 @dataclass(frozen=True)
@@ -98,13 +118,14 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that was looked at."""
+    """Everything that was looked at. `again` looks at another model of the same kind."""
 
     found: tuple[Block, ...]
     refused: tuple[Refused, ...]
     notes: tuple[str, ...] = ()  # what had to be assumed
     state: tuple[str, ...] = ()  # what had been fused before
     suspects: tuple[Suspect, ...] = ()  # what looks like branches, and matches no pattern
+    again: Callable[[Any], "Findings"] | None = field(default=None, repr=False, compare=False)
 
     @property
     def messages(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from acfuse.findings import Block, Findings, Suspect
 from acfuse.patterns import Pattern
 from acfuse.patterns.trial import Trial
 from acfuse.pipeline.job import Conversion
-from acfuse.pipeline.manifest import VERSION, describe
+from acfuse.pipeline.manifest import VERSION, describe, findings_json
 from acfuse.proof import Check
 from acfuse.system.atomic_write import written_to
 from acfuse.system.escape import as_json, columns, safe
@@ -153,21 +153,7 @@ def describe_findings(seen: Conversion) -> dict[str, Any]:
         "acfuse": VERSION,
         "source": seen.job.source.name,
         "sizes": {"before": before, "after": after},
-        "found": [
-            {
-                "where": f.where,
-                "pattern": f.pattern,
-                "fused": list(f.names),
-                "replaced": list(f.layers),
-                "block": f.is_block,
-                "convolutions": list(f.convolutions),
-            }
-            for f in findings.found
-        ],
-        "refused": [
-            {"where": r.where, "pattern": r.pattern, "code": str(r.code), "why": r.why}
-            for r in findings.refused
-        ],
+        **findings_json(findings, seen.proofs),
         "suspects": [
             {"where": s.where, "layers": [b[0] for b in s.branches], "pattern": s.stub}
             for s in findings.suspects

@@ -12,7 +12,7 @@ from acfuse.algebra import ConvLayer, lower
 from acfuse.errors import AcfuseError, InputError, NotFusable, Reason
 from acfuse.findings import Block, Findings, Refused, Term
 from acfuse.graph.copies import copied
-from acfuse.graph.fx_write import NewLayer, rewrite_module
+from acfuse.graph.fx_write import LiveSite, NewLayer, rewrite_module
 from acfuse.system.memory import trim_heap
 
 
@@ -44,7 +44,9 @@ def fused_copy(
 
 def _replaced_weights(model: nn.Module, found: Sequence[Block]) -> dict[int, nn.Parameter]:
     """The parameters that only layers have which are replaced, by id."""
-    names = [f"{f.where}.{n}" if f.where else n for f in found for n in f.layers if n not in f.keep]
+    names = [
+        f"{f.where}.{n}" if f.where else n for f in found for n in f.layers if n not in f.site.keep
+    ]
     layers = {id(model.get_submodule(name)) for name in names}
     own: dict[int, nn.Parameter] = {}
     others: set[int] = set()
@@ -59,14 +61,15 @@ def _replaced_weights(model: nn.Module, found: Sequence[Block]) -> dict[int, nn.
 
 def _replacement(module: nn.Module, found: Sequence[Block], dtype: torch.dtype | None) -> nn.Module:
     layers = {
-        block.output: _layers(block, dtype, trained=_is_trained(module, block)) for block in found
+        block.site.output: _layers(block, dtype, trained=_is_trained(module, block))
+        for block in found
     }
-    forward = found[0].forward
-    if forward is not None:
-        keep = {name for block in found for name in block.keep}
-        return rewrite_module(module, forward, layers, found[0].fixed, keep)
-    parts = OrderedDict((n, layer) for _, n, layer in layers[found[0].output] if n and layer)
-    parts.update((n, module.get_submodule(n)) for n in found[0].tail)
+    site: LiveSite = found[0].site
+    if site.forward is not None:
+        keep = {name for block in found for name in block.site.keep}
+        return rewrite_module(module, site.forward, layers, site.fixed, keep)
+    parts = OrderedDict((n, layer) for _, n, layer in layers[site.output] if n and layer)
+    parts.update((n, module.get_submodule(n)) for n in site.ignore)
     return nn.Sequential(parts).eval()
 
 

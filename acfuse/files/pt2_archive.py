@@ -15,17 +15,12 @@ from torch import Tensor, nn
 from acfuse.errors import InputError, UnsafeError
 from acfuse.files.opened_file import Opened
 from acfuse.files.pt2_graph import graph_of, scalar_type
-from acfuse.files.zip_check import check_zip, names_of, unzipped
+from acfuse.files.zip_check import check_zip, unzipped
 from acfuse.system.escape import one_line
 from acfuse.system.limits import Limits, parsed_json
 
 SCHEMA = 8
 EXPORT_AGAIN = "Export the model again with this version of torch"
-
-
-def is_exported(source: Opened, limits: Limits) -> bool:
-    """Whether a zip file is a program of torch.export."""
-    return any(n.endswith("/archive_format") for n in names_of(source, limits))
 
 
 def read_exported(source: Opened, limits: Limits) -> tuple[nn.Module, tuple[str, ...]]:

@@ -1,9 +1,8 @@
-"""A file to a live model or bare tensors. Nothing is chosen silently, and nothing is run."""
+"""A file to its tensors, and to a model where it holds one. Nothing is run, or chosen silently."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,46 +14,15 @@ from acfuse.files.opened_file import Opened, opened
 from acfuse.files.pt2_archive import read_exported
 from acfuse.files.records import (
     DEFAULTS,
-    BareTensors,
-    Checkpoint,
     Container,
-    LiveModel,
     ReadOptions,
 )
 from acfuse.files.safetensors import read_safetensors
 from acfuse.files.shards import read_index, shard_of
 from acfuse.files.tensor_check import check_dense, check_stored
 from acfuse.files.torch_load import read_torch
-from acfuse.files.user_code import build_model, fit_prefix, load_into
 
 Read = tuple[Container, dict[str, Tensor]]
-
-
-def load(
-    source: Path,
-    *,
-    model: str | None = None,
-    model_args: Mapping[str, Any] | None = None,
-    how: ReadOptions = DEFAULTS,
-) -> Checkpoint:
-    """Reads a checkpoint; with `model`, into the network that it names.
-
-    Raises InputError for a file that cannot be used, UnsafeError for one that would run code.
-    """
-    container, tensors = read_tensors(source, how)
-    if container.network is not None:
-        if model is not None:
-            raise UsageError(f"{source.name} holds a whole model; --model is for state dicts.")
-        return LiveModel(container.network.eval(), tensors, container, container.notes)
-    if model is None:
-        return BareTensors(tensors, container, container.notes)
-    network = build_model(model, model_args or {})
-    prefix, fitting = fit_prefix(tensors, network)
-    load_into(network, fitting, source.name)
-    stripped = (f"stripped the prefix {prefix!r} from every key",) if prefix else ()
-    return LiveModel(
-        network.eval(), fitting, replace(container, prefix=prefix), (*container.notes, *stripped)
-    )
 
 
 def read_tensors(source: Path, how: ReadOptions = DEFAULTS) -> Read:
@@ -123,7 +91,7 @@ READERS: dict[str, Callable[[Opened, ReadOptions], Read]] = {
 def _read_shards(source: Path, file: Opened, how: ReadOptions) -> Read:
     """All shards of an index as one checkpoint, in the order of the index."""
     if how.sha256 is not None:
-        raise UsageError(f"{source.name} names several files, and --sha256 is of one. Leave it.")
+        raise UsageError(f"{source.name} names several files, and --sha256 is of one. Remove it.")
     index = read_index(file, how.limits)
     digests: dict[Path, str] = {}
     tensors: dict[str, Tensor] = {}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from acfuse.system.limits import LIMITS, Limits
 
@@ -50,25 +50,3 @@ class Container:
         for part in self.path if self.kind == "module" else ():
             found = found[part]
         return found if self.kind in ("module", "exported") else None
-
-
-@dataclass(frozen=True)
-class BareTensors:
-    """A state dict without its code. `tensors` has the keys as the file has them, less `prefix`."""
-
-    tensors: Mapping[str, Tensor] = field(repr=False)
-    container: Container
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class LiveModel:
-    """A model with the tensors of a checkpoint in it, in eval mode."""
-
-    model: nn.Module = field(repr=False)
-    tensors: Mapping[str, Tensor] = field(repr=False)
-    container: Container
-    notes: tuple[str, ...] = ()
-
-
-Checkpoint = LiveModel | BareTensors

@@ -160,3 +160,8 @@ def _end_of(file: IO[bytes], record: zipfile.ZipInfo, name: str) -> int:
     return end + (
         (24 if 0xFFFFFFFF in (packed, unpacked) else 16) if behind == b"PK\x07\x08" else 0
     )
+
+
+def is_exported(source: Opened, limits: Limits) -> bool:
+    """Whether a zip file is a program of torch.export."""
+    return any(n.endswith("/archive_format") for n in names_of(source, limits))

@@ -2,11 +2,12 @@
 
 import copy
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from acfuse.graph.fx_read import metadata_only
 
@@ -230,3 +231,39 @@ def region_graph(output: fx.Node, sources: Sequence[fx.Node]) -> fx.Graph:
         copied[node] = alone.node_copy(node, copied.__getitem__)
     alone.output(copied[output])
     return alone
+
+
+@dataclass(frozen=True)
+class LiveSite:
+    """Where in a live model a block stands.
+
+    `output` is the node of the sum in the `forward` of its module, `subgraph` the part of it that
+    is replaced, as a graph of its own. Where the forward could not be read, both are None, and
+    `ignore` names the layers behind the sum. `fixed` are the arguments with which the forward was
+    read, `keep` the layers and tensors that are used elsewhere as well.
+    """
+
+    output: str = ""
+    subgraph: fx.Graph | None = None
+    forward: fx.Graph | None = None
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    keep: frozenset[str] = frozenset()
+    ignore: tuple[str, ...] = ()
+
+
+def replaced_layers(module: nn.Module, site: LiveSite) -> Callable[..., Tensor]:
+    """The part of a module's forward that a block replaces, in float64, as a function."""
+    module = copy.deepcopy(module).eval()
+    if site.subgraph is not None:
+        add_constants(module, site.subgraph)
+        module = fx.GraphModule(module, copy.deepcopy(site.subgraph))
+    for name in site.ignore:
+        module.set_submodule(name, nn.Identity())
+    module = module.double().requires_grad_(False)
+
+    def run(*images: Tensor) -> Tensor:
+        with torch.no_grad():
+            result: Tensor = module(*(image.clone() for image in images))
+            return result
+
+    return run

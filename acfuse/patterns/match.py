@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from acfuse.errors import NotFusable, Reason, UsageError
-from acfuse.findings import Block, Findings, Refused, Term
+from acfuse.findings import Block, Cost, Findings, Refused, Term
 from acfuse.patterns.expr import Pattern
 from acfuse.patterns.states import state_of
 from acfuse.patterns.suspects import suspects_in
@@ -125,8 +125,7 @@ def _bare_block(
         pattern.name,
         (Term("x", pattern.fused, lambda: value_of(pattern, block)[0]),),
         dtype,
-        (convolutions_among(names, tensors, prefix), 1),
-        (0, value.geometry.multiply_adds),
+        Cost((convolutions_among(names, tensors, prefix), 1), (0, value.geometry.multiply_adds)),
         tuple(names),
-        rebuilt=lambda image: pattern.run(lambda name: rebuilt(block, name), image),
+        lambda: lambda image: pattern.run(lambda name: rebuilt(block, name), image),
     )

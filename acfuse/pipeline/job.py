@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from acfuse.errors import Exit
-from acfuse.files import ReadOptions
+from acfuse.files.records import ReadOptions
 from acfuse.findings import Findings, Size
 from acfuse.patterns import Pattern, known_patterns
 from acfuse.pipeline.paths import Paths, fused_path
-from acfuse.proof import Inputs, Proofs, Tolerance
+from acfuse.proof import Check, Inputs, Proofs, Tolerance
+from acfuse.sources.base import FindOptions, OpenOptions
 from acfuse.system.limits import LIMITS, Limits
 from acfuse.targets.onnx_export import DEFAULT_OPSET, OnnxFile
 from acfuse.targets.pt2_export import Program
@@ -50,6 +49,32 @@ class Job:
         return ReadOptions(self.key, self.allow_classes, self.limits, self.sha256)
 
     @property
+    def open_options(self) -> OpenOptions:
+        """How its source is opened, with those settings that not every source can use."""
+        given = {
+            "model": self.model is not None,
+            "model_args": bool(self.model_args),
+            "key": self.key is not None,
+            "allow_class": bool(self.allow_classes),
+            "bn_eps": self.bn_eps is not None,
+            "patterns": any(pattern.file is not None for pattern in self.patterns),
+            "assume": any(pattern.is_assumed for pattern in self.patterns),
+        }
+        return OpenOptions(
+            self.model,
+            self.model_args,
+            self.reading,
+            self.bn_eps,
+            self.allow_nonfinite,
+            frozenset(name for name, is_given in given.items() if is_given),
+        )
+
+    @property
+    def find_options(self) -> FindOptions:
+        """What is looked for."""
+        return FindOptions(self.patterns, self.fold_bn, self.bn_eps, self.allow_nonfinite)
+
+    @property
     def paths(self) -> Paths:
         """Where the results go."""
         return Paths.beside(fused_path(self.source, self.output))
@@ -59,26 +84,15 @@ class Job:
         """The files that it will write."""
         return self.paths.wanted(onnx=self.onnx, pt2=self.pt2)
 
-    @property
-    def asks_for(self) -> dict[str, bool]:
-        """Which of the settings that not every file can use are given."""
-        return {
-            "model": self.model is not None,
-            "model_args": bool(self.model_args),
-            "key": self.key is not None,
-            "allow_class": bool(self.allow_classes),
-            "bn_eps": self.bn_eps is not None,
-            "patterns": any(pattern.file is not None for pattern in self.patterns),
-            "assume": any(pattern.is_assumed for pattern in self.patterns),
-        }
-
 
 @dataclass(frozen=True)
-class Fused:
-    """A fused checkpoint: the model (None for bare tensors), and its tensors in their order."""
+class Exports:
+    """The files besides the fused one, how each was checked, and why there is not one."""
 
-    model: nn.Module | None
-    tensors: dict[str, Tensor]
+    onnx: OnnxFile | None = None
+    pt2: Program | None = None
+    checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

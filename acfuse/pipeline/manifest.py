@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from acfuse.errors import InputError, UsageError
-from acfuse.findings import Block
+from acfuse.findings import Findings
 from acfuse.patterns import known_patterns
 from acfuse.pipeline.job import Conversion, Job
 from acfuse.pipeline.paths import MANIFEST, Paths
-from acfuse.proof import Inputs
+from acfuse.proof import Inputs, Proofs
+from acfuse.sources.base import SourceFile
 from acfuse.system.atomic_write import Written, sha256_of
 from acfuse.system.escape import as_json, one_line
 from acfuse.system.limits import LIMITS, Limits, parsed_json
@@ -24,12 +25,12 @@ VERSION = importlib.metadata.version("acfuse")
 SCHEMA_VERSION = 1
 
 
-def provenance(job: Job) -> dict[str, str]:
-    """Where a file comes from, without a path of this machine."""
+def provenance(job: Job, file: SourceFile) -> dict[str, str]:
+    """Where an exported file comes from, without a path of this machine."""
     return {
         "acfuse.version": VERSION,
         "acfuse.source": job.source.name,
-        "acfuse.source.sha256": job.sha256 or sha256_of(job.source),
+        "acfuse.source.sha256": file.digests[job.source],
     }
 
 
@@ -90,11 +91,7 @@ def describe(
         "diagnosis": conversion.diagnosis,
         "before": vars_of(conversion.sizes[0]),
         "after": vars_of(conversion.sizes[1]),
-        "found": [_describe_block(block, conversion) for block in conversion.findings.found],
-        "refused": [
-            {"where": r.where, "pattern": r.pattern, "code": str(r.code), "why": r.why}
-            for r in conversion.findings.refused
-        ],
+        **findings_json(conversion.findings, proofs),
         "checks": [vars_of(check) for check in proofs.checks],
         "notes": [*conversion.notes, *proofs.notes],
     }  # fmt: skip
@@ -105,18 +102,27 @@ def vars_of(value: Any) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
-def _describe_block(block: Block, conversion: Conversion) -> dict[str, Any]:
-    index = conversion.findings.found.index(block)
-    certificates = conversion.proofs.certificates
-    certificate = certificates[index] if index < len(certificates) else None
+def findings_json(findings: Findings, proofs: Proofs) -> dict[str, Any]:
+    """What was found and refused, a row each; a certificate where one was made."""
+    certificates: list[Any] = [*map(vars_of, proofs.certificates)]
+    certificates += [None] * (len(findings.found) - len(certificates))
     return {
-        "where": block.where,
-        "pattern": block.pattern,
-        "fused": list(block.names),
-        "replaced": list(block.layers),
-        "block": block.is_block,
-        "convolutions": list(block.convolutions),
-        "certificate": None if certificate is None else vars_of(certificate),
+        "found": [
+            {
+                "where": block.where,
+                "pattern": block.pattern,
+                "fused": list(block.names),
+                "replaced": list(block.layers),
+                "block": block.is_block,
+                "convolutions": list(block.convolutions),
+                "certificate": certificate,
+            }
+            for block, certificate in zip(findings.found, certificates, strict=True)
+        ],
+        "refused": [
+            {"where": r.where, "pattern": r.pattern, "code": str(r.code), "why": r.why}
+            for r in findings.refused
+        ],
     }
 
 

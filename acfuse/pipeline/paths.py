@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from acfuse.errors import UsageError
+from acfuse.files.detect import is_onnx
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".hdf5", ".h5", ".pt2", ".onnx")
 # Formats whose files must be named so, and never otherwise.
 NAMED = ((".safetensors",), (".hdf5", ".h5"), (".pt2",), (".onnx",))
-MANIFEST = ".acfuse.json"
+MANIFEST, ONNX = ".acfuse.json", ".onnx"
 INDEX = ".index.json"  # of shards: the result is one file
 
 
@@ -40,6 +41,7 @@ def fused_path(source: Path, output: Path | None) -> Path:
     """The fused checkpoint of `source`: `output`, or the usual name in that or its own folder."""
     source = source.with_name(source.name.removesuffix(INDEX) or source.name)
     suffix = source.suffix if source.suffix in SUFFIXES else ".pth"
+    suffix = ONNX if is_onnx(source) else suffix  # whatever it is called
     name = f"{source.stem}.fused{suffix}"
     if output is None:
         return source.parent / name

@@ -6,31 +6,25 @@ sorts then show, up to the border, that the layers really are that map. The laye
 are: no formula of the fusion is used, so none of its mistakes can be shared.
 """
 
-import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
-from acfuse.algebra import Axis, Geometry, LinearConv, lower
+from acfuse.algebra import Axis, Geometry, LinearConv
 from acfuse.algebra.linear_conv import on_axes
 from acfuse.errors import InputError
-from acfuse.findings import Block
-from acfuse.graph.fx_read import conv_of
-from acfuse.graph.fx_write import add_constants
+from acfuse.findings import Block, Run
 from acfuse.system.escape import one_line
-from acfuse.system.memory import trim_heap
 
 ULP_LIMIT = 0.51
 BLOCK_LIMIT = 1e-11  # float64, relative to the largest output
 NOISE = 64 * 2.0**-53  # of float64 sums, relative to the largest weight of an output channel
 ROOM = 64  # the most that images are enlarged by for layers that need it
 CHUNK = 2**24  # numbers in one batch of impulses
-
-Run = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,57 +48,13 @@ class Certificate:
         return not self.fault
 
 
-def replaced_layers(original: nn.Module, found: Block) -> Run:
-    """The part of the original forward that a block replaces, in float64, as a function."""
-    module = copy.deepcopy(original.get_submodule(found.where)).eval()
-    if found.alone is not None:
-        add_constants(module, found.alone)
-        module = fx.GraphModule(module, copy.deepcopy(found.alone))
-    for name in found.tail:
-        module.set_submodule(name, nn.Identity())
-    module = module.double().requires_grad_(False)
+def certify(block: Block, stored: Sequence[LinearConv | None]) -> Certificate:
+    """Compares the convolutions that are stored for a block with what its layers compute.
 
-    def run(*images: Tensor) -> Tensor:
-        with torch.no_grad():
-            result: Tensor = module(*(image.clone() for image in images))
-            return result
-
-    return run
-
-
-def fused_layers(fused: nn.Module, found: Block) -> list[LinearConv | None]:
-    """The convolutions of a fused block as they are stored, in float64 (None: added as it is)."""
-    prefix = f"{found.where}." if found.where else ""
-    return [
-        conv_of(fused.get_submodule(prefix + s.name)).linear() if s.name else None
-        for s in found.terms
-    ]
-
-
-def certify_tensors(fused: Mapping[str, Tensor], found: Block) -> Certificate:
-    """Compares what is stored for a block of bare tensors with its layers, rebuilt as assumed."""
-    assert found.rebuilt is not None
-    trim_heap(sum(fused[f"{name}.weight"].numel() for name in found.names))
-    stored: list[LinearConv | None] = []
-    for name, term in zip(found.names, found.terms, strict=True):
-        assert term.multiply is not None
-        layer = lower(term.multiply(), found.dtype)
-        weight, bias = fused[f"{name}.weight"], fused[f"{name}.bias"]
-        stored.append(replace(layer, weight=weight, bias=bias).linear())
-    return compare(found.rebuilt, stored, found)
-
-
-def certify(original: nn.Module, fused: nn.Module, found: Block) -> Certificate:
-    """Compares what is stored for a block with what the original layers compute."""
-    return compare(replaced_layers(original, found), fused_layers(fused, found), found)
-
-
-def compare(run: Run, stored: Sequence[LinearConv | None], found: Block) -> Certificate:
-    """The certificate of stored convolutions against a function of the same sources.
-
-    Raises InputError where that function cannot be run.
+    `stored` are in float64, one for each source; None: the source is added as it is. Raises
+    InputError where the layers cannot be run.
     """
-    where = found.label
+    where, run = block.label, block.reference()
     count = sum(s.kernel.numel() + s.bias.numel() for s in stored if s is not None)
     geometries = [s.geometry if s is not None else None for s in stored]
     room = _room(run, geometries)
@@ -127,7 +77,7 @@ def compare(run: Run, stored: Sequence[LinearConv | None], found: Block) -> Cert
         scale = max(float(given.abs().max()), 1e-300)
         difference = (given - expected).abs().nan_to_num(nan=math.inf)
         error = max(error, float(difference.max()) / scale)
-    worst, wrong, place = _worst_ulp(exact, stored, found)
+    worst, wrong, place = _worst_ulp(exact, stored, block)
     fault = ""
     if not error <= BLOCK_LIMIT:
         fault = (
@@ -299,7 +249,7 @@ def _least_output(axis: Axis) -> int:
 
 
 def _worst_ulp(
-    exact: Sequence[LinearConv | None], stored: Sequence[LinearConv | None], found: Block
+    exact: Sequence[LinearConv | None], stored: Sequence[LinearConv | None], block: Block
 ) -> tuple[float, int, str]:
     """The worst distance in units of the last place, how many exceed the limit, and the worst one.
 
@@ -310,13 +260,13 @@ def _worst_ulp(
     known = [v for v in exact if v is not None]
     sizes = [v.kernel.abs().flatten(1).amax(1) for v in known] + [v.bias.abs() for v in known]
     scale = torch.stack(sizes).amax(0)
-    for true, have, term in zip(exact, stored, found.terms, strict=True):
+    for true, have, term in zip(exact, stored, block.terms, strict=True):
         if true is None or have is None:
             continue
         for name, a, b in (("weight", true.kernel, have.kernel), ("bias", true.bias, have.bias)):
             floor = NOISE * scale.reshape(-1, *[1] * (a.ndim - 1))
             beyond = ((a - b).abs() - floor).clamp_min(0)
-            distance = (beyond / unit_in_last_place(a, found.dtype)).nan_to_num(nan=math.inf)
+            distance = (beyond / unit_in_last_place(a, block.dtype)).nan_to_num(nan=math.inf)
             wrong += int((distance > ULP_LIMIT).sum())
             largest = float(distance.max())
             if largest > worst or not place:

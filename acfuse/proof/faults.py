@@ -5,52 +5,53 @@ layers; its kernel is read by the same impulses as the certificate's.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from acfuse.algebra import LinearConv
-from acfuse.findings import Block
-from acfuse.proof.certificate import (
-    ULP_LIMIT,
-    fused_layers,
-    read_out,
-    replaced_layers,
-    unit_in_last_place,
-)
+from acfuse.findings import Block, Run
+from acfuse.proof.certificate import ULP_LIMIT, read_out, unit_in_last_place
 
 Mistake = Callable[[nn.Module], None]
 OTHER_EPS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
-def diagnose(original: nn.Module, fused: nn.Module, found: Block) -> str:
-    """The known mistake that gives the stored weights of a block, in words; empty if none does."""
-    stored = fused_layers(fused, found)
+def diagnose(
+    block: Block,
+    stored: Sequence[LinearConv | None],
+    module: nn.Module,
+    rerun: Callable[[nn.Module], Run],
+) -> str:
+    """The known mistake that gives the stored weights of a block, in words; empty if none does.
+
+    `module` holds the layers that were replaced; `rerun` gives them as a function, as the block's
+    own reference does, of a copy into which a mistake was made.
+    """
     geometries = [s.geometry if s is not None else None for s in stored]
-    exact = read_out(replaced_layers(original, found), geometries)
-    near = _by_numbers(exact, stored, found)
+    near = _by_numbers(read_out(block.reference(), geometries), stored, block)
     if near:
         return near
-    for name, mistake in _mistakes(original.get_submodule(found.where), found):
-        wrong = copy.deepcopy(original)
+    for name, mistake in _mistakes(module, block):
+        wrong = copy.deepcopy(module)
         try:
-            mistake(wrong.get_submodule(found.where))
-            values = read_out(replaced_layers(wrong, found), geometries)
+            mistake(wrong)
+            values = read_out(rerun(wrong), geometries)
         except Exception:
             continue
-        if _same(values, stored, found.dtype):
+        if _same(values, stored, block.dtype):
             return name
     return ""
 
 
 def _by_numbers(
-    exact: list[LinearConv | None], stored: list[LinearConv | None], found: Block
+    exact: Sequence[LinearConv | None], stored: Sequence[LinearConv | None], block: Block
 ) -> str:
     """Mistakes that the numbers tell by themselves."""
     pairs = [(a, b) for a, b in zip(exact, stored, strict=True) if a is not None and b is not None]
-    kernels = [_near(a.kernel, b.kernel, found.dtype) for a, b in pairs]
-    biases = [_near(a.bias, b.bias, found.dtype) for a, b in pairs]
+    kernels = [_near(a.kernel, b.kernel, block.dtype) for a, b in pairs]
+    biases = [_near(a.bias, b.bias, block.dtype) for a, b in pairs]
     altered = sum(int((~m).sum()) for m in (*kernels, *biases))
     if all(bool(m.all()) for m in kernels) and all(not bool(b.bias.any()) for _, b in pairs):
         return "the bias was dropped"
@@ -61,15 +62,15 @@ def _by_numbers(
             return f"the weights went through {str(dtype).removeprefix('torch.')}"
     for a, b in pairs:
         square = a.kernel.ndim > 3 and len(set(a.kernel.shape[2:])) == 1
-        if square and bool(_near(a.kernel.transpose(-1, -2), b.kernel, found.dtype).all()):
+        if square and bool(_near(a.kernel.transpose(-1, -2), b.kernel, block.dtype).all()):
             return "the kernel is transposed"
-        if bool(_near(a.kernel.flip(*range(2, a.kernel.ndim)), b.kernel, found.dtype).all()):
+        if bool(_near(a.kernel.flip(*range(2, a.kernel.ndim)), b.kernel, block.dtype).all()):
             return "the kernel is flipped"
     return ""
 
 
-def _mistakes(module: nn.Module, found: Block) -> Iterator[tuple[str, Mistake]]:
-    layers = [(n, module.get_submodule(n)) for n in found.layers]
+def _mistakes(module: nn.Module, block: Block) -> Iterator[tuple[str, Mistake]]:
+    layers = [(n, module.get_submodule(n)) for n in block.layers]
     norms = [n for n, m in layers if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     convolutions = [n for n, m in layers if hasattr(m, "kernel_size")]
     for eps in OTHER_EPS:
@@ -198,7 +199,7 @@ def _near(exact: Tensor, stored: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _same(
-    values: list[LinearConv | None], stored: list[LinearConv | None], dtype: torch.dtype
+    values: Sequence[LinearConv | None], stored: Sequence[LinearConv | None], dtype: torch.dtype
 ) -> bool:
     return all(
         bool(_near(a.kernel, b.kernel, dtype).all()) and bool(_near(a.bias, b.bias, dtype).all())

@@ -12,16 +12,11 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from acfuse.errors import InputError, UsageError
-from acfuse.files import read_tensors
-from acfuse.proof.whole import Check, Inputs, Tolerance, floating_dtype, named_shapes
-from acfuse.targets.onnx_export import (
-    compared,
-    dimension,
-    dynamic_axes,
-    example,
-    export_failure,
-    quiet,
-)
+from acfuse.files.read import read_tensors
+from acfuse.proof.exported import compared, dynamic_dims
+from acfuse.proof.outputs import Check, Tolerance
+from acfuse.proof.running import Inputs, floating_dtype, named_shapes
+from acfuse.targets.onnx_export import dimension, example, export_failure, quiet
 
 # What a node is told to keep: its value, and which layer it comes from. The rest names source files
 # of this machine.
@@ -43,7 +38,7 @@ def to_pt2(model: nn.Module, inputs: Inputs, dynamic: str = "batch") -> Program:
     Raises InputError with torch's reason where it cannot.
     """
     shapes = named_shapes(model, inputs)
-    axes = dynamic_axes(shapes, dynamic)
+    axes = dynamic_dims(shapes, dynamic)
     given = example(model, shapes, axes, inputs.seed)
     positional = list(inspect.signature(model.forward).parameters)[: len(shapes)] == [*shapes]
     free = {n: {i: dimension(i, n, shapes) for i in axes[n]} for n in shapes}

@@ -62,7 +62,7 @@ def test_a_signal_in_the_middle_of_writing_leaves_nothing_behind(fused, number, 
     assert snapshot(fused) == before
 
 
-STEPS = ["load", "find", "rewrite", "verify", "writer"]
+STEPS = ["open_source", "find", "prove", "export", "save"]
 
 
 @pytest.mark.parametrize("step", STEPS)

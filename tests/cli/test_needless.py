@@ -35,7 +35,7 @@ def test_of_a_live_model(project, setting):
 @pytest.mark.parametrize("command", ["convert", "inspect"])
 def test_of_an_onnx_file(project, setting, command):
     (project / "own.toml").write_text(OWN)
-    (project / "net.onnx").write_bytes(b"its content does not matter")
+    (project / "net.onnx").write_bytes(b"\x08\x0a\x12\x06acfuse and the rest does not matter")
     before = snapshot(project)
     refused(run(command, "net.onnx", *setting), 2, setting[0], "no effect")
     assert snapshot(project) == before

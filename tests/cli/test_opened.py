@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from acfuse.errors import UnsafeError
-from acfuse.files import ReadOptions, opened, read_tensors
+from acfuse.files.opened_file import opened
+from acfuse.files.read import read_tensors
+from acfuse.files.records import ReadOptions
 from acfuse.system.limits import LIMITS
 from tests.cli.command import Result, run, run_line
 from tests.cli.command import refused as is_refused

@@ -82,7 +82,7 @@ def ways(sample: Sample) -> Mapping[str, object]:
     bare = acfuse.fuse_tensors(model.state_dict(), bn_eps=EPS, patterns=patterns)
     results["bare"] = hashed(bare.tensors.items())
     results["bare told"] = told(bare.found, bare.refused)
-    proto = onnx.load_from_string(_exported(model, sample.input_shapes[0]))
+    proto = onnx.load_from_string(exported(model, sample.input_shapes[0]))
     file = acfuse.fuse_onnx(proto)
     tensors = {t.name: torch.tensor(numpy_helper.to_array(t)) for t in file.model.graph.initializer}
     results["onnx"] = hashed(tensors.items())
@@ -90,7 +90,8 @@ def ways(sample: Sample) -> Mapping[str, object]:
     return results
 
 
-def _exported(model: nn.Module, shape: tuple[int, ...]) -> bytes:
+def exported(model: nn.Module, shape: tuple[int, ...]) -> bytes:
+    """A model as an ONNX file of torch's older exporter, nothing folded by it."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

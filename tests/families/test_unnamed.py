@@ -10,9 +10,9 @@ from acfuse.errors import Reason
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.notation import parse
-from acfuse.proof import certify
 from sample_models import awake
 from sample_models.padded_middle import BNAndPadLayer
+from tests.proof.proving import certified
 
 
 class ComputedKernel(nn.Module):
@@ -103,7 +103,7 @@ def test_a_block_that_no_pattern_names_is_one_convolution_by_algebra(build):
     (found,) = fused.found
     assert found.pattern is None
     assert found.convolutions[1] == 1
-    certificate = certify(model, fused.model, found)
+    certificate = certified(fused.model, found)
     assert certificate.passed, certificate.fault
 
 

@@ -4,6 +4,7 @@ Nothing here knows a family: who adds one adds a sample, and these tests run ove
 """
 
 import copy
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -19,7 +20,7 @@ from acfuse.patterns import PATTERNS
 from acfuse.patterns.match import find_in_tensors
 from acfuse.patterns.registry import assumed
 from acfuse.proof import Inputs, certify
-from acfuse.proof.certificate import BLOCK_LIMIT, ULP_LIMIT, certify_tensors
+from acfuse.proof.certificate import BLOCK_LIMIT, ULP_LIMIT
 from acfuse.rewrite import fused_copy
 from sample_models import samples
 from tests.graph.fusing import (
@@ -31,6 +32,7 @@ from tests.graph.fusing import (
     same_bits,
     state_of,
 )
+from tests.proof.proving import certified
 
 SAMPLES = samples()
 BLOCKS = [name for name, sample in SAMPLES.items() if sample.blocks and sample.live]
@@ -76,7 +78,7 @@ def _layers_replaced(findings):
 
 def _adds_its_input(block):
     """Whether a block is one convolution, with its input beside it."""
-    (image,) = (node for node in block.alone.nodes if node.op == "placeholder")
+    (image,) = (node for node in block.site.subgraph.nodes if node.op == "placeholder")
     return block.convolutions == (1, 1) and len(image.users) > 1
 
 
@@ -121,7 +123,7 @@ def test_each_block_becomes_one_convolution(name):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_each_block_has_its_certificate(name):
     for block in _findings(name).found:
-        certificate = certify(_original(name), _fused(name), block)
+        certificate = certified(_fused(name), block)
         assert certificate.passed, certificate.fault
         assert certificate.ulp <= ULP_LIMIT == 0.51
         assert certificate.error <= BLOCK_LIMIT == 1e-11
@@ -239,7 +241,7 @@ def test_what_only_tensors_tell_is_what_the_block_computes(name):
     assert set(sample.deploy_keys) <= set(fused.tensors)
     for block in fused.found:
         assert str(block.pattern).partition("/")[0] == sample.pattern
-        assert certify_tensors(fused.tensors, block).passed
+        assert certify(block, fused.stored(block)).passed
         conv = lower(block.terms[0].value, torch.float64).module()
         weight = fused.tensors[f"{block.names[0]}.weight"]
         assert same_bits(conv.weight, weight)
@@ -255,7 +257,7 @@ def test_what_only_tensors_tell_is_what_the_block_computes(name):
 def test_bare_tensors_have_their_certificate_too(name):
     fused = _bare(name)
     for block in fused.found:
-        certificate = certify_tensors(fused.tensors, block)
+        certificate = certify(block, fused.stored(block))
         assert certificate.passed, certificate.fault
 
 
@@ -266,7 +268,7 @@ def test_bare_tensors_that_are_a_little_off_have_none(name):
         wrong = dict(fused.tensors)
         key = f"{block.names[0]}.weight"
         wrong[key] = wrong[key] * (1 + 1e-5)
-        assert not certify_tensors(wrong, block).passed
+        assert not certify(block, replace(fused, tensors=wrong).stored(block)).passed
 
 
 @pytest.mark.parametrize("name", BARE)
@@ -336,8 +338,9 @@ EXPORTED = {
 
 @pytest.mark.parametrize("name", EXPORTED)
 def test_an_onnx_file_has_one_conv_for_each_block(name):
-    from acfuse.proof.whole import Tolerance
-    from acfuse.targets.onnx_export import compare_onnx, to_onnx
+    from acfuse.proof import Tolerance
+    from acfuse.proof.onnx_runtime import compare_onnx
+    from acfuse.targets.onnx_export import to_onnx
 
     fused, shape = _fused(name), SAMPLES[name].input_shapes[0]
     inputs = Inputs(((None, shape),), samples=1)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from acfuse.errors import InputError
-from acfuse.files import read_tensors
+from acfuse.files.read import read_tensors
 from tests.cli.command import refused, run, worked
 from tests.cli.nets import Net, TwoInputs
 from tests.cli.project import CHECKPOINT, MODEL, make_project, snapshot, state, trained
@@ -88,7 +88,8 @@ def test_a_foreign_file_is_recognised(project, name):
     data, words = FOREIGN[name]
     Path("model.pth").write_bytes(data)
     before = snapshot(project)
-    refused(run("convert", "model.pth", "--force", *MODEL), NOT_A_CHECKPOINT, "model.pth", words)
+    flags = () if name == "onnx" else MODEL  # which is read as one, whatever it is called
+    refused(run("convert", "model.pth", "--force", *flags), NOT_A_CHECKPOINT, "model.pth", words)
     refused(run("inspect", "model.pth"), NOT_A_CHECKPOINT, "model.pth", words)
     assert snapshot(project) == before
 

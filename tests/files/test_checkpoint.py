@@ -20,7 +20,13 @@ from torch import nn
 
 import acfuse
 from acfuse.errors import InputError, UnsafeError, UsageError
-from acfuse.files import BareTensors, LiveModel, ReadOptions, build_model, load, read_tensors
+from acfuse.files.read import read_tensors
+from acfuse.files.records import ReadOptions
+from acfuse.files.user_code import build_model
+from acfuse.sources.bare import BareSource
+from acfuse.sources.base import OpenOptions
+from acfuse.sources.live import LiveSource
+from acfuse.sources.open_source import open_source
 from tests.cli.command import refused, run, worked
 from tests.cli.nets import Net, Wrapped
 from tests.cli.project import (
@@ -638,12 +644,12 @@ def test_a_name_in_the_checkpoint_is_never_imported(project):
 # ------------------------------------------------------------------------------ from Python
 
 
-def test_load_gives_a_live_model_or_bare_tensors(project):
-    bare = load(Path("model.pth"))
-    assert isinstance(bare, BareTensors)
+def test_a_file_is_a_live_model_or_bare_tensors(project):
+    bare = open_source(Path("model.pth"), OpenOptions())
+    assert isinstance(bare, BareSource)
     assert list(bare.tensors) == list(state())
-    live = load(Path("model.pth"), model="nets.py:Net")
-    assert isinstance(live, LiveModel)
+    live = open_source(Path("model.pth"), OpenOptions("nets.py:Net"))
+    assert isinstance(live, LiveSource)
     assert not live.model.training
     assert torch.equal(live.model.head.weight, state()["head.weight"])
 
@@ -651,20 +657,20 @@ def test_load_gives_a_live_model_or_bare_tensors(project):
 @pytest.mark.parametrize(
     ("error", "arguments"),
     [
-        (InputError, {"source": Path("nothing.pth")}),
-        (UsageError, {"source": Path("model.pth"), "model": "nets.py:Nothing"}),
-        (UsageError, {"source": Path("model.pth"), "how": ReadOptions(key="nothing")}),
+        (InputError, ("nothing.pth", OpenOptions())),
+        (UsageError, ("model.pth", OpenOptions("nets.py:Nothing"))),
+        (UsageError, ("model.pth", OpenOptions(read=ReadOptions(key="nothing")))),
     ],
 )
-def test_load_raises_what_a_caller_can_catch(project, error, arguments):
+def test_what_cannot_be_opened_raises_what_a_caller_can_catch(project, error, arguments):
     with pytest.raises(error):
-        load(**arguments)
+        open_source(Path(arguments[0]), arguments[1])
 
 
-def test_load_of_a_pickle_raises_that_it_is_unsafe(project):
+def test_opening_a_pickle_raises_that_it_is_unsafe(project):
     pickle_whole(project, lambda nets: nets.Net())
     with pytest.raises(UnsafeError, match="--allow-class"):
-        load(Path("model.pth"))
+        open_source(Path("model.pth"), OpenOptions())
 
 
 def test_build_model_makes_a_new_one_each_time(project):

@@ -7,7 +7,7 @@ import torch
 
 from acfuse.algebra import layers
 from acfuse.errors import InputError
-from acfuse.files import check_numbers, norms_of
+from acfuse.files.tensor_check import check_numbers, norms_of
 from tests.cli.command import refused, run, worked
 from tests.cli.project import CHECKPOINT, MODEL, snapshot, state
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from acfuse.files import read_tensors
+from acfuse.files.read import read_tensors
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from sample_models import samples

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from acfuse.find import find_in_module
 from acfuse.findings import Findings
 from acfuse.patterns import PATTERNS, Pattern
-from acfuse.proof import certify
 from acfuse.rewrite import fused_copy
 from sample_models import awake
+from tests.proof.proving import certified
 
 SHAPES = ((1, 4, 13, 16), (3, 4, 12, 9), (2, 4, 7, 10))
 
@@ -186,7 +186,7 @@ def fused_and_checked(
     assert_unchanged(model, before)
     assert_same(model, fused, shapes, tolerance=tolerance)
     for block in findings.found:
-        assert certify(model, fused, block).fault == ""
+        assert certified(fused, block).fault == ""
     left = run_convolutions(fused, images(shapes)[0])
     assert left == (blocks if convolutions is None else convolutions)
     if single:
@@ -200,7 +200,7 @@ def assert_rounded_once(model: nn.Module, patterns: Sequence[Pattern] = PATTERNS
     findings = find(single, patterns)
     fused = fused_copy(single, findings.found)
     for block in findings.found:
-        assert certify(single, fused, block).fault == ""
+        assert certified(fused, block).fault == ""
 
 
 def refused(

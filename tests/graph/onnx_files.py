@@ -10,8 +10,9 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
+from acfuse.graph.onnx_reference import REFERENCE_OPSET, ConvTranspose
 from acfuse.graph.onnx_values import opset_of
-from acfuse.sources.onnx import REFERENCE_OPSET, ConvTranspose, count_nodes
+from acfuse.targets.onnx_export import count_nodes
 from tests.graph.fusing import images
 from tests.graph.programs import SIZES
 

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
-from acfuse.proof import certify
 from acfuse.rewrite import fused_copy
 from sample_models import awake
 from tests.graph.fusing import SHAPES, Net, assert_same, conv, norm
+from tests.proof.proving import certified
 
 
 class NormAct(nn.BatchNorm2d):
@@ -38,7 +38,7 @@ def folded(model: nn.Module) -> tuple[nn.Module, list[str]]:
     fused = fused_copy(model, findings.found)
     assert_same(model, fused, SHAPES)
     for block in findings.found:
-        assert certify(model, fused, block).fault == ""
+        assert certified(fused, block).fault == ""
     left = [n for n, m in fused.named_modules() if isinstance(m, nn.BatchNorm2d)]
     return fused, left
 

@@ -10,7 +10,6 @@ from torch.nn.utils import parametrizations
 
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
-from acfuse.proof import certify
 from acfuse.rewrite import fused_copy
 from sample_models import awake
 from tests.graph.fusing import (
@@ -26,6 +25,7 @@ from tests.graph.fusing import (
     rounding_bound,
 )
 from tests.graph.nets import Block, Named, add, cases, two, weight
+from tests.proof.proving import certified
 
 
 def _added_in_place(m, x):
@@ -391,7 +391,7 @@ def test_a_fused_model_has_the_dtype_of_the_original(dtype):
     findings = find(model)
     fused = fused_copy(model, findings.found)
     assert {p.dtype for p in fused.parameters()} == {dtype}
-    assert certify(model, fused, findings.found[0]).fault == ""
+    assert certified(fused, findings.found[0]).fault == ""
     with torch.no_grad():
         for image in images(SHAPES, dtype):
             true = copy.deepcopy(model).double()(image.double())

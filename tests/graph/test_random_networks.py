@@ -7,15 +7,15 @@ from hypothesis import HealthCheck, Phase, event, given, seed, settings
 
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
-from acfuse.proof import certify
 from acfuse.rewrite import fused_copy
 from sample_models import awake
 from tests.graph.fusing import images
 from tests.graph.programs import SIZES, Program, programs
+from tests.proof.proving import certified
 
 
 @torch.no_grad()
-def check(program: Program, *, certified: bool = True) -> str:
+def check(program: Program, *, prove: bool = True) -> str:
     """Fuses a network and compares it with itself; tells what happened."""
     model = awake(program.double(), 0)
     findings = find_in_module(model, PATTERNS)
@@ -28,12 +28,12 @@ def check(program: Program, *, certified: bool = True) -> str:
             assert float((a - b).abs().max()) <= 1e-10 * scale
     if not findings.found:
         return "nothing fused"
-    if certified:
+    if prove:
         for block in findings.found:
             # Of arms that cancel altogether, nothing but rounding is left to compare.
             weights = [s.value.kernel.abs().max() for s in block.terms if s.value is not None]
             if max(weights) > 1e-9:
-                assert certify(model, fused, block).fault == ""
+                assert certified(fused, block).fault == ""
     nested = any("." in block.where or block.where for block in findings.found)
     return "fused within a module" if nested else "fused"
 
@@ -49,7 +49,7 @@ def test_a_random_network_that_overwrites_values_stays_what_it_was():
     @settings(max_examples=300, database=None, phases=[Phase.generate])
     @given(programs(bold=True))
     def run(program):
-        check(program, certified=False)
+        check(program, prove=False)
 
     run()
 
@@ -66,7 +66,7 @@ def test_random_networks_are_fused_about_as_often_as_not():
     )
     @given(programs())
     def run(program):
-        outcomes[check(program, certified=False)] += 1
+        outcomes[check(program, prove=False)] += 1
 
     run()
     total = sum(outcomes.values())

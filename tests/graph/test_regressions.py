@@ -13,7 +13,6 @@ import acfuse
 from acfuse.errors import Reason
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
-from acfuse.proof import certify
 from acfuse.rewrite import fused_copy
 from sample_models import awake, samples
 from tests.graph.asserting import Asserts
@@ -33,6 +32,7 @@ from tests.graph.fusing import (
     run_convolutions,
     state_of,
 )
+from tests.proof.proving import certified
 
 
 class Two(nn.Module):
@@ -405,7 +405,7 @@ def test_the_certificate_of_a_block_has_the_sources_of_its_kernels():
     fused = fused_copy(model, findings.found)
     assert_same(model, fused)
     for block in findings.found:
-        assert certify(model, fused, block).fault == ""
+        assert certified(fused, block).fault == ""
 
 
 def test_the_certificate_of_a_block_shows_its_layers_images_that_they_can_take():

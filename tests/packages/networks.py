@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from acfuse.proof.whole import awake
+from acfuse.proof.whole import randomize_batchnorm
 from tests.packages.imports import imported, undisturbed
 
 
@@ -33,7 +33,7 @@ class Network:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = _BUILD[self.package](self.name)
-        return awake(model).eval().requires_grad_(False)
+        return randomize_batchnorm(model).eval().requires_grad_(False)
 
     def converted(self, model: nn.Module) -> nn.Module | None:
         """A copy of the network as its package converts it, if the package has a converter."""

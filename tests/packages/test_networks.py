@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import acfuse
-from acfuse.sources.onnx import count_nodes
-from acfuse.targets.onnx_export import run_session, session_of
+from acfuse.proof.onnx_runtime import run_session, session_of
+from acfuse.targets.onnx_export import count_nodes
 from tests.graph.fusing import (
     assert_same,
     assert_same_bits,

@@ -12,13 +12,15 @@ from torch.nn import functional as F
 import acfuse
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
-from acfuse.proof import Inputs, Tolerance, certify, diagnose, verify_models
+from acfuse.proof import Inputs, Tolerance
 from acfuse.proof.certificate import ULP_LIMIT
-from acfuse.proof.whole import Check, Difference, awake, has_fresh_statistics, judge
+from acfuse.proof.outputs import Check, Difference, judge
+from acfuse.proof.whole import has_fresh_statistics, randomize_batchnorm
 from acfuse.rewrite import fused_copy
 from sample_models import awake as awakened
 from sample_models import samples
 from tests.graph.fusing import Net, conv, norm, run_convolutions
+from tests.proof.proving import certified, diagnosed, proved
 
 SAMPLES = samples()
 MODELS = ("acnet/digits", "acnet/groups_stride21")
@@ -246,11 +248,11 @@ FAULTS = {
 def test_a_planted_fault_fails_the_certificate_of_its_block_alone(fault, name):
     original, _, found = _case(name)
     wrong = FAULTS[fault][0](name)
-    certificates = [certify(original, wrong, block) for block in found]
+    certificates = [certified(wrong, block) for block in found]
     assert [c.passed for c in certificates] == [True] * (len(found) - 1) + [False]
     bad = certificates[-1]
     assert bad.fault
-    proofs = verify_models(original, wrong, found, None, Tolerance())
+    proofs = proved(original, wrong, found, None, Tolerance())
     assert not proofs.passed
     assert proofs.fault == f"{found[-1].label}: {bad.fault}"
 
@@ -260,14 +262,14 @@ def test_a_planted_fault_fails_the_certificate_of_its_block_alone(fault, name):
 def test_the_diagnosis_names_a_planted_fault(fault, name):
     plant, word = FAULTS[fault]
     original, _, found = _case(name)
-    assert word in diagnose(original, plant(name), found[-1])
+    assert word in diagnosed(original, plant(name), found[-1])
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_is_diagnosed_where_nothing_is_wrong(name):
     original, fused, found = _case(name)
     for block in found:
-        assert diagnose(original, fused, block) == ""
+        assert diagnosed(original, fused, block) == ""
 
 
 @pytest.mark.parametrize("fault", ["weight_1e-5", "eps_1e-3", "bias_dropped", "other_stride"])
@@ -293,7 +295,7 @@ def test_no_false_alarm_for_any_weights(seed):
         found = find_in_module(other, PATTERNS).found
         fused = fused_copy(other, found)
         for block in found:
-            certificate = certify(other, fused, block)
+            certificate = certified(fused, block)
             assert certificate.passed, certificate.fault
             assert certificate.ulp <= ULP_LIMIT
 
@@ -305,13 +307,13 @@ def test_a_model_in_another_dtype_is_certified_in_it(dtype):
     fused = fused_copy(original, found)
     assert {p.dtype for p in fused.parameters()} == {dtype}
     for block in found:
-        assert certify(original, fused, block).fault == ""
+        assert certified(fused, block).fault == ""
     layer = fused.get_submodule(found[0].names[0])
     place = _largest(layer.weight.view(-1))
     # Nothing is rounded in float64: there the noise of its own sums counts as none.
     steps = 512 if dtype == torch.float64 else 4
     layer.weight.data.view(-1)[place] *= 1 + steps * torch.finfo(dtype).eps
-    assert not certify(original, fused, found[0]).passed
+    assert not certified(fused, found[0]).passed
 
 
 def test_arms_that_cancel_are_no_false_alarm():
@@ -319,7 +321,7 @@ def test_arms_that_cancel_are_no_false_alarm():
     found = find_in_module(model, PATTERNS).found
     assert len(found) == 1
     fused = fused_copy(model, found)
-    assert certify(model, fused, found[0]).fault == ""
+    assert certified(fused, found[0]).fault == ""
 
 
 def test_subnormal_weights_are_no_false_alarm():
@@ -327,7 +329,7 @@ def test_subnormal_weights_are_no_false_alarm():
     model.a.weight.data.mul_(1e-40)
     model.b.weight.data.mul_(1e-44)
     found = find_in_module(model, PATTERNS).found
-    assert certify(model, fused_copy(model, found), found[0]).fault == ""
+    assert certified(fused_copy(model, found), found[0]).fault == ""
 
 
 def test_a_tensor_outside_of_every_block_is_watched_by_the_whole_model():
@@ -336,7 +338,7 @@ def test_a_tensor_outside_of_every_block_is_watched_by_the_whole_model():
     replaced = tuple(f"{name}." for block in found for name in block.names)
     key = next(k for k, _ in wrong.named_parameters() if not k.startswith(replaced))
     wrong.get_parameter(key).data.view(-1)[0] *= 1.01
-    assert all(certify(original, wrong, block).passed for block in found)
+    assert all(certified(wrong, block).passed for block in found)
     proofs = acfuse.verify(original, wrong, SHAPES["acnet/digits"])
     assert not proofs.passed
     assert proofs.fault.startswith("weights: ")
@@ -410,7 +412,7 @@ def test_fresh_statistics_are_noted_and_waked_on_a_copy():
     arms = Net(lambda m, x: m.n(m.a(x)) + m.o(m.b(x)), a=conv(3), b=conv(1), n=norm(), o=norm())
     arms.eval()
     assert has_fresh_statistics(arms)
-    assert not has_fresh_statistics(awake(arms))
+    assert not has_fresh_statistics(randomize_batchnorm(arms))
     assert not has_fresh_statistics(_case("acnet/digits")[0])
     proofs = acfuse.verify(arms, _fuse(arms), (1, 4, 9, 8))
     assert proofs.passed
@@ -576,7 +578,7 @@ def test_without_a_tolerance_the_largest_output_is_the_scale():
 def test_a_tolerance_that_no_model_could_meet_is_said_to_be_one():
     original, fused, found = _case("acnet/digits")
     inputs = Inputs(((None, SHAPES["acnet/digits"]),))
-    proofs = verify_models(original, fused, found, inputs, Tolerance(0.0, 0.0))
+    proofs = proved(original, fused, found, inputs, Tolerance(0.0, 0.0))
     assert not proofs.passed
     assert "no fused model could pass" in proofs.fault
     assert "would pass" in proofs.fault
@@ -585,8 +587,8 @@ def test_a_tolerance_that_no_model_could_meet_is_said_to_be_one():
 def test_a_user_s_tolerance_decides_in_both_directions():
     original, fused, found = _case("acnet/digits")
     inputs = Inputs(((None, SHAPES["acnet/digits"]),))
-    worst = verify_models(original, fused, found, inputs, Tolerance(1.0, 0.0)).checks[-1].absolute
+    worst = proved(original, fused, found, inputs, Tolerance(1.0, 0.0)).checks[-1].absolute
     assert worst > 0
     for atol, passes in ((worst, True), (worst * 0.999, False)):
-        proofs = verify_models(original, fused, found, inputs, Tolerance(atol, 0.0))
+        proofs = proved(original, fused, found, inputs, Tolerance(atol, 0.0))
         assert proofs.passed == passes

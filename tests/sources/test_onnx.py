@@ -17,14 +17,14 @@ import acfuse
 from acfuse.cli import cli
 from acfuse.errors import InputError, Reason
 from acfuse.files.onnx_reading import read_onnx
+from acfuse.pipeline.convert import prove
 from acfuse.proof import Inputs, Tolerance
 from acfuse.sources.onnx import (
-    FusedOnnx,
-    count_nodes,
+    OnnxFused,
     fuse_onnx,
-    verify_onnx,
     with_tensors,
 )
+from acfuse.targets.onnx_export import count_nodes
 from sample_models import samples
 
 SAMPLES = samples()
@@ -50,9 +50,10 @@ def exported(model: nn.Module, shape: tuple[int, ...], opset: int = 17, **option
     return buffer.getvalue()
 
 
-def proved(original: onnx.ModelProto, fused: FusedOnnx, *shapes: tuple[int, ...]) -> None:
+def proved(original: onnx.ModelProto, fused: OnnxFused, *shapes: tuple[int, ...]) -> None:
     inputs = Inputs(tuple((None, shape) for shape in shapes)) if shapes else None
-    proofs = verify_onnx(original, fused, inputs, Tolerance())
+    assert fused.source.model is original
+    proofs = prove(fused, inputs, Tolerance())
     assert proofs.passed, proofs.fault
 
 
@@ -257,7 +258,7 @@ def test_half_precision() -> None:
     original = graph_of(two_arms(), "y", kind=TensorProto.FLOAT16)
     fused = fuse_onnx(original)
     assert {t.data_type for t in fused.model.graph.initializer} == {TensorProto.FLOAT16}
-    certificates = verify_onnx(original, fused, Inputs(((None, SHAPE),)), Tolerance()).certificates
+    certificates = prove(fused, Inputs(((None, SHAPE),)), Tolerance()).certificates
     assert all(c.passed for c in certificates)
 
 
@@ -321,7 +322,7 @@ def test_an_altered_weight_in_a_fused_file_is_found(factor: float) -> None:
     values.flat[5] *= factor
     tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     stored = with_tensors(fused, altered, "net.onnx")
-    proofs = verify_onnx(original, stored, Inputs(((None, SHAPE),)), Tolerance())
+    proofs = prove(stored, Inputs(((None, SHAPE),)), Tolerance())
     assert not proofs.passed
     assert "1 of 148 weights are wrong" in proofs.fault
 

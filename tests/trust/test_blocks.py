@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from acfuse.find import Reason, find_in_module
 from acfuse.patterns import PATTERNS
-from acfuse.proof import certify
 from acfuse.rewrite import fused_copy
 from sample_models import awake
+from tests.proof.proving import certified
 from tests.trust.forked import Server
 from tests.trust.rows import Row
 
@@ -110,7 +110,7 @@ def fate(seed: int) -> str:
     if not off <= 1e-10:
         return f"WRONG: off by {off:.1g}"
     left = sum(isinstance(m, nn.Conv2d) for m in fused.modules())
-    if any(certify(model, fused, found).fault for found in findings.found):
+    if any(certified(fused, found).fault for found in findings.found):
         return "WRONG: not certified"
     if not findings.refused:
         return "fused" if left == 1 else "WRONG: neither fused nor refused"

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from acfuse.errors import InputError, UnsafeError
-from acfuse.files import read_tensors
+from acfuse.files.read import read_tensors
 from acfuse.system.limits import LIMITS
 from tests.trust import bombs, fuzzing
 from tests.trust.bombs import BOMBS

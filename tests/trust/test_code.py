@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from acfuse.errors import AcfuseError, InputError, UnsafeError
-from acfuse.files import load, pt2_graph, read
+from acfuse.files import pt2_graph, read
 from acfuse.files.records import ReadOptions
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
+from acfuse.sources.base import OpenOptions
+from acfuse.sources.open_source import open_source
 from tests.trust.payloads import CANARY
 
 MKDIR = f'getattr(__import__("os"), "makedirs")("{CANARY}", exist_ok=True)'
@@ -67,7 +69,7 @@ def written(records: dict[str, bytes], folder: Path, change: Change, **names: st
 
 def loaded(path: Path) -> nn.Module:
     """The program; it has run once."""
-    checkpoint = load(path)
+    checkpoint = open_source(path, OpenOptions())
     checkpoint.model(IMAGE)  # type: ignore[union-attr]
     return checkpoint.model  # type: ignore[union-attr]
 
@@ -185,18 +187,18 @@ def own(tmp_path, monkeypatch):
     return tmp_path
 
 
-HOW = ReadOptions(allow_classes=("own_net:Net",))
+HOW = OpenOptions(read=ReadOptions(allow_classes=("own_net:Net",)))
 
 
 def test_a_pickled_module_with_usual_names_is_read(own):
-    checkpoint = load(pickled(own, "b 2/c'"), how=HOW)
+    checkpoint = open_source(pickled(own, "b 2/c'"), HOW)
     assert len(find_in_module(checkpoint.model, PATTERNS).found) == 1
 
 
 @pytest.mark.parametrize("name", [CHILD, 'a"', "\\", "a\\"])
 def test_a_pickled_module_whose_names_would_be_code(own, name):
     with pytest.raises(UnsafeError, match="is no name of a layer"):
-        load(pickled(own, name), how=HOW)
+        open_source(pickled(own, name), HOW)
     assert not (own / CANARY).exists()
 
 
@@ -206,12 +208,12 @@ def test_a_shared_module_by_another_name(own):
     net._modules[CHILD] = net._modules["b"]
     torch.save(net, path)
     with pytest.raises(UnsafeError, match="is no name of a layer"):
-        load(path, how=HOW)
+        open_source(path, HOW)
 
 
 def test_those_names_would_be_code_as_well(own, monkeypatch):
     monkeypatch.setattr(read, "check_names", lambda names, source: None)
-    checkpoint = load(pickled(own, CHILD), how=HOW)
+    checkpoint = open_source(pickled(own, CHILD), HOW)
     traced = torch.fx.symbolic_trace(checkpoint.model)
     with pytest.raises(TypeError):  # a tuple, made of what was called
         traced(IMAGE)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from acfuse.errors import AcfuseError
-from acfuse.files import read_tensors
+from acfuse.files.read import read_tensors
 from acfuse.files.records import DEFAULTS, ReadOptions
 from tests.trust.forked import Server
 from tests.trust.rows import Row

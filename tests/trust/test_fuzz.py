@@ -18,13 +18,18 @@ from hypothesis import HealthCheck, currently_in_test_context, event, given, set
 from hypothesis import strategies as st
 
 from acfuse.errors import AcfuseError, InputError
-from acfuse.files import LiveModel, check_numbers, load, norms_of, read_tensors
 from acfuse.files.onnx_reading import read_onnx
+from acfuse.files.read import read_tensors
+from acfuse.files.tensor_check import check_numbers, norms_of
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS, known_patterns
 from acfuse.patterns.match import find_in_tensors
+from acfuse.pipeline.convert import prove
 from acfuse.proof import Tolerance
-from acfuse.sources.onnx import fuse_onnx, numbers_of, verify_onnx
+from acfuse.sources.base import OpenOptions
+from acfuse.sources.live import LiveSource
+from acfuse.sources.onnx import fuse_onnx, numbers_of
+from acfuse.sources.open_source import open_source
 from tests.trust import fuzzing
 
 FINDS = Path(__file__).parent / "finds"
@@ -53,9 +58,9 @@ def loaded(path: Path) -> None:
 
 def exported(path: Path) -> None:
     """Reads a program of torch.export, and looks for blocks in it."""
-    checkpoint = load(path)
-    assert isinstance(checkpoint, LiveModel)
-    find_in_module(checkpoint.model, PATTERNS)
+    source = open_source(path, OpenOptions())
+    assert isinstance(source, LiveSource)
+    find_in_module(source.model, PATTERNS)
 
 
 def patterned(path: Path) -> None:
@@ -70,7 +75,7 @@ def graphed(path: Path) -> None:
     fused = fuse_onnx(model)
     if fused.found:
         told("fused")
-        proofs = verify_onnx(model, fused, None, Tolerance())
+        proofs = prove(fused, None, Tolerance())
         assert all(certificate.passed for certificate in proofs.certificates), proofs.fault
 
 

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from acfuse.errors import InputError, UnsafeError
-from acfuse.files import read_tensors
+from acfuse.files.read import read_tensors
 from acfuse.files.safetensors import LARGEST_HEADER
 
 

@@ -1,0 +1,118 @@
+"""The nodes of a region, run one by one by onnx's own reference implementation."""
+
+from collections.abc import Callable, Set
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.version_converter
+import torch
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from torch import Tensor
+from torch.nn import functional as F
+
+from acfuse.errors import NotFusable, Reason
+from acfuse.graph.onnx_read import Axes, OnnxSteps, Surroundings, inverse
+from acfuse.system.escape import one_line
+
+REFERENCE_OPSET = 15
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+Run = Callable[..., Tensor]
+
+
+def reference(
+    graph: onnx.GraphProto,
+    around: Surroundings,
+    steps: OnnxSteps,
+    output: str,
+    sources: tuple[str, ...],
+) -> Run:
+    """The nodes of a region, run one by one by onnx's reference implementation in float64.
+
+    Raises NotFusable for nodes of an older opset that it does not run.
+    """
+    views = {name: s for s in sources for name in steps.views[s]}
+    nodes = _nodes_between(graph, output, {*views, *around.constants})
+    reads = {name for node in nodes for name in node.input}
+    given = sorted(reads.intersection(views))
+    double = onnx.TensorProto.DOUBLE
+    alone = onnx.helper.make_graph(
+        nodes,
+        "region",
+        [onnx.helper.make_tensor_value_info(name, double, None) for name in given],
+        [onnx.helper.make_tensor_value_info(output, double, None)],
+        [_in_float64(around.constants[n], n) for n in sorted(reads.intersection(around.constants))],
+    )
+    opsets = [onnx.helper.make_opsetid("", around.opset)]
+    model = onnx.helper.make_model(alone, opset_imports=opsets)
+    if around.opset < REFERENCE_OPSET:  # it takes older BatchNormalizations to be in training
+        try:
+            model = onnx.version_converter.convert_version(model, REFERENCE_OPSET)
+        except Exception as error:
+            why = f"onnx cannot run its nodes of opset {around.opset} to prove it"
+            raise NotFusable(Reason.UNKNOWN_LAYER, why) from error
+    evaluator = ReferenceEvaluator(model, new_ops=[ConvTranspose])
+    order = steps.views[output][output]
+
+    def run(*images: Tensor) -> Tensor:
+        values = dict(zip(sources, images, strict=True))
+        feeds = {n: _turned(values[views[n]], steps.views[views[n]][n]).numpy() for n in given}
+        try:
+            results: Any = evaluator.run(None, feeds)
+        except Exception as error:  # of any kind; as torch's layers say that an image is too small
+            raise RuntimeError(one_line(error, 200)) from error
+        answer = torch.from_numpy(np.array(results[0], dtype=np.float64))
+        return _turned(answer, inverse(order))
+
+    return run
+
+
+class ConvTranspose(OpRun):
+    """One of stride 1, by torch: that of onnx's reference implementation fails for groups."""
+
+    op_domain = ""
+
+    def _run(self, image: Any, weight: Any, bias: Any = None, **settings: Any) -> tuple[Any]:
+        axes = weight.ndim - 2
+        pads = settings.get("pads") or [0] * 2 * axes
+        whole = TRANSPOSED[axes](
+            torch.tensor(image),
+            torch.tensor(weight),
+            None if bias is None else torch.tensor(bias),
+            groups=settings.get("group") or 1,
+            dilation=tuple(settings.get("dilations") or [1] * axes),
+        )
+        for axis, (before, after) in enumerate(zip(pads[:axes], pads[axes:], strict=True), 2):
+            whole = whole.narrow(axis, before, whole.shape[axis] - before - after)
+        return (whole.numpy(),)
+
+
+def _turned(image: Tensor, axes: Axes) -> Tensor:
+    return image.permute(*axes).contiguous() if axes else image
+
+
+def _in_float64(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
+    value = numpy_helper.to_array(tensor)
+    if value.dtype in (np.float32, np.float16):
+        value = value.astype(np.float64)
+    return numpy_helper.from_array(value, name)
+
+
+def _nodes_between(graph: onnx.GraphProto, output: str, known: Set[str]) -> list[onnx.NodeProto]:
+    """Copies of the nodes that make a value from known ones, in order."""
+    maker = {output: node for node in graph.node for output in node.output}
+    needed: set[str] = set()
+    stack = [output]
+    while stack:
+        name = stack.pop()
+        if name in needed or name in known or name not in maker:
+            continue
+        needed.add(name)
+        stack.extend(maker[name].input)
+    return [
+        onnx.NodeProto.FromString(node.SerializeToString())
+        for node in graph.node
+        if needed.intersection(node.output)
+    ]

@@ -1,0 +1,102 @@
+"""Patterns on live modules: whose layers a module has, and whether it computes what one says."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acfuse.algebra import Affine, LinearConv
+from acfuse.errors import NotFusable
+from acfuse.graph.fx_read import layer_rule
+from acfuse.graph.steps import ConvStep, PerChannel
+from acfuse.patterns.expr import Layer, Pattern
+
+
+def label(
+    module: nn.Module, patterns: Sequence[Pattern], within: set[int] | None
+) -> Pattern | None:
+    """The pattern whose layers a module has (all of them among `within`); the one with the most."""
+
+    def look(name: str) -> Layer | None:
+        owner, _, last = name.rpartition(".")
+        layer = submodule(module, name)
+        if layer is None:  # a factor may be a tensor of the block itself
+            layer = submodule(module, owner) if owner else module
+            return Affine() if isinstance(getattr(layer, last, None), Tensor) else None
+        return Affine() if layer._parameters or layer._buffers else None
+
+    best, most = None, 0 if within else 1
+    for pattern in patterns:
+        names = pattern.layers(look)
+        modules = [m for name in names if (m := submodule(module, name)) is not None]
+        convolutions = sum(hasattr(m, "kernel_size") for m in modules)
+        if convolutions + (pattern.arms(look) > 1) < 2:
+            continue
+        if len(names) > most and (within is None or {id(m) for m in modules} <= within):
+            best, most = pattern, len(names)
+    return best
+
+
+def submodule(module: nn.Module, name: str) -> nn.Module | None:
+    """The module at a path; None where there is none."""
+    found: Any = module
+    for part in name.split("."):
+        found = found._modules.get(part) if isinstance(found, nn.Module) else None
+    return found if isinstance(found, nn.Module) else None
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """What a module computes: one convolution, then the layers that its pattern leaves aside."""
+
+    value: LinearConv
+    layers: tuple[str, ...]
+    ignore: tuple[str, ...]
+
+
+def confirmed(module: nn.Module, pattern: Pattern) -> Confirmed | None:
+    """A block by its pattern's expression, if the module really computes that (and its tail)."""
+
+    def look(name: str) -> Layer | None:
+        layer = submodule(module, name)
+        if layer is None:
+            return None
+        rule = layer_rule(layer)
+        if isinstance(rule, ConvStep | PerChannel):
+            return rule.layer if isinstance(rule, ConvStep) else rule.by
+        return Affine() if rule is None else None
+
+    try:
+        value = pattern.value(look)
+    except NotFusable:
+        return None
+    ignore = tuple(n for n in pattern.tail if isinstance(submodule(module, n), nn.Module))
+    found = Confirmed(value, tuple(pattern.layers(look)), ignore)
+    return found if _agrees(module, found) else None
+
+
+def _agrees(module: nn.Module, found: Confirmed) -> bool:
+    """Whether a module computes its fused convolution followed by its tail, on random images."""
+    value = found.value
+    twin = copy.deepcopy(module).double().eval()
+    generator = torch.Generator().manual_seed(0)
+    axes = len(value.taps)
+    for size in ((13, 16, 11)[:axes], (12, 9, 14)[:axes]):
+        channels = value.geometry.in_channels
+        image = torch.randn(2, channels, *size, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            expected = value(image)
+            for name in found.ignore:
+                expected = twin.get_submodule(name)(expected)
+            try:
+                given = twin(image)
+            except Exception:
+                return False
+        if not isinstance(given, Tensor) or given.shape != expected.shape:
+            return False
+        if float((given - expected).abs().max()) > 1e-10 * float(expected.abs().max() + 1e-30):
+            return False
+    return True

@@ -1,0 +1,54 @@
+"""The configuration: acfuse.toml, or a table of pyproject.toml, as defaults of the options."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def defaults(folder: Path, commands: Mapping[str, click.Command]) -> dict[str, Any] | None:
+    """The settings of a folder for each command; None where it has none.
+
+    Raises click.UsageError for a file that cannot be read, and for a setting that no command has.
+    """
+    settings = configuration(folder)
+    known = {p.name for c in commands.values() for p in c.params}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise click.UsageError(f"the configuration has no setting {unknown[0]!r}.")
+    return {name: _for_command(c, settings) for name, c in commands.items()} if settings else None
+
+
+def configuration(folder: Path) -> dict[str, Any]:
+    """The settings of acfuse.toml, or of pyproject.toml, by parameter name."""
+    for name, table in (("acfuse.toml", ()), ("pyproject.toml", ("tool", "acfuse"))):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            data: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise click.UsageError(f"{name} cannot be read: {error}.") from error
+        for part in table:
+            data = data.get(part, {}) if isinstance(data, dict) else {}
+        if data:
+            return {key.replace("-", "_"): value for key, value in data.items()}
+    return {}
+
+
+def _for_command(command: click.Command, settings: dict[str, Any]) -> dict[str, Any]:
+    own = {}
+    for parameter in command.params:
+        if parameter.name in settings:
+            value = settings[parameter.name]
+            many = isinstance(parameter, click.Option) and parameter.multiple
+            if parameter.name == "input_shape" and _is_shape(value):
+                value = ",".join(map(str, value))
+            own[parameter.name] = [value] if many and not isinstance(value, list) else value
+    return own
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(n, int) for n in value)

@@ -1,0 +1,130 @@
+"""Bare tensors: a state dict without its code. A pattern's word is all there is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from acfuse.algebra import LinearConv, lower
+from acfuse.errors import InputError
+from acfuse.files.read import read_tensors
+from acfuse.files.records import Container, ReadOptions
+from acfuse.files.write import Write, writer
+from acfuse.findings import Block, Findings, Size
+from acfuse.patterns.match import find_in_tensors
+from acfuse.proof import Check, Inputs, Tolerance
+from acfuse.rewrite import fused_bare, without_nonfinite
+from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
+from acfuse.system.memory import trim_heap
+
+
+@dataclass(frozen=True)
+class BareSource(Source):
+    """The tensors of a checkpoint, with its keys."""
+
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    container: Container = field(default_factory=lambda: Container("state_dict"))
+    file: SourceFile = field(default_factory=SourceFile)
+    hint = "Give --model with the network's code to look by algebra as well."
+
+    def size(self, inputs: Inputs | None) -> Size:
+        return size_of(self.tensors)
+
+    def find(self, options: FindOptions) -> Findings:
+        findings = find_in_tensors(self.tensors, options.patterns, options.bn_eps)
+        return without_nonfinite(findings) if options.allow_nonfinite else findings
+
+    def fuse(self, findings: Findings) -> "BareFused":
+        return BareFused(findings, fused_bare(self.tensors, findings.found), self)
+
+
+@dataclass(frozen=True)
+class BareFused(Fused):
+    """A fused state dict, what was found and refused, and what had to be assumed."""
+
+    tensors: dict[str, Tensor]
+    source: BareSource = field(repr=False)
+    is_read_back: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Everything that a user has to know beside the blocks: what had to be assumed."""
+        return self.findings.messages
+
+    def size(self, inputs: Inputs | None) -> Size:
+        return size_of(self.tensors)
+
+    def stored(self, block: Block) -> list[LinearConv | None]:
+        trim_heap(sum(self.tensors[f"{name}.weight"].numel() for name in block.names))
+        stored: list[LinearConv | None] = []
+        for name, term in zip(block.names, block.terms, strict=True):
+            assert term.value is not None
+            weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
+            layer = lower(term.value, block.dtype)  # for its settings alone
+            stored.append(replace(layer, weight=weight, bias=bias).linear())
+        return stored
+
+    def compare(
+        self, inputs: Inputs | None, tolerance: Tolerance, progress: Progress = silent
+    ) -> tuple[Check, ...]:
+        return (untouched(self.source.tensors, self.tensors, self.found),) * self.is_read_back
+
+    def with_file(self, path: Path, read: ReadOptions, *, unchanged: bool = False) -> "BareFused":
+        _, tensors = read_tensors(path, read)
+        given = fitting(tensors, self.source.container.prefix, self.tensors, path.name)
+        return replace(self, tensors=given, is_read_back=True)
+
+    def contents(self) -> Mapping[str, bytes | Write]:
+        return {"checkpoint": writer(self.source.container, self.tensors)}
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> Size:
+    """How large a model is, as far as its tensors tell."""
+    weights = sum(t.ndim > 2 and k.endswith("weight") for k, t in tensors.items())
+    return Size(weights, parameters_of(tensors))
+
+
+def parameters_of(tensors: Mapping[str, Tensor]) -> int:
+    """How many numbers of a checkpoint are weights."""
+    return sum(
+        t.numel()
+        for k, t in tensors.items()
+        if t.is_floating_point() and not k.endswith(("running_mean", "running_var"))
+    )
+
+
+def fitting(
+    tensors: Mapping[str, Tensor], prefix: str, wanted: Mapping[str, Tensor], name: str
+) -> dict[str, Tensor]:
+    """A fused file's tensors under the keys that are wanted. Raises InputError for others."""
+    given = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    missing, unknown = (sorted(set(a) - set(b)) for a, b in ((wanted, given), (given, wanted)))
+    if missing or unknown:
+        what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which is none of its keys"
+        raise InputError(f"{name} is not a fused form of this checkpoint: it {what}.")
+    for key, tensor in wanted.items():
+        if given[key].shape != tensor.shape or given[key].dtype != tensor.dtype:
+            kinds = [f"{tuple(t.shape)} of {t.dtype}" for t in (given[key], tensor)]
+            raise InputError(f"{name}: {key} is {kinds[0]}, expected {kinds[1]}.")
+    return given
+
+
+def untouched(
+    original: Mapping[str, Tensor], fused: Mapping[str, Tensor], found: Sequence[Block]
+) -> Check:
+    """Whether every tensor that was not fused is the original's, bit for bit."""
+    made = {f"{name}.{n}" for b in found for name in b.names for n in ("weight", "bias")}
+    altered = [
+        key
+        for key, tensor in fused.items()
+        if key in original and key not in made and not _same_bits(tensor, original[key])
+    ]
+    detail = f"{altered[0]} is not the original's ({len(altered)} in all)" if altered else ""
+    return Check("untouched", not altered, float(len(altered)), 0.0, detail=detail)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return (
+        a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a != a) & (b != b)).all())
+    )

@@ -1,0 +1,153 @@
+"""What every kind of source can do: be searched, be fused, and say what it is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from acfuse.algebra import LinearConv
+from acfuse.files.records import DEFAULTS, ReadOptions
+from acfuse.files.write import Write
+from acfuse.findings import Block, Findings, Refused, Size
+from acfuse.patterns import PATTERNS, Pattern
+from acfuse.proof import Check, Inputs, Tolerance
+from acfuse.targets.onnx_export import OnnxFile
+
+Progress = Callable[[str], None]
+NEEDS_CODE = "an ONNX file needs the model's code: give --model package.module:factory."
+
+
+def silent(_: str) -> None:
+    """Progress that nobody is told of."""
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """What a user says of a file beside its name.
+
+    `asked` are the settings that not every kind of source can use and that were given.
+    """
+
+    model: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    read: ReadOptions = DEFAULTS
+    bn_eps: float | None = None
+    allow_nonfinite: bool = False
+    asked: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class FindOptions:
+    """What is looked for. Without `bn_eps`, each pattern's own eps holds for bare tensors."""
+
+    patterns: Sequence[Pattern] = PATTERNS
+    fold_bn: bool = False
+    bn_eps: float | None = None
+    allow_nonfinite: bool = False
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """The file that a source was read from: the SHA-256 of each part, and what is odd about it."""
+
+    name: str = "the model"
+    digests: Mapping[Path, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fused(ABC):
+    """A fused model: what was found in the original, what was refused and why.
+
+    `LiveFused` and `OnnxFused` have `model`, `BareFused` has `tensors` and `notes`.
+    """
+
+    findings: Findings
+
+    @property
+    def found(self) -> tuple[Block, ...]:
+        """The blocks, each of which is one convolution now."""
+        return self.findings.found
+
+    @property
+    def refused(self) -> tuple[Refused, ...]:
+        """The candidates that stay as they are."""
+        return self.findings.refused
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The fused model as exporters take it; None where there is only a file."""
+        return None
+
+    @property
+    def onnx_file(self) -> OnnxFile | None:
+        """The fused model, where it is an ONNX file itself."""
+        return None
+
+    @abstractmethod
+    def size(self, inputs: Inputs | None) -> Size:
+        """How large it is."""
+
+    @abstractmethod
+    def stored(self, block: Block) -> Sequence[LinearConv | None]:
+        """The convolutions of a block as they are stored, in float64 (None: added as it is)."""
+
+    @abstractmethod
+    def compare(
+        self, inputs: Inputs | None, tolerance: Tolerance, progress: Progress = silent
+    ) -> tuple[Check, ...]:
+        """The whole of it beside the original, on inputs where it needs any."""
+
+    @abstractmethod
+    def with_file(self, path: Path, read: ReadOptions, *, unchanged: bool = False) -> "Fused":
+        """The same structure with the tensors of a fused file in it.
+
+        `unchanged` says that the file is known by its hash. Raises InputError if it does not fit.
+        """
+
+    @abstractmethod
+    def contents(self) -> Mapping[str, bytes | Write]:
+        """What has to be written, by the field of `Paths` that says where."""
+
+    def diagnose(self, block: Block) -> str:
+        """What a wrong block looks like, in words; empty where nothing is known."""
+        return ""
+
+
+class Source(ABC):
+    """Something that can be fused, and where it was read from."""
+
+    file: SourceFile
+    ignores: Mapping[str, str] = {}  # the settings that have no effect on it, with the reason
+    needs_inputs = False  # whether nothing can be proved without the shape of an input
+    hint = ""  # what a user may do where nothing is found
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The original as exporters take it; None where there is only a file."""
+        return None
+
+    @property
+    def is_program(self) -> bool:
+        """Whether it is a program of torch.export, which has to become one again."""
+        return False
+
+    @property
+    def without_network(self) -> str:
+        """What to say where it should be exported, and there is no network."""
+        return NEEDS_CODE
+
+    @abstractmethod
+    def size(self, inputs: Inputs | None) -> Size:
+        """How large it is."""
+
+    @abstractmethod
+    def find(self, options: FindOptions) -> Findings:
+        """Its blocks, and what was refused."""
+
+    @abstractmethod
+    def fuse(self, findings: Findings) -> Fused:
+        """A fused copy. The original is untouched."""

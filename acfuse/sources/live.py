@@ -1,0 +1,213 @@
+"""A live model: its forward is the evidence, and it can be run and exported."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from acfuse.algebra import LinearConv
+from acfuse.errors import InputError
+from acfuse.files.read import read_tensors
+from acfuse.files.records import Container, ReadOptions
+from acfuse.files.user_code import fit_prefix, load_into
+from acfuse.files.write import Write, writer
+from acfuse.find import find_in_module
+from acfuse.findings import Block, Findings, Size
+from acfuse.graph.fx_read import conv_of
+from acfuse.graph.fx_write import replaced_layers
+from acfuse.patterns import PATTERNS, Pattern
+from acfuse.patterns.states import state_of
+from acfuse.proof import Check, Inputs, Tolerance, diagnose
+from acfuse.proof.running import floating_dtype, named_shapes
+from acfuse.proof.whole import compare_models
+from acfuse.rewrite import fused_copy, fused_tensors, without_nonfinite
+from acfuse.sources.bare import fitting, parameters_of, untouched
+from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
+
+
+@dataclass(frozen=True)
+class LiveSource(Source):
+    """A model in eval mode, and the tensors of the checkpoint that it was read from, if any."""
+
+    model: nn.Module = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    container: Container = field(default_factory=lambda: Container("state_dict"))
+    file: SourceFile = field(default_factory=SourceFile)
+    ignores = dict.fromkeys(("assume", "bn_eps"), "the model's own code decides that")
+    needs_inputs = True
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "LiveSource":
+        """A model that was never in a file."""
+        return cls(model, model.state_dict())
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model
+
+    @property
+    def is_program(self) -> bool:
+        return self.container.kind == "exported"
+
+    def size(self, inputs: Inputs | None) -> Size:
+        return size_of(self.model, self.tensors, inputs)
+
+    def find(self, options: FindOptions) -> Findings:
+        findings = find_in_module(self.model, options.patterns, folds=options.fold_bn)
+        state = state_of(self.tensors, findings.found, options.patterns)
+        findings = replace(findings, state=state)
+        return without_nonfinite(findings) if options.allow_nonfinite else findings
+
+    def fuse(self, findings: Findings) -> "LiveFused":
+        return LiveFused(findings, fused_copy(self.model, findings.found), self)
+
+
+@dataclass(frozen=True)
+class LiveFused(Fused):
+    """A fused model in eval mode, what was found in the original, and what was refused and why."""
+
+    model: nn.Module
+    source: LiveSource = field(repr=False)
+    read_back: Mapping[str, Tensor] | None = field(default=None, repr=False)  # from a fused file
+
+    @property
+    def network(self) -> nn.Module:
+        return self.model
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The fused checkpoint: what was not fused is the original's own tensor."""
+        if self.read_back is not None:
+            return self.read_back
+        return fused_tensors(self.source.tensors, self.model.state_dict(), self.found)
+
+    def size(self, inputs: Inputs | None) -> Size:
+        return size_of(self.model, self.tensors, inputs)
+
+    def stored(self, block: Block) -> list[LinearConv | None]:
+        return stored_in(self.model, block)
+
+    def compare(
+        self, inputs: Inputs | None, tolerance: Tolerance, progress: Progress = silent
+    ) -> tuple[Check, ...]:
+        checks: tuple[Check, ...] = ()
+        if self.read_back is not None:
+            checks = (untouched(self.source.tensors, self.tensors, self.found),)
+        if inputs is None:
+            return checks
+
+        again = self.findings.again or partial(find_in_module, patterns=PATTERNS)
+        whole = compare_models(
+            self.source.model,
+            self.model,
+            inputs,
+            tolerance,
+            lambda model: fused_copy(model, self.found, dtype=torch.float64),
+            lambda model: fused_copy(model, again(model).found, dtype=torch.float64),
+            progress,
+        )
+        return (*checks, *whole)
+
+    def with_file(self, path: Path, read: ReadOptions, *, unchanged: bool = False) -> "LiveFused":
+        container = self.source.container
+        if container.kind == "module":  # nothing but code could read it back: its hash has to do
+            if unchanged:
+                return replace(self, read_back=self.tensors)
+            raise InputError(
+                f"{path.name} is, as the original, a pickled module: only code could read it "
+                "back. It is proved by its manifest: run `acfuse verify` in its folder."
+            )
+        _, tensors = read_tensors(path, read)
+        given = fitting(tensors, container.prefix, self.tensors, path.name)
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(given, strict=False, assign=True)
+        return replace(self, model=model, read_back=given)
+
+    def contents(self) -> Mapping[str, bytes | Write]:
+        container = self.source.container
+        if self.source.is_program:
+            return {}
+        whole = self.model if container.kind == "module" else self.tensors
+        return {"checkpoint": writer(container, whole)}
+
+    def diagnose(self, block: Block) -> str:
+        module = self.source.model.get_submodule(block.where)
+        rerun = partial(replaced_layers, site=block.site)
+        return diagnose(block, self.stored(block), module, rerun)
+
+
+def stored_in(model: nn.Module, block: Block) -> list[LinearConv | None]:
+    """The convolutions of a block as they lie in a fused model, in float64."""
+    prefix = f"{block.where}." if block.where else ""
+    return [
+        conv_of(model.get_submodule(prefix + term.name)).linear() if term.name else None
+        for term in block.terms
+    ]
+
+
+def size_of(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs | None) -> Size:
+    """How large a model is, with what its checkpoint holds."""
+    convolutions = sum(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
+    graphs = [m.graph for m in model.modules() if isinstance(m, fx.GraphModule)]
+    convolutions += sum(n.target in FUNCTIONS for graph in graphs for n in graph.nodes)
+    return Size(convolutions, parameters_of(tensors), multiply_adds(model, inputs))
+
+
+FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d)
+
+
+def multiply_adds(model: nn.Module, inputs: Inputs | None) -> int | None:
+    """What one forward costs for the given input, as torch counts it; nothing is computed."""
+    if inputs is None:
+        return None
+    tensors = (*model.parameters(), *model.buffers())
+    ghosts: dict[int, Any] = {id(t): t.detach().to("meta") for t in tensors}
+    ghost = copy.deepcopy(model, ghosts)  # no weight is copied
+    shapes = named_shapes(model, inputs)
+    dtype = floating_dtype(model)
+    given = {n: torch.empty(s, dtype=dtype, device="meta") for n, s in shapes.items()}
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            ghost(**given)
+    except Exception:
+        return None
+    return int(counter.get_total_flops()) // 2
+
+
+def load_fused(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor],
+    patterns: Sequence[Pattern] = PATTERNS,
+) -> nn.Module:
+    """A fused model, from a training-form network and a fused checkpoint.
+
+    It is the way back into code whose authors wrote no deploy form. The network's own weights do
+    not matter. Raises InputError if the tensors do not fit.
+    """
+    name, tensors = "the state dict", source
+    if not isinstance(tensors, Mapping):
+        name, tensors = Path(tensors).name, read_tensors(Path(tensors))[1]
+    generator = torch.Generator().manual_seed(0)
+    trained = copy.deepcopy(model).eval()
+    with torch.no_grad():  # weights that happen to be zero must not decide what can be fused
+        for tensor in (*trained.parameters(), *trained.buffers()):
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5, generator=generator)
+    fused = fused_copy(trained, find_in_module(trained, patterns).found)
+    folded = fused_copy(trained, find_in_module(trained, patterns, folds=True).found)
+    # Were lone BatchNorms folded as well? Then only the folded network has these keys.
+    network = folded if _has_keys(folded, tensors) and not _has_keys(fused, tensors) else fused
+    load_into(network, fit_prefix(tensors, network)[1], name)
+    return network
+
+
+def _has_keys(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    keys = set(fit_prefix(tensors, network)[1])
+    return keys == {k for k in network.state_dict() if k in keys or "num_batches" not in k}

@@ -1,0 +1,67 @@
+"""A file to what can be fused: the one place that asks what it is, by content and not by name."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from acfuse.errors import UsageError
+from acfuse.files.detect import is_onnx
+from acfuse.files.onnx_reading import read_onnx
+from acfuse.files.read import read_tensors
+from acfuse.files.tensor_check import check_numbers, norms_of
+from acfuse.files.user_code import build_model, fit_prefix, load_into
+from acfuse.sources.bare import BareSource
+from acfuse.sources.base import OpenOptions, Source, SourceFile
+from acfuse.sources.live import LiveSource
+from acfuse.sources.onnx import OnnxSource, numbers_of
+
+
+def open_source(path: Path, options: OpenOptions) -> Source:
+    """Reads a file: an ONNX model, a model of PyTorch, or its tensors alone.
+
+    Raises InputError for a file that cannot be used, also for numbers that are none unless they are
+    allowed; UnsafeError for one that would run code; UsageError for settings without an effect.
+    """
+    if is_onnx(path):
+        _refuse_without_effect(path, OnnxSource.ignores, options)
+        return _open_onnx(path, options)
+    source = _open_torch(path, options)
+    model = source.network
+    norms = norms_of(source.tensors, model, options.bn_eps)
+    odd = check_numbers(source.tensors, norms, path.name, allow_nonfinite=options.allow_nonfinite)
+    _refuse_without_effect(path, source.ignores, options)
+    return replace(source, file=replace(source.file, notes=(*source.file.notes, *odd)))
+
+
+def _open_onnx(path: Path, options: OpenOptions) -> OnnxSource:
+    model, digests = read_onnx(path, options.read)
+    tensors, norms = numbers_of(model)
+    odd = check_numbers(tensors, norms, path.name, allow_nonfinite=options.allow_nonfinite)
+    return OnnxSource(model, SourceFile(path.name, digests, odd), options.read.limits)
+
+
+def _open_torch(path: Path, options: OpenOptions) -> LiveSource | BareSource:
+    """A checkpoint; where it holds no model, in the network that --model names, if it names one."""
+    container, tensors = read_tensors(path, options.read)
+    file = SourceFile(path.name, container.digests, container.notes)
+    if container.network is not None:
+        if options.model is not None:
+            raise UsageError(f"{path.name} holds a whole model; --model is for state dicts.")
+        return LiveSource(container.network.eval(), tensors, container, file)
+    if options.model is None:
+        return BareSource(tensors, container, file)
+    network = build_model(options.model, options.model_args)
+    prefix, fitting = fit_prefix(tensors, network)
+    load_into(network, fitting, path.name)
+    if prefix:
+        stripped = f"stripped the prefix {prefix!r} from every key"
+        file = replace(file, notes=(*file.notes, stripped))
+    return LiveSource(network.eval(), fitting, replace(container, prefix=prefix), file)
+
+
+def _refuse_without_effect(path: Path, ignores: Mapping[str, str], options: OpenOptions) -> None:
+    """A request that would change nothing is an error: it is never ignored silently."""
+    for name, why in ignores.items():
+        if name in options.asked:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{path.name}: {flag} has no effect here: {why}. Remove it.")
