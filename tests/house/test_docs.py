@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -79,6 +80,22 @@ def test_architecture_names_every_room() -> None:
     text = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8")
     rooms = {p.name for p in (ROOT / "acfuse").iterdir() if not p.name.startswith(("__", "py"))}
     assert [room for room in sorted(rooms) if f"`{room}" not in text] == []
+
+
+def test_the_picture_of_the_rooms_is_the_import_contract() -> None:
+    text = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8")
+    picture = next(part for part in text.split("```")[1::2] if "[ cli" in part)
+    boxes = re.findall(r"\[ ([a-z_| ]+) \]", picture)
+    drawn = [{room.strip() for room in box.split("|")} for box in boxes]
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = data["tool"]["importlinter"]["contracts"]
+    layers = next(c["layers"] for c in contracts if c["type"] == "layers")
+    stated = [{r.strip().removeprefix("acfuse.") for r in layer.split("|")} for layer in layers]
+    assert drawn == stated
+    # From each box an arrow leads to the next one: beside it, or down to the next line of boxes.
+    lines = [line for line in picture.splitlines() if "[ " in line]
+    assert picture.count("-->") == len(boxes) - len(lines)
+    assert len(re.findall(r"^ +v$", picture, flags=re.MULTILINE)) == len(lines) - 1
 
 
 def test_reason_codes_are_distinct_and_numbered() -> None:
