@@ -82,14 +82,14 @@ class LiveFused(Fused):
         return self.model
 
     @cached_property
-    def tensors(self) -> Mapping[str, Tensor]:
+    def checkpoint(self) -> Mapping[str, Tensor]:
         """The fused checkpoint: what was not fused is the original's own tensor."""
         if self.read_back is not None:
             return self.read_back
         return fused_tensors(self.source.tensors, self.model.state_dict(), self.found)
 
     def size(self, inputs: Inputs | None) -> Size:
-        return size_of(self.model, self.tensors, inputs)
+        return size_of(self.model, self.checkpoint, inputs)
 
     def stored(self, block: Block) -> list[LinearConv | None]:
         return stored_in(self.model, block)
@@ -99,7 +99,7 @@ class LiveFused(Fused):
     ) -> tuple[Check, ...]:
         checks: tuple[Check, ...] = ()
         if self.read_back is not None:
-            checks = (untouched(self.source.tensors, self.tensors, self.found),)
+            checks = (untouched(self.source.tensors, self.checkpoint, self.found),)
         if inputs is None:
             return checks
 
@@ -119,13 +119,13 @@ class LiveFused(Fused):
         container = self.source.container
         if container.kind == "module":  # nothing but code could read it back: its hash has to do
             if unchanged:
-                return replace(self, read_back=self.tensors)
+                return replace(self, read_back=self.checkpoint)
             raise InputError(
                 f"{path.name} is, as the original, a pickled module: only code could read it "
                 "back. It is proved by its manifest: run `acfuse verify` in its folder."
             )
         _, tensors = read_tensors(path, read)
-        given = fitting(tensors, container.prefix, self.tensors, path.name)
+        given = fitting(tensors, container.prefix, self.checkpoint, path.name)
         model = copy.deepcopy(self.model)
         model.load_state_dict(given, strict=False, assign=True)
         return replace(self, model=model, read_back=given)
@@ -134,7 +134,7 @@ class LiveFused(Fused):
         container = self.source.container
         if self.source.is_program:
             return {}
-        whole = self.model if container.kind == "module" else self.tensors
+        whole = self.model if container.kind == "module" else self.checkpoint
         return {"checkpoint": writer(container, whole)}
 
     def diagnose(self, block: Block) -> str:
