@@ -33,75 +33,63 @@ def _option(*names: str, **settings: Any) -> Callable[[F], F]:
     return click.option(*names, envvar=variable, show_envvar=False, **settings)
 
 
-class InputShape(click.ParamType[Any]):
-    """1,3,224,224 or 1x3x224x224 or [1,3,224,224], with NAME: in front where there are several."""
+class Parsed(click.ParamType[Any]):
+    """A value with a parser of its own, whose ValueError says what is wrong with it."""
 
-    name = "SHAPE"
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self.parse = name, parse
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str | None, tuple[int, ...]]:
-        """(name or None, shape)."""
-        name, _, numbers = str(value).rpartition(":")
-        parts = numbers.strip("[]() ").replace("x", ",").split(",")
-        try:
-            shape = tuple(int(part) for part in parts)
-        except ValueError:
-            self.fail(f"{value!r}: expected numbers such as 1,3,224,224", param, ctx)
-        if any(n < 1 for n in shape):
-            self.fail(f"{value!r}: every size must be at least 1", param, ctx)
-        return name or None, shape
-
-
-class JsonObject(click.ParamType[Any]):
-    """A JSON object."""
-
-    name = "JSON"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> dict[str, Any]:
-        """The object as a dict."""
-        if isinstance(value, dict):
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """What the parser makes of a text; what is no text was parsed before."""
+        if not isinstance(value, str):
             return value
         try:
-            data = json.loads(value)
+            return self.parse(value)
         except ValueError as error:
-            self.fail(f"{value!r} is not JSON: {error}", param, ctx)
-        if not isinstance(data, dict):
-            self.fail(
-                f"{value!r} is not a JSON object such as '{{\"num_classes\": 10}}'", param, ctx
-            )
-        return data
+            self.fail(f"{value!r}: {error}", param, ctx)
 
 
-class Limit(click.ParamType[Any]):
+def _shape(text: str) -> tuple[str | None, tuple[int, ...]]:
+    """1,3,224,224 or 1x3x224x224 or [1,3,224,224], with NAME: in front where there are several."""
+    name, _, numbers = text.rpartition(":")
+    parts = numbers.strip("[]() ").replace("x", ",").split(",")
+    if not all(part.strip().lstrip("-").isdigit() for part in parts):
+        raise ValueError("expected numbers such as 1,3,224,224")
+    shape = tuple(int(part) for part in parts)
+    if any(n < 1 for n in shape):
+        raise ValueError("every size must be at least 1")
+    return name or None, shape
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError("expected a JSON object such as '{\"num_classes\": 10}'")  # noqa: TRY004
+    return data
+
+
+def _limit(text: str) -> tuple[str, int]:
     """NAME=NUMBER, one of the limits on what a file may cost."""
-
-    name = "NAME=NUMBER"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, int]:
-        """(name, number)."""
-        if isinstance(value, tuple):
-            return value
-        name, _, number = str(value).partition("=")
-        known = [f.name for f in fields(Limits)]
-        if name not in known:
-            self.fail(f"{value!r}: expected one of {', '.join(known)}, then =NUMBER", param, ctx)
-        if not number.isascii() or not number.isdigit() or int(number) < 1:
-            self.fail(f"{value!r}: expected a number above zero, as in {name}=1000", param, ctx)
-        return name, int(number)
+    name, _, number = text.partition("=")
+    known = [f.name for f in fields(Limits)]
+    if name not in known:
+        raise ValueError(f"expected one of {', '.join(known)}, then =NUMBER")
+    if not number.isascii() or not number.isdigit() or int(number) < 1:
+        raise ValueError(f"expected a number above zero, as in {name}=1000")
+    return name, int(number)
 
 
-class Sha256(click.ParamType[Any]):
-    """A SHA-256 in hex."""
-
-    name = "HEX"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """Its 64 digits in lower case."""
-        text = str(value).lower()
-        if len(text) != 64 or set(text) - set("0123456789abcdef"):
-            self.fail(f"{value!r}: expected the 64 hexadecimal digits of a SHA-256", param, ctx)
-        return text
+def _sha256(text: str) -> str:
+    if len(text) != 64 or set(text.lower()) - set("0123456789abcdef"):
+        raise ValueError("expected the 64 hexadecimal digits of a SHA-256")
+    return text.lower()
 
 
+SHAPE, JSON = Parsed("SHAPE", _shape), Parsed("JSON", _json_object)
+LIMIT, SHA256 = Parsed("NAME=NUMBER", _limit), Parsed("HEX", _sha256)
 PATTERN_FILES = _option(
     "--patterns",
     type=click.Path(path_type=Path),
@@ -113,12 +101,12 @@ KEY = _option("--key", help="Entry of the checkpoint that holds the weights.")
 MODEL_OPTIONS = (
     _option("--model", metavar="MODULE:NAME", help="The network's code: package.module:factory or "
             "path/to/file.py:Class."),
-    _option("--model-args", type=JsonObject(), default=None, help="Arguments for it, as JSON."),
+    _option("--model-args", type=JSON, default=None, help="Arguments for it, as JSON."),
     KEY,
     _option("--allow-class", multiple=True, metavar="MODULE:CLASS",
             help="A class of your own that a pickled module may hold. Repeatable."),
-    _option("--sha256", type=Sha256(), help="What the file must be, as sha256sum prints it."),
-    _option("--limit", type=Limit(), multiple=True, help="Read a file beyond a limit, e.g. "
+    _option("--sha256", type=SHA256, help="What the file must be, as sha256sum prints it."),
+    _option("--limit", type=LIMIT, multiple=True, help="Read a file beyond a limit, e.g. "
             "operations=2000000; `acfuse inspect` names the one. Repeatable."),
     _option("--allow-nonfinite", is_flag=True, help="Read a model that holds NaN or Inf, and leave "
             "the blocks with such tensors as they are."),
@@ -132,7 +120,7 @@ MODEL_OPTIONS = (
 SHAPE_OPTIONS = (
     _option(
         "--input-shape",
-        type=InputShape(),
+        type=SHAPE,
         multiple=True,
         help="Shape of an input, e.g. 1,3,224,224; NAME:SHAPE where there are several.",
     ),
