@@ -363,19 +363,11 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
     from acfuse.patterns import known_patterns
     from acfuse.proof import Inputs, Tolerance
 
-    changes: dict[str, Any] = {
-        "tolerance": Tolerance(options.get("atol"), options.get("rtol")),
-        "model": options.get("model"),
-        "model_args": options.get("model_args"),
-        "key": options.get("key"),
-        "allow_classes": options.get("allow_class") or None,
-        "sha256": options.get("sha256"),
-        "bn_eps": options.get("bn_eps"),
-        "opset": options.get("opset"),
-        "dynamic": options.get("dynamic"),
-        "force": options.get("force") or None,
-        "allow_nonfinite": options.get("allow_nonfinite") or None,
-    }
+    plain = ("model", "model_args", "key", "sha256", "bn_eps", "opset", "dynamic")
+    changes: dict[str, Any] = {name: options.get(name) for name in plain}
+    changes |= {name: options.get(name) or None for name in ("force", "allow_nonfinite")}
+    changes["allow_classes"] = options.get("allow_class") or None
+    changes["tolerance"] = Tolerance(options.get("atol"), options.get("rtol"))
     if options.get("limit"):
         changes["limits"] = replace(LIMITS, **dict(options["limit"]))
     if options.get("patterns") or options.get("assume"):

@@ -80,10 +80,10 @@ class Block:
         """What they cost per pixel, before and after."""
         return self.cost.multiply_adds
 
-    @property
-    def summands(self) -> tuple[Term, ...]:
-        """The terms, under their former name."""
-        return self.terms
+    # Former names.
+    summands = property(lambda self: self.terms)
+    alone = property(lambda self: getattr(self.site, "subgraph", None))
+    output = property(lambda self: getattr(self.site, "output", self.where))
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,8 @@ class Findings:
     def messages(self) -> tuple[str, ...]:
         """Everything that a user has to know beside the blocks."""
         return (*self.state, *self.notes)
+
+    told = messages  # its former name
 
     @property
     def blocks(self) -> tuple[Block, ...]:

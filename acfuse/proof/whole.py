@@ -2,9 +2,10 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -60,17 +61,20 @@ def compare_models(
         return (Check("repeated", False, math.inf, 0.0, detail=why),)
     expected = [run(true, g, torch.float64) for g in given]
     progress("algebra of the whole model, in float64")
-    checks = [_algebra(fuse(true), true, given, expected)]
+    limit = _algebra_limit(true, given[0], expected[0])
+    checks = [_in_float64("algebra", fuse(true), given, expected, limit)]
     if has_fresh_statistics(original):
         before = randomize_batchnorm(original)
         truth = [run(before, g, torch.float64) for g in given]
+        limit = _algebra_limit(before, given[0], truth[0])
         name = "algebra, random statistics"
-        checks.append(
-            replace(_algebra(fuse_anew(before), before, given, truth, name), note=FRESH_NOTE)
-        )
+        check = _in_float64(name, fuse_anew(before), given, truth, limit)
+        checks.append(replace(check, note=FRESH_NOTE))
     progress("stored weights, in float64")
     noise = noise_of_rounding(true, given, expected, dtype)
-    checks.append(_stored(fused, given, expected, noise, dtype))
+    stored = copy.deepcopy(fused).double().eval()
+    limit = max(STORED_LIMIT * torch.finfo(dtype).eps, ALGEBRA_LIMIT)
+    checks.append(_in_float64("weights", stored, given, expected, limit, noise))
     progress(f"rounding in {str(dtype).removeprefix('torch.')}")
     checks.append(_rounding(original, fused, given, expected, noise, len(usual), dtype, tolerance))
     return tuple(checks)
@@ -81,8 +85,8 @@ def _is_deterministic(model: nn.Module, given: dict[str, Tensor]) -> bool:
     return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(one, two, strict=True))
 
 
-def _own_noise(model: nn.Module, given: dict[str, Tensor], expected: Sequence[Tensor]) -> float:
-    """How far a model carries float64's own rounding: its answer to inputs a few ULP away.
+def _algebra_limit(model: nn.Module, given: dict[str, Tensor], expected: Sequence[Tensor]) -> float:
+    """What the algebra may be off: some times a model's own answer to inputs a few ULP away.
 
     Some networks amplify it without bound (deep ones with saturated gates); of those no two orders
     of the same sums agree, and it is the certificates that prove the blocks.
@@ -90,41 +94,25 @@ def _own_noise(model: nn.Module, given: dict[str, Tensor], expected: Sequence[Te
     difference = Difference()
     near = {name: image * (1 + 2.0**-50) for name, image in given.items()}
     difference.add(expected, run(model, near, torch.float64))
-    return difference.error
+    return max(ALGEBRA_LIMIT, NOISE_FACTOR * difference.error)
 
 
-def _algebra(
-    exact: nn.Module,
-    original: nn.Module,
+def _in_float64(
+    name: str,
+    model: nn.Module,
     given: Sequence[dict[str, Tensor]],
     expected: Sequence[Sequence[Tensor]],
-    name: str = "algebra",
+    limit: float,
+    noise: Iterable[Sequence[float]] = repeat(()),
 ) -> Check:
+    """What a model gives in float64, beside what is expected."""
     difference = Difference()
-    for g, true in zip(given, expected, strict=True):
-        difference.compare(true, partial(run, exact, g, torch.float64))
-    limit = max(ALGEBRA_LIMIT, NOISE_FACTOR * _own_noise(original, given[0], expected[0]))
-    detail = f"float64 outputs differ by {difference.error:.1e} of the largest (limit {limit:.0e})"
+    for g, true, own in zip(given, expected, noise, strict=False):
+        difference.compare(true, partial(run, model, g, torch.float64), own)
+    error, limit = difference.worst(limit)
+    detail = f"outputs in float64 differ by {error:.1e} of the largest (at most {limit:.0e})"
     detail = difference.failure or detail
-    passed = difference.error <= limit
-    return Check(name, passed, difference.error, limit, difference.absolute, detail=detail)
-
-
-def _stored(
-    fused: nn.Module,
-    given: Sequence[dict[str, Tensor]],
-    expected: Sequence[Sequence[Tensor]],
-    noise: Sequence[Sequence[float]],
-    dtype: torch.dtype,
-) -> Check:
-    difference = Difference()
-    stored = copy.deepcopy(fused).double().eval()
-    for g, true, own in zip(given, expected, noise, strict=True):
-        difference.compare(true, partial(run, stored, g, torch.float64), own)
-    error, limit = difference.worst(max(STORED_LIMIT * torch.finfo(dtype).eps, ALGEBRA_LIMIT))
-    detail = f"the stored weights, run in float64, differ by {error:.1e} of the largest"
-    detail = difference.failure or f"{detail} (at most {limit:.0e})"
-    return Check("weights", error <= limit, error, limit, difference.absolute, detail=detail)
+    return Check(name, error <= limit, error, limit, difference.absolute, detail=detail)
 
 
 def _rounding(
