@@ -18,9 +18,10 @@ from torch import Tensor, fx, nn
 from acfuse.algebra import Affine, LinearConv
 from acfuse.errors import NotFusable, Reason
 from acfuse.findings import Block, Findings, Refused, Term
+from acfuse.graph.aliasing import write_once
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_read import layer_rule, spatial_axes, steps_of
-from acfuse.graph.fx_trace import Call, Traced, has_hooks, is_layer, reading, trace, write_once
+from acfuse.graph.fx_trace import Call, Traced, has_hooks, is_layer, reading, trace
 from acfuse.graph.fx_write import nodes_between, region_graph
 from acfuse.graph.regions import Miss, Region, as_layer, choose, kernels, planned
 from acfuse.graph.steps import ConvStep, Graph, Identity, LinearSubmodule, Opaque, PerChannel
