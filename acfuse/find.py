@@ -17,9 +17,10 @@ from torch import Tensor, fx, nn
 from acfuse.algebra import LinearConv
 from acfuse.errors import NotFusable, Reason
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
+from acfuse.graph.aliasing import write_once
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_read import spatial_axes, steps_of
-from acfuse.graph.fx_trace import Call, Traced, has_hooks, is_layer, reading, trace, write_once
+from acfuse.graph.fx_trace import Call, Traced, has_hooks, is_layer, reading, trace
 from acfuse.graph.fx_write import LiveSite, nodes_between, region_graph, replaced_layers
 from acfuse.graph.regions import Miss, Region, as_layer, choose, kernels, planned
 from acfuse.graph.steps import ConvStep, Graph, Identity, LinearSubmodule, Opaque, PerChannel

@@ -27,13 +27,8 @@ from acfuse.algebra import (
 )
 from acfuse.algebra.geometry import LARGEST_KERNEL, Border
 from acfuse.errors import NotFusable, Reason
-from acfuse.graph.fx_trace import (
-    RANDOM_FUNCTIONS,
-    Traced,
-    function_name,
-    has_hooks,
-    watched_randomness,
-)
+from acfuse.graph.fx_trace import RANDOM_FUNCTIONS, Traced, has_hooks, watched_randomness
+from acfuse.graph.fx_values import function_name
 from acfuse.graph.steps import (
     ChannelSlice,
     Concat,

@@ -4,12 +4,10 @@ Sub-modules of the user's own stay calls: each is read for itself, so that contr
 not hide another. What is read is brought into a form in which every value is written once.
 """
 
-import builtins
 import dis
 import inspect
 import operator
 import random
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_list
 
 from acfuse.errors import NotFusable, Reason
+from acfuse.graph.fx_values import RECORDED, Value, parts_made, types_told
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ def _known(function: Any) -> inspect.Signature:
 class Traced:
     """The forward of one module as a graph, or the reason why it could not be read.
 
-    `used` are the modules and tensors that it uses on any of its ways, `decides` says that these
-    differ by what its input is, `typed` that it asked whether this is a tensor, and was told so.
+    `used` are the modules and tensors that it uses on any of its paths, `decides` says that these
+    differ by what its input is, `typed` that it asked if this is a tensor, and was told that it is.
     """
 
     module: nn.Module
@@ -117,134 +116,11 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-class _Image(fx.Proxy):
-    """A value of a traced forward, which answers like the tensor that it stands for, or not at all.
-
-    `y += z` writes into y. Whatever asks for a number makes the forward unreadable, even if the
-    forward catches the error: it might take another way with real tensors.
-    """
-
-    def __iadd__(self, other: object) -> fx.Proxy:
-        return self._written_by(operator.iadd, other)
-
-    def __isub__(self, other: object) -> fx.Proxy:
-        return self._written_by(operator.isub, other)
-
-    def __imul__(self, other: object) -> fx.Proxy:
-        return self._written_by(operator.imul, other)
-
-    def __itruediv__(self, other: object) -> fx.Proxy:
-        return self._written_by(operator.itruediv, other)
-
-    def _written_by(self, operation: Callable[..., Any], other: object) -> fx.Proxy:
-        written: fx.Proxy = self.tracer.create_proxy("call_function", operation, (self, other), {})
-        return written
-
-    def __getattr__(self, name: str) -> "_Attribute":
-        kind = _type_of(self.node)
-        if name.startswith("__") or (kind is not None and not hasattr(kind, name)):
-            raise AttributeError(f"a {kind} has no attribute {name}")
-        return _Attribute(self, name)
-
-    def __index__(self) -> int:
-        raise self._unreadable("a size or a number of its input decides")
-
-    def __int__(self) -> int:
-        return self.__index__()
-
-    def __float__(self) -> float:
-        return float(self.__index__())
-
-    def __len__(self) -> int:
-        count = _parts_made(self.node)
-        return self.__index__() if count is None else count
-
-    def __hash__(self) -> int:
-        raise self._unreadable("it looks a value up")
-
-    def _unreadable(self, why: str) -> Exception:
-        reader: Any = self.tracer
-        return reader.cannot(why)  # type: ignore[no-any-return]
-
-
-class _Attribute(_Image, fx.proxy.Attribute):
-    """What `x.name` gives: the beginning of a method call, or a value."""
-
-    def __hash__(self) -> int:
-        return _Image.__hash__(self)
-
-
-_isinstance = isinstance
-
-
-def _asked_for_type(value: Any, kinds: Any) -> bool:
-    """`isinstance`, while a forward is read: what is a tensor for certain is a Tensor.
-
-    What may be something else has no answer. Compiled code does not ask here, and must not: it
-    would take the value for the tensor that it says it is.
-    """
-    if type(value) not in RECORDED or _isinstance(value, kinds):
-        return _isinstance(value, kinds)
-    kind = _type_of(value.node)
-    if kind is not None:
-        value.tracer.typed = True
-        return issubclass(kind, kinds)
-    asker = sys._getframe(1).f_globals.get("__name__", "")
-    if asker.partition(".")[0] in OURS:
-        return False
-    raise value.tracer.cannot("it asks for the type of a value")
-
-
-RECORDED = (_Image, _Attribute)
-OURS = ("torch", "acfuse")
-
-
-def _type_of(node: fx.Node) -> type | None:
-    """What a value is with real tensors, where that is certain."""
-    if "tensor" in node.meta:
-        return Tensor
-    if node.op == "get_attr":
-        return nn.Parameter
-    if node.op in ("call_module", "placeholder"):
-        return None
-    reads = [_type_of(n) for n in node.all_input_nodes]
-    if node.op == "call_method":
-        name = "shape" if node.target == "size" and len(node.args) == 1 else str(node.target)
-        return ATTRIBUTES.get(name) if reads[0] in TENSORS else None
-    if node.target is getattr:
-        return ATTRIBUTES.get(str(node.args[1])) if reads[0] in TENSORS else None
-    if node.target is operator.getitem and reads[0] is torch.Size:
-        return int if isinstance(node.args[1], int) else torch.Size
-    if node.target in COMPARISONS and reads and set(reads) <= {int, torch.Size, torch.dtype}:
-        return bool
-    return Tensor if node.target in TENSOR_OPERATIONS and set(reads) & TENSORS else None
-
-
-def _parts_made(node: fx.Node) -> int | None:
-    """How many parts a value was split into, if the call says it. Of chunks there may be fewer."""
-    if getattr(node.target, "__name__", node.target) != "split":
-        return None
-    given = (*node.args[1:2], node.kwargs.get("split_size_or_sections"))
-    return next((len(sizes) for sizes in given if isinstance(sizes, (list, tuple))), None)
-
-
-TENSORS = {Tensor, nn.Parameter}
-ATTRIBUTES: dict[str, type] = {
-    "shape": torch.Size, "size": int, "ndim": int, "dim": int, "numel": int, "dtype": torch.dtype,
-    "device": torch.device, "is_cuda": bool,
-}  # fmt: skip
-COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge}
-TENSOR_OPERATIONS = {
-    operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul,
-    operator.truediv, operator.itruediv, operator.neg, torch.add, torch.sub, torch.mul, torch.div,
-    torch.relu, torch.sigmoid, torch.tanh, torch.cat, nn.functional.relu, nn.functional.gelu,
-    nn.functional.silu,
-}  # fmt: skip
 SEVERAL_RESULTS = (nn.RNNBase, nn.MultiheadAttention, nn.AdaptiveLogSoftmaxWithLoss)
 
 
 class _Reader(fx.Tracer):
-    """A tracer that takes one module alone, with the arguments of one call, along one way.
+    """A tracer that takes one module alone, with the arguments of one call, along one path.
 
     `answers` are given to what the forward asks of its values (`if x.shape[0] == 1`); after them it
     is told True. `asked` are the values that it asked about; `typed` says that it asked for a type.
@@ -282,7 +158,7 @@ class _Reader(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Every value is one that knows what it may tell."""
-        return _Image(node, self)
+        return Value(node, self)
 
     def create_arg(self, a: Any) -> Any:
         """A value is its node, before anything asks for its type.
@@ -311,7 +187,7 @@ class _Reader(fx.Tracer):
         """A module that is called is one step, and torch's own nearly all give one tensor."""
         result = super().call_module(m, forward, args, kwargs)
         several = isinstance(m, SEVERAL_RESULTS) or getattr(m, "return_indices", False)
-        if type(result) is _Image and is_layer(m) and not several:
+        if type(result) is Value and is_layer(m) and not several:
             result.node.meta["tensor"] = True
         return result
 
@@ -330,7 +206,7 @@ class _Reader(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """The parts of a value, where it is known how many there are."""
-        count = _parts_made(obj.node)
+        count = parts_made(obj.node)
         if count is None:
             raise self.cannot("how many parts a value has decides")
         return iter([_indexed(obj, i) for i in range(count)])
@@ -387,7 +263,7 @@ def reading() -> Iterator[None]:
     One exchange of nn.Module's methods serves any number of forwards, because it is slow: Python
     forgets what it knows of all sub-classes.
     """
-    call, look_up = nn.Module.__call__, nn.Module.__getattr__
+    call, look_up, store = nn.Module.__call__, nn.Module.__getattr__, nn.Module.__setattr__
 
     def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if _current is None:
@@ -400,11 +276,19 @@ def reading() -> Iterator[None]:
             return value
         return _current.parameter(value)
 
-    nn.Module.__call__, nn.Module.__getattr__ = recorded_call, recorded_look_up  # type: ignore[method-assign]
+    def recorded_store(module: nn.Module, name: str, value: Any) -> None:
+        plain = type(value) in RECORDED and not any(
+            name in held for held in (module._parameters, module._buffers, module._modules)
+        )  # of such a value torch would ask what it is
+        (object.__setattr__ if plain else store)(module, name, value)
+
+    changed: Any = nn.Module
+    changed.__call__, changed.__getattr__ = recorded_call, recorded_look_up
+    changed.__setattr__ = recorded_store
     try:
         yield
     finally:
-        nn.Module.__call__, nn.Module.__getattr__ = call, look_up  # type: ignore[method-assign]
+        changed.__call__, changed.__getattr__, changed.__setattr__ = call, look_up, store
 
 
 @contextmanager
@@ -432,13 +316,13 @@ def watched_randomness() -> Iterator[Callable[[], bool]]:
             np.random.set_state(before[2])
 
 
-QUESTIONS = 16  # that a forward may ask of its values on one way
-WAYS = 32  # through a forward
+QUESTIONS = 16  # that a forward may ask of its values on one path
+PATHS = 32  # through a forward
 
 
 @dataclass
-class _Way:
-    """One way through a forward: the graph, or the error with which it ended."""
+class _Path:
+    """One path through a forward: the graph, or the error with which it ended."""
 
     reader: _Reader
     answers: tuple[bool, ...]
@@ -447,7 +331,11 @@ class _Way:
 
     @property
     def is_guard(self) -> bool:
-        """Whether the forward itself refuses its input here: `assert` or `raise`."""
+        """Whether the forward itself refuses its input here: `assert` or `raise`.
+
+        Other errors come of tracing alone, as where compiled code is given a value. What tells
+        them apart, without the source, is the instruction at which the innermost frame stands.
+        """
         if self.error is None or self.reader.unreadable:
             return False
         last = self.error.__traceback__
@@ -457,8 +345,8 @@ class _Way:
             return False
         code = last.tb_frame.f_code
         raises = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
-        torchs = last.tb_frame.f_globals.get("__name__", "").partition(".")[0] in OURS
-        return raises and (not torchs or code.co_name == "_check_input_dim")
+        module = last.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+        return raises and (module not in ("torch", "acfuse") or code.co_name == "_check_input_dim")
 
 
 def trace(module: nn.Module, call: Call, inline: Collection[int] = ()) -> Traced:
@@ -470,64 +358,60 @@ def trace(module: nn.Module, call: Call, inline: Collection[int] = ()) -> Traced
     Where it asks something of its values, both answers are tried. An answer that makes it raise an
     error is asserted not to be given; of the others all have to do the same.
     """
-    ways: list[_Way] = []
+    paths: list[_Path] = []
     pending: list[tuple[bool, ...]] = [()]
-    while pending and len(ways) < WAYS:
-        way = _take(module, call, pending.pop(), inline)
-        ways.append(way)
-        known = len(way.reader.answers)
-        pending += [(*way.answers[:i], False) for i in range(known, len(way.answers))]
-    used = frozenset(
-        str(n.target)
-        for way in ways
-        for n in way.reader.graph.nodes
-        if n.op in ("call_module", "get_attr")
-    )
-    refusal, graph = _agreed(module, ways) if not pending else (DECIDES, None)
+    while pending and len(paths) < PATHS:
+        path = _follow(module, call, pending.pop(), inline)
+        paths.append(path)
+        known = len(path.reader.answers)
+        pending += [(*path.answers[:i], False) for i in range(known, len(path.answers))]
+    nodes = (node for path in paths for node in path.reader.graph.nodes)
+    used = frozenset(str(n.target) for n in nodes if n.op in ("call_module", "get_attr"))
+    refusal, graph = _agreed(module, paths) if not pending else (DECIDES, None)
     decides = refusal is DECIDES
-    typed = any(way.reader.typed for way in ways)
+    typed = any(path.reader.typed for path in paths)
     return Traced(module, call, graph, refusal, used=used, decides=decides, typed=typed)
 
 
-def _take(
+def _follow(
     module: nn.Module, call: Call, answers: tuple[bool, ...], inline: Collection[int]
-) -> _Way:
+) -> _Path:
     global _current
     reader = _Reader(module, call, answers, inline)
     outer, _current = _current, reader
     error: Exception | None = None
     with watched_randomness() as drawn, torch.no_grad():
         try:
-            builtins.isinstance = _asked_for_type
-            reader.read()
+            with types_told():
+                reader.read()
         except Exception as raised:  # what a stranger's forward does under tracing is open
             error = raised
         finally:
-            builtins.isinstance, _current = _isinstance, outer
-        told = len(reader.asked) - len(answers)
-        return _Way(reader, (*answers[: len(reader.asked)], *[True] * told), error, drawn())
+            _current = outer
+        more = len(reader.asked) - len(answers)
+        return _Path(reader, (*answers[: len(reader.asked)], *[True] * more), error, drawn())
 
 
-DECIDES = NotFusable(Reason.UNTRACEABLE, "its forward decides by its input")
+DECIDES = NotFusable(Reason.UNTRACEABLE, "its forward has data-dependent control flow")
 
 
-def _agreed(module: nn.Module, ways: list[_Way]) -> tuple[NotFusable | None, fx.Graph | None]:
-    """The graph that all ways through a forward agree on, or why there is none."""
-    if any(way.drawn for way in ways):
+def _agreed(module: nn.Module, paths: list[_Path]) -> tuple[NotFusable | None, fx.Graph | None]:
+    """The graph that all paths through a forward agree on, or why there is none."""
+    if any(path.drawn for path in paths):
         return NotFusable(Reason.RANDOM, "its forward draws random numbers"), None
-    whole = [way for way in ways if not way.is_guard] or ways
-    for way in whole:
-        if isinstance(way.error, NotFusable):
-            return way.error, None
-        if way.error is not None or way.reader.unreadable:
-            return _refusal(module, way.reader.unreadable or way.error), None
+    whole = [path for path in paths if not path.is_guard] or paths
+    for path in whole:
+        if isinstance(path.error, NotFusable):
+            return path.error, None
+        if path.error is not None or path.reader.unreadable:
+            return _refusal(module, path.reader.unreadable or path.error), None
     first = whole[0]
-    if any(_outline(way.reader.graph) != _outline(first.reader.graph) for way in whole):
+    if any(_outline(path.reader.graph) != _outline(first.reader.graph) for path in whole):
         return DECIDES, None
     for i, question in enumerate(first.reader.asked):
         other = (*first.answers[:i], not first.answers[i])
-        if not any(way.answers[: i + 1] == other for way in whole):
-            error = next(way.error for way in ways if way.answers[: i + 1] == other)
+        if not any(path.answers[: i + 1] == other for path in whole):
+            error = next(path.error for path in paths if path.answers[: i + 1] == other)
             _assert(question, first.answers[i], f"{type(error).__name__}: {error}")
     graph = first.reader.graph
     for node in [n for n in graph.nodes if n.op == "get_attr" and not n.users]:
@@ -567,124 +451,3 @@ def _refusal(module: nn.Module, error: Exception | str | None) -> NotFusable:
 RANDOM_FUNCTIONS = {"rand", "randn", "randint", "rand_like", "randn_like", "randint_like",
                     "randperm", "bernoulli", "bernoulli_", "multinomial", "normal", "normal_",
                     "uniform_", "poisson", "trunc_normal_", "exponential_"}  # fmt: skip
-PASSING_LAYERS = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
-VIEWS = {
-    "contiguous",
-    "to",
-    "type",
-    "float",
-    "double",
-    "half",
-    "bfloat16",
-    "cpu",
-    "cuda",
-    "view_as",
-    "reshape_as",
-    "expand_as",
-    "dropout",
-    "dropout1d",
-    "dropout2d",
-    "dropout3d",
-    "alpha_dropout",
-    "getattr",
-    "view",
-    "reshape",
-    "chunk",
-    "split",
-    "getitem",
-    "transpose",
-    "permute",
-    "narrow",
-    "squeeze",
-    "unsqueeze",
-    "flatten",
-    "detach",
-    "select",
-    "unbind",
-    "expand",
-    "t",
-    "data",
-}
-
-
-def function_name(node: fx.Node) -> str:
-    """What a node calls: the name of its function, method or layer class."""
-    if node.op == "call_function":
-        return getattr(node.target, "__name__", str(node.target))
-    return str(node.target)
-
-
-def write_once(traced: Traced, makes_new: Callable[[nn.Module], bool]) -> None:
-    """Makes in-place writes explicit: who reads a value after it was overwritten reads the result.
-
-    Where that can't be said, because a value is written through a view, by index, or under another
-    of its names, the values are `mutated`. `makes_new` says of a module of the user's own whether
-    what it returns is a tensor of its own, sharing no memory with what it takes.
-    """
-    graph, module = traced.graph, traced.module
-    if graph is None:
-        return
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    behind: dict[fx.Node, set[fx.Node]] = {}  # whose memory each value may be, or share
-    names: dict[fx.Node, set[fx.Node]] = {}  # and the other way round
-    for node in graph.nodes:
-        bases = _aliased(node, module, makes_new)
-        behind[node] = {*bases, *(n for base in bases for n in behind[base])}
-        for base in behind[node]:
-            names.setdefault(base, set()).add(node)
-    mutated: set[fx.Node] = set()
-    writes: dict[str, str] = {}
-    for node in graph.nodes:
-        target = _written(node, module)
-        if target is None:
-            continue
-        shared = {target, *behind[target]}
-        shared |= {n for base in tuple(shared) for n in names.get(base, ()) if n is not node}
-        writes.update((n.name, node.name) for n in shared)
-        late = {n for n in shared - {target} if any(order[u] > order[node] for u in n.users)}
-        if late or function_name(node) == "setitem":
-            mutated |= shared
-            continue
-        if any(n.op in ("placeholder", "get_attr") for n in shared):
-            mutated |= shared  # the caller, or a later call, sees the change
-        for user in list(target.users):
-            if user is not node and order[user] > order[node]:
-                user.replace_input_with(target, node)
-    traced.mutated = frozenset(node.name for node in mutated)
-    traced.writes = writes
-    returned = next(n for n in graph.nodes if n.op == "output").args[0]
-    traced.returns_new = isinstance(returned, fx.Node) and not any(
-        n.op in ("placeholder", "get_attr") for n in (returned, *behind[returned])
-    )
-
-
-def _aliased(
-    node: fx.Node, module: nn.Module, makes_new: Callable[[nn.Module], bool]
-) -> list[fx.Node]:
-    """The inputs of a node that its output may be, or share memory with."""
-    if node.op == "call_module":
-        layer = module.get_submodule(str(node.target))
-        passes = isinstance(layer, PASSING_LAYERS) if is_layer(layer) else not makes_new(layer)
-        return node.all_input_nodes if passes else []
-    views = node.op in ("call_function", "call_method") and function_name(node) in VIEWS
-    return node.all_input_nodes[:1] if views else []
-
-
-def _written(node: fx.Node, module: nn.Module) -> fx.Node | None:
-    """The value that a node overwrites, if it is one that does."""
-    first = node.args[0] if node.args else None
-    if not isinstance(first, fx.Node):
-        return None
-    if node.op == "call_module":
-        layer = module.get_submodule(str(node.target))
-        return first if getattr(layer, "inplace", False) else None
-    name = function_name(node)
-    if node.op == "call_method":
-        return first if name.endswith("_") and not name.startswith("_") else None
-    if node.op == "call_function":
-        in_place = name in IN_PLACE_OPERATORS or (name.endswith("_") and not name.startswith("_"))
-        return first if in_place or node.kwargs.get("inplace") is True else None
-    return None
-
-
-IN_PLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv", "setitem"}

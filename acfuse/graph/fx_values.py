@@ -1,0 +1,138 @@
+"""The values of a forward that is read: they record what is done to them, and tell what is certain.
+
+A forward may ask `isinstance(x, torch.Tensor)`. No class can answer that for a value alone, without
+being taken for a tensor by compiled code as well. So `builtins.isinstance` is exchanged, for the
+whole process, while a forward runs on such values (`types_told`); of anything else than these
+values it gives what it always gave, to other threads as well.
+"""
+
+import builtins
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partialmethod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+
+class Value(fx.Proxy):
+    """A value of a traced forward, which answers like the tensor that it stands for, or not at all.
+
+    `y += z` writes into y. Whatever asks for a number makes the forward unreadable, even if the
+    forward catches the error: it might take another way with real tensors.
+    """
+
+    def _written_by(self, operation: Callable[..., Any], other: object) -> fx.Proxy:
+        written: fx.Proxy = self.tracer.create_proxy("call_function", operation, (self, other), {})
+        return written
+
+    __iadd__ = partialmethod(_written_by, operator.iadd)
+    __isub__ = partialmethod(_written_by, operator.isub)
+    __imul__ = partialmethod(_written_by, operator.imul)
+    __itruediv__ = partialmethod(_written_by, operator.itruediv)
+
+    def __getattr__(self, name: str) -> "_Attribute":
+        kind = _type_of(self.node)
+        if name.startswith("__") or (kind is not None and not hasattr(kind, name)):
+            raise AttributeError(f"a {kind} has no attribute {name}")
+        return _Attribute(self, name)
+
+    def __index__(self) -> int:
+        raise self._unreadable("a size or a number of its input decides")
+
+    def __len__(self) -> int:
+        count = parts_made(self.node)
+        return self.__index__() if count is None else count
+
+    def __hash__(self) -> int:
+        raise self._unreadable("it looks a value up")
+
+    def _unreadable(self, why: str) -> Exception:
+        reader: Any = self.tracer
+        return reader.cannot(why)  # type: ignore[no-any-return]
+
+
+class _Attribute(Value, fx.proxy.Attribute):
+    """What `x.name` gives: the beginning of a method call, or a value."""
+
+    def __hash__(self) -> int:
+        return Value.__hash__(self)
+
+
+_isinstance = isinstance
+
+
+def _asked_for_type(value: Any, kinds: Any) -> bool:
+    """`isinstance`: what is a tensor for certain is one; what may be anything has no answer."""
+    if type(value) not in RECORDED or _isinstance(value, kinds):
+        return _isinstance(value, kinds)
+    kind = _type_of(value.node)
+    if kind is None:
+        raise value.tracer.cannot("it asks for the type of a value")
+    value.tracer.typed = True
+    return issubclass(kind, kinds)
+
+
+@contextmanager
+def types_told() -> Iterator[None]:
+    """Within it `isinstance` knows the values of a forward. Not to be nested."""
+    builtins.isinstance = _asked_for_type
+    try:
+        yield
+    finally:
+        builtins.isinstance = _isinstance
+
+
+RECORDED = (Value, _Attribute)
+
+
+def _type_of(node: fx.Node) -> type | None:
+    """What a value is with real tensors, where that is certain."""
+    if "tensor" in node.meta:
+        return Tensor
+    if node.op == "get_attr":
+        return nn.Parameter
+    if node.op in ("call_module", "placeholder"):
+        return None
+    reads = [_type_of(n) for n in node.all_input_nodes]
+    if node.op == "call_method":
+        name = "shape" if node.target == "size" and len(node.args) == 1 else str(node.target)
+        return ATTRIBUTES.get(name) if reads[0] in TENSORS else None
+    if node.target is getattr:
+        return ATTRIBUTES.get(str(node.args[1])) if reads[0] in TENSORS else None
+    if node.target is operator.getitem and reads[0] is torch.Size:
+        return int if isinstance(node.args[1], int) else torch.Size
+    if node.target in COMPARISONS and reads and set(reads) <= {int, torch.Size, torch.dtype}:
+        return bool
+    return Tensor if node.target in TENSOR_OPERATIONS and set(reads) & TENSORS else None
+
+
+def parts_made(node: fx.Node) -> int | None:
+    """How many parts a value was split into, if the call says it. Of chunks there may be fewer."""
+    if function_name(node) != "split":
+        return None
+    given = (*node.args[1:2], node.kwargs.get("split_size_or_sections"))
+    return next((len(sizes) for sizes in given if isinstance(sizes, (list, tuple))), None)
+
+
+TENSORS = {Tensor, nn.Parameter}
+ATTRIBUTES: dict[str, type] = {
+    "shape": torch.Size, "size": int, "ndim": int, "dim": int, "numel": int, "dtype": torch.dtype,
+    "device": torch.device, "is_cuda": bool,
+}  # fmt: skip
+COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge}
+TENSOR_OPERATIONS = {
+    operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul,
+    operator.truediv, operator.itruediv, operator.neg, torch.add, torch.sub, torch.mul, torch.div,
+    torch.relu, torch.sigmoid, torch.tanh, torch.cat, nn.functional.relu, nn.functional.gelu,
+    nn.functional.silu,
+}  # fmt: skip
+
+
+def function_name(node: fx.Node) -> str:
+    """What a node calls: the name of its function, method or layer class."""
+    if node.op == "call_function":
+        return getattr(node.target, "__name__", str(node.target))
+    return str(node.target)
