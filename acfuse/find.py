@@ -25,7 +25,7 @@ from acfuse.graph.fx_write import LiveSite, nodes_between, region_graph, replace
 from acfuse.graph.regions import Miss, Region, as_layer, choose, kernels, planned
 from acfuse.graph.steps import ConvStep, Graph, Identity, LinearSubmodule, Opaque, PerChannel
 from acfuse.patterns import Pattern
-from acfuse.patterns.live import confirmed, label
+from acfuse.patterns.live import confirmed, free_name, label
 
 
 def find_in_module(
@@ -262,19 +262,9 @@ class _Finder:
             self.found.append(known)
             return set(forward.nodes)
         regions, misses = choose(graph, folds=self.folds)
-        random = [s.rule for s in graph.steps if _draws_random_numbers(s.rule)]
-        if random and (regions or misses):
-            self.refused.append(Refused(where, Reason.RANDOM, random[0].why))
-            return set()
-        if regions and has_hooks(module):
-            self.refused.append(Refused(where, Reason.HOOKS, "it has hooks"))
-            return set()
-        if regions and id(module) in self.twice:
-            self.refused.append(Refused(where, Reason.CALLS, "it is called in several ways"))
-            return set()
-        if regions and any(map(self._writes_its_input, _children_of(module, forward))):
-            why = "a module that it calls overwrites what it is given"
-            self.refused.append(Refused(where, Reason.IN_PLACE, why))
+        obstacle = self._obstacle(module, graph, forward, regions, misses)
+        if obstacle is not None:
+            self.refused.append(Refused(where, *obstacle))
             return set()
         nodes = {node.name: node for node in forward.nodes}
         order = {name: i for i, name in enumerate(nodes)}
@@ -300,6 +290,26 @@ class _Finder:
             taken |= {s.name for s in found.terms if s.name}
         self._report(module, regions, misses)
         return absorbed
+
+    def _obstacle(
+        self,
+        module: nn.Module,
+        graph: Graph,
+        forward: fx.Graph,
+        regions: Sequence[Region],
+        misses: Sequence[Miss],
+    ) -> tuple[Reason, str] | None:
+        """Why nothing of a forward is fused, whatever could be."""
+        random = [s.rule for s in graph.steps if _draws_random_numbers(s.rule)]
+        if random and (regions or misses):
+            return Reason.RANDOM, random[0].why
+        if regions and has_hooks(module):
+            return Reason.HOOKS, "it has hooks"
+        if regions and id(module) in self.twice:
+            return Reason.CALLS, "it is called in several ways"
+        if regions and any(map(self._writes_its_input, _children_of(module, forward))):
+            return Reason.IN_PLACE, "a module that it calls overwrites what it is given"
+        return None
 
     def _writes_its_input(self, module: nn.Module) -> bool:
         analysis = self.analyses.get(id(module))
@@ -339,7 +349,7 @@ class _Finder:
             if isinstance(term, Identity):
                 terms.append(Term(source))
                 continue
-            name = _free_name(module, base, taken, used)
+            name = free_name(module, base, taken, used)
             taken = taken | {name}
             terms.append(Term(source, name, partial(_kernel, graph, region, source)))
         nodes = {node.name: node for node in forward.nodes}
@@ -493,15 +503,6 @@ def _layers_called(module: nn.Module, nodes: Sequence[fx.Node]) -> list[tuple[st
 
 
 TARGETING = ("call_module", "get_attr")
-
-
-def _free_name(module: nn.Module, base: str, taken: set[str], used: set[str]) -> str:
-    """`base`, or with a number behind it where something that is still used has that name."""
-    name, number = base, 1
-    while name in taken or _is_used(module, name, used):
-        number += 1
-        name = f"{base}_{number}"
-    return name
 
 
 def _is_used(module: nn.Module, name: str, used: set[str]) -> bool:

@@ -100,3 +100,21 @@ def _agrees(module: nn.Module, found: Confirmed) -> bool:
         if float((given - expected).abs().max()) > 1e-10 * float(expected.abs().max() + 1e-30):
             return False
     return True
+
+
+def free_name(module: nn.Module, base: str, taken: set[str], used: set[str]) -> str:
+    """`base`, or with a number behind it where something that is still used has that name."""
+    name, number = base, 1
+    while name in taken or _is_used(module, name, used):
+        number += 1
+        name = f"{base}_{number}"
+    return name
+
+
+def _is_used(module: nn.Module, name: str, used: set[str]) -> bool:
+    if any(target == name or target.startswith(name + ".") for target in used):
+        return True
+    if "." in name or name in module._modules or not hasattr(module, name):
+        return False
+    # What is None holds the place of the fused convolution in many a training form.
+    return vars(module).get(name, module) is not None or hasattr(type(module), name)
