@@ -40,8 +40,9 @@ def named_shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]
         if name is None and free:
             name = free.pop(0)
         if name is None or name not in inspect.signature(model.forward).parameters:
+            given_for = f"{shape} is given for {name}" if name else f"{shape} is one too many"
             raise UsageError(
-                f"--input-shape: {name or shape} is too much; the model takes {', '.join(names)}."
+                f"--input-shape: {given_for}, but the model's inputs are {', '.join(names)}."
             )
         given[name] = shape
     missing = [n for n in names if n not in given]

@@ -319,9 +319,9 @@ def test_a_norm_without_statistics_keeps_its_block_from_being_fused(project):
         (["1,3"], 3, ["1,3", "--input-shape"]),
         (["3"], 3, ["--input-shape"]),
         (["1,4,9,7"], 3, ["1,4,9,7", "channels", "--input-shape"]),
-        (["1,3,9,7", "1,3,9,7"], 2, ["too much", "takes x"]),
-        (["y:1,3,9,7"], 2, ["y is too much", "takes x"]),
-        (["x:1,3,9,7", "y:1"], 2, ["y is too much"]),
+        (["1,3,9,7", "1,3,9,7"], 2, ["one too many", "the model's inputs are x"]),
+        (["y:1,3,9,7"], 2, ["given for y", "the model's inputs are x"]),
+        (["x:1,3,9,7", "y:1"], 2, ["given for y"]),
     ],
     ids=str,
 )
