@@ -6,9 +6,13 @@ layers; its kernel is read by the same impulses as the certificate's.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from acfuse.algebra import LinearConv
 from acfuse.findings import Block, Run
@@ -71,126 +75,93 @@ def _by_numbers(
 
 def _mistakes(module: nn.Module, block: Block) -> Iterator[tuple[str, Mistake]]:
     layers = [(n, module.get_submodule(n)) for n in block.layers]
-    norms = [n for n, m in layers if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [n for n, m in layers if isinstance(m, BatchNorm)]
     convolutions = [n for n, m in layers if hasattr(m, "kernel_size")]
     for eps in OTHER_EPS:
         if norms and any(module.get_submodule(n).eps != eps for n in norms):
-            yield f"BatchNorm eps {eps:g}", _with_eps(norms, eps)
+            yield f"BatchNorm eps {eps:g}", partial(_set_eps, norms, eps)
     for name in convolutions:
-        yield f"the arm of {name} is missing", _zeroed(name)
-        yield f"the bias of {name} is missing", _without(name, "bias")
-        yield f"the kernel of {name} is transposed", _turned(name, transpose=True)
-        yield f"the kernel of {name} is flipped", _turned(name, transpose=False)
+        yield f"the arm of {name} is missing", partial(_switch_off, name)
+        yield f"the bias of {name} is missing", partial(_zero, name, "bias")
+        yield f"the kernel of {name} is transposed", partial(_transpose, name)
+        yield f"the kernel of {name} is flipped", partial(_flip, name)
     for name in norms:
-        yield f"{name} is missing", _neutral(name)
-        yield f"the shift of {name} is missing", _without(name, "bias")
-        yield f"the mean of {name} is missing", _without(name, "running_mean")
-    for i, first in enumerate(norms):
-        for second in norms[i + 1 :]:
-            yield f"{first} and {second} are swapped", _swapped(first, second)
-    for i, first in enumerate(convolutions):
-        for second in convolutions[i + 1 :]:
-            one, two = module.get_submodule(first).weight, module.get_submodule(second).weight
-            if isinstance(one, Tensor) and isinstance(two, Tensor) and one.numel() == two.numel():
-                yield f"{first} and {second} are swapped", _swapped_kernels(first, second)
+        yield f"{name} is missing", partial(_neutralize, name)
+        yield f"the shift of {name} is missing", partial(_zero, name, "bias")
+        yield f"the mean of {name} is missing", partial(_zero, name, "running_mean")
+    for first, second in combinations(norms, 2):
+        yield f"{first} and {second} are swapped", partial(_swap, first, second)
+    for first, second in combinations(convolutions, 2):
+        one, two = module.get_submodule(first).weight, module.get_submodule(second).weight
+        if isinstance(one, Tensor) and isinstance(two, Tensor) and one.numel() == two.numel():
+            yield f"{first} and {second} are swapped", partial(_swap_kernels, first, second)
 
 
-def _with_eps(norms: list[str], eps: float) -> Mistake:
-    def make(module: nn.Module) -> None:
-        for name in norms:
-            module.get_submodule(name).eps = eps  # type: ignore[assignment]
-
-    return make
+def _set_eps(norms: list[str], eps: float, module: nn.Module) -> None:
+    for name in norms:
+        module.get_submodule(name).eps = eps  # type: ignore[assignment]
 
 
-def _zeroed(name: str) -> Mistake:
-    def make(module: nn.Module) -> None:
-        layer = module.get_submodule(name)
-        norm = _norm_behind(module, name)
-        for tensor in (layer.weight, layer.bias, *((norm.weight, norm.bias) if norm else ())):
-            if isinstance(tensor, Tensor):
-                tensor.data = torch.zeros_like(tensor)
-        if norm is not None and norm.weight is None:
-            raise ValueError("this arm cannot be switched off")
-
-    return make
+def _switch_off(name: str, module: nn.Module) -> None:
+    layer, norm = module.get_submodule(name), _norm_behind(module, name)
+    for tensor in (layer.weight, layer.bias, *((norm.weight, norm.bias) if norm else ())):
+        if isinstance(tensor, Tensor):
+            tensor.data = torch.zeros_like(tensor)
+    if norm is not None and norm.weight is None:
+        raise ValueError("this arm cannot be switched off")
 
 
 def _norm_behind(module: nn.Module, name: str) -> nn.Module | None:
     """The BatchNorm that goes with a convolution by name: ver_conv and ver_bn, a.conv and a.bn."""
-    for old, new in (("conv", "bn"), ("conv", "batch_norm"), ("conv", "norm")):
-        head, _, last = name.rpartition(".")
-        path = ".".join(filter(None, (head, last.replace(old, new))))
-        try:
-            found = module.get_submodule(path)
-        except AttributeError:
-            continue
-        if isinstance(found, nn.modules.batchnorm._BatchNorm):
+    head, _, last = name.rpartition(".")
+    for new in ("bn", "batch_norm", "norm"):
+        found = module
+        for part in filter(None, (*head.split("."), last.replace("conv", new))):
+            found = getattr(found, part, None)  # type: ignore[assignment]
+        if isinstance(found, BatchNorm):
             return found
     return None
 
 
-def _without(name: str, tensor: str) -> Mistake:
-    def make(module: nn.Module) -> None:
-        value = getattr(module.get_submodule(name), tensor)
-        value.data = torch.zeros_like(value)
-
-    return make
+def _zero(name: str, tensor: str, module: nn.Module) -> None:
+    value = getattr(module.get_submodule(name), tensor)
+    value.data = torch.zeros_like(value)
 
 
-def _turned(name: str, *, transpose: bool) -> Mistake:
-    def make(module: nn.Module) -> None:
-        weight = module.get_submodule(name).weight
-        if not isinstance(weight, Tensor):
-            raise TypeError(name)
-        if transpose:
-            layer = module.get_submodule(name)
-            weight.data = weight.transpose(-1, -2).contiguous()
-            for setting in ("kernel_size", "padding", "dilation"):
-                setattr(layer, setting, tuple(reversed(getattr(layer, setting))))
-        else:
-            weight.data = weight.flip(*range(2, weight.ndim))
-
-    return make
+def _transpose(name: str, module: nn.Module) -> None:
+    layer: Any = module.get_submodule(name)
+    layer.weight.data = layer.weight.transpose(-1, -2).contiguous()
+    for setting in ("kernel_size", "padding", "dilation"):
+        setattr(layer, setting, tuple(reversed(getattr(layer, setting))))
 
 
-def _neutral(name: str) -> Mistake:
-    def make(module: nn.Module) -> None:
-        norm = module.get_submodule(name)
-        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.weight is None:
-            raise TypeError(name)
-        norm.eps = 0.0
-        for tensor, value in (
-            (norm.weight, 1.0),
-            (norm.bias, 0.0),
-            (norm.running_mean, 0.0),
-            (norm.running_var, 1.0),
-        ):
-            if tensor is not None:
-                tensor.data = torch.full_like(tensor, value)
-
-    return make
+def _flip(name: str, module: nn.Module) -> None:
+    layer: Any = module.get_submodule(name)
+    layer.weight.data = layer.weight.flip(*range(2, layer.weight.ndim))
 
 
-def _swapped(first: str, second: str) -> Mistake:
-    def make(module: nn.Module) -> None:
-        one, two = module.get_submodule(first), module.get_submodule(second)
-        state = copy.deepcopy(one.state_dict())
-        one.load_state_dict(two.state_dict())
-        two.load_state_dict(state)
+def _neutralize(name: str, module: nn.Module) -> None:
+    norm: Any = module.get_submodule(name)
+    norm.eps = 0.0
+    norm.weight.data = torch.ones_like(norm.weight)
+    norm.running_var.data = torch.ones_like(norm.running_var)
+    for tensor in (norm.bias, norm.running_mean):
+        if tensor is not None:
+            tensor.data = torch.zeros_like(tensor)
 
-    return make
+
+def _swap(first: str, second: str, module: nn.Module) -> None:
+    one, two = module.get_submodule(first), module.get_submodule(second)
+    state = copy.deepcopy(one.state_dict())
+    one.load_state_dict(two.state_dict())
+    two.load_state_dict(state)
 
 
-def _swapped_kernels(first: str, second: str) -> Mistake:
-    def make(module: nn.Module) -> None:
-        one, two = module.get_submodule(first).weight, module.get_submodule(second).weight
-        if not isinstance(one, Tensor) or not isinstance(two, Tensor):
-            raise TypeError(first)
-        a, b = two.data.reshape(one.shape).clone(), one.data.reshape(two.shape).clone()
-        one.data, two.data = a, b
-
-    return make
+def _swap_kernels(first: str, second: str, module: nn.Module) -> None:
+    one: Any = module.get_submodule(first).weight
+    two: Any = module.get_submodule(second).weight
+    a, b = two.data.reshape(one.shape).clone(), one.data.reshape(two.shape).clone()
+    one.data, two.data = a, b
 
 
 def _near(exact: Tensor, stored: Tensor, dtype: torch.dtype) -> Tensor:
