@@ -24,7 +24,8 @@ settings.register_profile(  # make fuzz
 )
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("ACFUSE_TEST_THREADS", "1")))
+torch.backends.mkldnn.set_flags(_enabled=os.environ.get("ACFUSE_TEST_ONEDNN") != "0")
 
 
 @pytest.fixture(autouse=True)

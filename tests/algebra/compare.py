@@ -1,32 +1,32 @@
-"""Comparisons that assert: the largest error over the whole output, never a mean."""
+"""Two maps are the same: what one gives is what the other gives, over the whole output."""
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
+from tests.bounds import assert_within, differ, linear_bound
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """The largest difference, measured by the largest value of the two. NaN stays NaN."""
-    actual, expected = actual.detach().double(), expected.detach().double()
-    error = (actual - expected).abs().max()
-    scale = torch.maximum(actual.abs().max(), expected.abs().max())
-    return float(error / scale) if error != 0 else 0.0
+Map = Callable[[Tensor], Tensor]
 
 
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
-    """Both have the same shape, hold no NaN or Inf, and differ by rounding only."""
-    assert actual.shape == expected.shape, f"{tuple(actual.shape)} != {tuple(expected.shape)}"
-    assert actual.numel(), "nothing to compare"
-    error = relative_error(actual, expected)
-    assert error <= tolerance, f"differs by {error:.1e} of the largest value"
+def assert_same_map(made: Map, layers: Map, image: Tensor) -> None:
+    """What was made of some layers gives for this image what they give themselves."""
+    given, expected = made(image), layers(image)
+    assert given.shape == expected.shape
+    assert_within(given, expected, rounding_of(made, layers, image))
 
 
-def assert_same_map(
-    a: Callable[[Tensor], Tensor],
-    b: Callable[[Tensor], Tensor],
-    image: Tensor,
-    tolerance: float = 1e-10,
-) -> None:
-    """Both give the same for this image."""
-    assert_close(a(image), b(image), tolerance)
+def is_same_map(made: Map, layers: Map, image: Tensor) -> bool:
+    """Whether it does: the other half of `assert_same_map`."""
+    given, expected = made(image), layers(image)
+    alike = given.shape == expected.shape
+    return alike and not differ(given, expected, rounding_of(made, layers, image))
+
+
+def rounding_of(made: Map, layers: Map, image: Tensor) -> Tensor:
+    """How far rounding may take them apart.
+
+    The layers round twice: as they run, and in the numbers that were made of theirs, which are
+    sums of no more products than they compute themselves.
+    """
+    return linear_bound(made, image) + 2 * linear_bound(layers, image)

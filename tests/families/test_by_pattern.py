@@ -3,12 +3,12 @@
 import copy
 
 import pytest
-import torch
 
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from acfuse.rewrite import fused_copy
 from sample_models import samples
+from tests.graph.fusing import assert_same
 
 NOT_READ = {name: sample for name, sample in samples().items() if not sample.live}
 
@@ -21,11 +21,7 @@ def test_such_a_block_is_one_convolution(name):
     assert [str(b.pattern).partition("/")[0] for b in findings.found] == [sample.pattern]
     fused = fused_copy(model, findings.found)
     assert set(sample.deploy_keys) <= set(fused.state_dict())
-    for shape in sample.input_shapes:
-        image = torch.randn(*shape, dtype=torch.float64)
-        with torch.no_grad():
-            expected, given = model(image), fused(image)
-        assert float((given - expected).abs().max()) <= 1e-11 * float(expected.abs().max())
+    assert_same(model, fused, sample.input_shapes)
 
 
 @pytest.mark.parametrize("name", NOT_READ)
@@ -42,7 +38,4 @@ def test_one_that_computes_something_else_is_left(name):
     findings = find_in_module(model, PATTERNS)
     fused = fused_copy(model, findings.found)
     assert not any(b.layers and b.where == "body" and b.forward is None for b in findings.found)
-    image = torch.randn(*NOT_READ[name].input_shapes[0], dtype=torch.float64)
-    with torch.no_grad():
-        expected, given = model(image), fused(image)
-    assert float((given - expected).abs().max()) <= 1e-11 * float(expected.abs().max())
+    assert_same(model, fused, NOT_READ[name].input_shapes[:1])

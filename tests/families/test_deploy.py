@@ -15,8 +15,9 @@ from acfuse.patterns import PATTERNS
 from acfuse.patterns.registry import assumed
 from acfuse.rewrite import fused_copy
 from sample_models import samples
+from tests.bounds import differ, rounding
 from tests.families.deploy import FORMS, deployed
-from tests.graph.fusing import images
+from tests.graph.fusing import assert_same, images
 
 SAMPLES = samples()
 BARE = [pattern for pattern in PATTERNS if not pattern.alone or pattern.claim]
@@ -51,10 +52,7 @@ def test_fused_keys_load_into_the_authors_deploy_form(name, way):
         tensors = fused_copy(original, find_in_module(original, PATTERNS).found).state_dict()
     network = deployed(original, block.where, form)
     network.load_state_dict(tensors, strict=True)
-    for image in images(sample.input_shapes, torch.float32):
-        with torch.no_grad():
-            expected, given = original(image.clone()), network(image.clone())
-        assert float((given - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+    assert_same(original, network, sample.input_shapes, torch.float32)
 
 
 def test_a_stale_deploy_form_is_told_from_the_right_one():
@@ -67,7 +65,7 @@ def test_a_stale_deploy_form_is_told_from_the_right_one():
     (image,) = images(SAMPLES[name].input_shapes[:1], torch.float32)
     with torch.no_grad():
         expected, given = original(image), network(image)
-    assert float((given - expected).abs().max()) > 1e-5 * float(expected.abs().max())
+    assert differ(given, expected, rounding(original, image, dtype=torch.float32))
     with pytest.raises(RuntimeError, match="rbr_reparam"):
         network.load_state_dict(original.state_dict(), strict=True)
 

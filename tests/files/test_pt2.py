@@ -16,6 +16,7 @@ from acfuse.files.read import read_tensors
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from sample_models import samples
+from tests.bounds import rounding
 from tests.cli.command import refused, run, worked
 from tests.cli.nets import Net
 from tests.cli.project import CHECKPOINT, MODEL, snapshot, trained
@@ -26,7 +27,7 @@ import sys, torch
 sys.modules["acfuse"] = None  # whoever imports it now fails
 given, expected = torch.load("answers.pth", weights_only=True)
 model = torch.export.load(sys.argv[1]).module()
-print(float((model(given) - expected).abs().max() / expected.abs().max()))
+print(float((model(given) - expected).abs().max()))
 """
 
 
@@ -65,14 +66,16 @@ def nodes(content):
 
 
 def assert_loads_alone(name):
-    torch.save((image(3), trained(Net())(image(3)).detach()), "answers.pth")
+    model = trained(Net())
+    torch.save((image(3), model(image(3)).detach()), "answers.pth")
     done = subprocess.run(
         [sys.executable, "-c", LOAD_WITHOUT_ACFUSE, name],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert float(done.stdout) < 1e-5
+    (bound,) = rounding(model, image(3), dtype=torch.float32)
+    assert float(done.stdout) <= bound
 
 
 def test_a_pt2_file_beside_the_checkpoint(project):

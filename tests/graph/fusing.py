@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from acfuse.find import find_in_module
@@ -14,6 +15,7 @@ from acfuse.findings import Findings
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.rewrite import fused_copy
 from sample_models import awake
+from tests.bounds import assert_within, rounding
 from tests.proof.proving import certified
 
 SHAPES = ((1, 4, 13, 16), (3, 4, 12, 9), (2, 4, 7, 10))
@@ -80,35 +82,15 @@ def run_convolutions(model: nn.Module, image: Tensor) -> int:
     return counted.count
 
 
-def relative_error(given: Any, expected: Any) -> float:
-    """The largest difference over the whole of every output, measured by its largest value."""
-    if isinstance(expected, Tensor):
-        assert given.shape == expected.shape
-        assert given.dtype == expected.dtype
-        scale = float(expected.abs().max())
-        error = float((given - expected).abs().max())
-        return 0.0 if error == 0 else error / scale
-    if isinstance(expected, dict):
-        assert given.keys() == expected.keys()
-        return max(relative_error(given[k], expected[k]) for k in expected)
-    return max(relative_error(a, b) for a, b in zip(given, expected, strict=True))
+class _WithInput(nn.Module):
+    """What a model gives, and its input, which it may have overwritten."""
 
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
-@torch.no_grad()
-def rounding_bound(layer: nn.Module, image: Tensor) -> Tensor:
-    """What rounding may cost one convolution at most, for each number of its output, in float64.
-
-    A sum of n products in any order is off by at most n eps times the sum of their sizes (Higham,
-    Accuracy and Stability of Numerical Algorithms, 3.5); the weights, once rounded, are off by half
-    an eps each, and so is the result. Whatever kernels a processor takes, it stays below this.
-    """
-    exact = copy.deepcopy(layer).double()
-    for tensor in exact.parameters():
-        tensor.abs_()
-    terms = layer.weight[0].numel() + 1
-    eps = torch.finfo(layer.weight.dtype).eps
-    bound: Tensor = (terms + 2) * eps * exact(image.abs().double())
-    return bound
+    def forward(self, x: Tensor) -> tuple[Any, Tensor]:
+        return self.model(x), x
 
 
 @torch.no_grad()
@@ -116,17 +98,17 @@ def assert_same(
     original: nn.Module,
     fused: nn.Module,
     shapes: Sequence[tuple[int, ...]] = SHAPES,
-    *,
-    tolerance: float = 1e-11,
+    dtype: torch.dtype = torch.float64,
 ) -> None:
-    """Both give the same in float64, for images of these shapes, and overwrite the same of them."""
-    for image in images(shapes):
-        mine, theirs = image.clone(), image.clone()
-        expected = original(mine)
-        given = fused(theirs)
-        error = relative_error(given, expected)
-        assert error <= tolerance, f"differs by {error:.1e} for {tuple(image.shape)}"
-        assert relative_error(theirs, mine) <= tolerance, "the input is overwritten differently"
+    """Both give the same but for rounding, for images of these shapes, and overwrite them alike."""
+    for image in images(shapes, dtype):
+        bound = rounding(_WithInput(original), image, dtype=dtype)
+        expected, given = (_WithInput(model)(image.clone()) for model in (original, fused))
+        assert _pytree.tree_structure(given) == _pytree.tree_structure(expected)
+        for a, b in zip(_leaves(given), _leaves(expected), strict=True):
+            assert a.dtype == b.dtype
+            assert a.is_floating_point() or torch.equal(a, b)
+        assert_within(given, expected, bound)
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
@@ -169,7 +151,6 @@ def fused_and_checked(
     blocks: int = 1,
     convolutions: int | None = None,
     shapes: Sequence[tuple[int, ...]] = SHAPES,
-    tolerance: float = 1e-11,
     patterns: Sequence[Pattern] = PATTERNS,
     single: bool = True,
 ) -> nn.Module:
@@ -184,7 +165,7 @@ def fused_and_checked(
     before = state_of(model)
     fused = fused_copy(model, findings.found)
     assert_unchanged(model, before)
-    assert_same(model, fused, shapes, tolerance=tolerance)
+    assert_same(model, fused, shapes)
     for block in findings.found:
         assert certified(fused, block).fault == ""
     left = run_convolutions(fused, images(shapes)[0])
@@ -236,7 +217,4 @@ def assert_same_bits(
 
 
 def _leaves(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [leaf for part in (value.values() if isinstance(value, dict) else value)
-            for leaf in _leaves(part)]  # fmt: skip
+    return [leaf for leaf in _pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

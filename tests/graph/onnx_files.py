@@ -8,7 +8,7 @@ import onnx
 import onnx.version_converter
 import torch
 from onnx.reference import ReferenceEvaluator
-from torch import nn
+from torch import Tensor, nn
 
 from acfuse.graph.onnx_reference import REFERENCE_OPSET, ConvTranspose
 from acfuse.graph.onnx_values import opset_of
@@ -41,13 +41,13 @@ def exported(
     return onnx.load_from_string(buffer.getvalue())
 
 
-def answers(model: onnx.ModelProto, image: np.ndarray) -> list[np.ndarray]:
+def answers(model: onnx.ModelProto, image: Tensor) -> list[Tensor]:
     """The outputs in float64, node by node."""
     if opset_of(model) < REFERENCE_OPSET:  # older BatchNormalizations it takes to be in training
         model = onnx.version_converter.convert_version(model, REFERENCE_OPSET)
-    return ReferenceEvaluator(model, new_ops=[ConvTranspose]).run(
-        None, {model.graph.input[0].name: image}
-    )
+    evaluator = ReferenceEvaluator(model, new_ops=[ConvTranspose])
+    arrays = evaluator.run(None, {model.graph.input[0].name: image.numpy()})
+    return [torch.from_numpy(np.asarray(array)) for array in arrays]
 
 
 def convolutions(model: onnx.ModelProto) -> int:

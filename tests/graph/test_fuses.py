@@ -12,17 +12,17 @@ from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from acfuse.rewrite import fused_copy
 from sample_models import awake
+from tests.bounds import assert_within, linear_bound, rounding
 from tests.graph.fusing import (
     SHAPES,
     Net,
     assert_rounded_once,
-    assert_same,
+    assert_same_bits,
     conv,
     find,
     fused_and_checked,
     images,
     norm,
-    rounding_bound,
 )
 from tests.graph.nets import Block, Named, add, cases, two, weight
 from tests.proof.proving import certified
@@ -401,8 +401,7 @@ def test_a_fused_model_has_the_dtype_of_the_original(dtype):
     with torch.no_grad():
         for image in images(SHAPES, dtype):
             true = copy.deepcopy(model).double()(image.double())
-            difference = (fused(image).double() - true).abs()
-            assert bool((difference <= rounding_bound(fused.fused_conv, image)).all())
+            assert_within(fused(image), true, linear_bound(fused.fused_conv, image, dtype=dtype))
 
 
 @torch.no_grad()
@@ -416,7 +415,7 @@ def test_a_model_in_training_mode_is_read_as_in_eval_mode_by_the_package():
     assert model.training
     assert len(fused.found) == 1
     assert not fused.model.training
-    assert_same(expected, fused.model, tolerance=0.0)
+    assert_same_bits(expected, fused.model)
 
 
 def test_a_stretch_of_very_many_linear_steps_is_planned_in_parts():
@@ -437,7 +436,7 @@ def test_a_stretch_of_very_many_linear_steps_is_planned_in_parts():
     assert len(findings.blocks) == 1
     fused = fused_copy(model, findings.found)
     image = torch.randn(2, 3, 9, 6, dtype=torch.float64)
-    assert (fused(image) - model(image)).abs().max() < 1e-12
+    assert_within(fused(image), model(image), rounding(model, image))
 
 
 @pytest.mark.parametrize("one", [1, 1.0])

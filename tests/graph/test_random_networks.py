@@ -9,6 +9,7 @@ from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from acfuse.rewrite import fused_copy
 from sample_models import awake
+from tests.bounds import assert_within, rounding
 from tests.graph.fusing import images
 from tests.graph.programs import SIZES, Program, programs
 from tests.proof.proving import certified
@@ -21,11 +22,7 @@ def check(program: Program, *, prove: bool = True) -> str:
     findings = find_in_module(model, PATTERNS)
     fused = fused_copy(model, findings.found)
     for image in images(SIZES):
-        expected, given = model(image.clone()), fused(image.clone())
-        scale = max(1.0, *(float(e.abs().max()) for e in expected))
-        for a, b in zip(given, expected, strict=True):
-            assert a.shape == b.shape
-            assert float((a - b).abs().max()) <= 1e-10 * scale
+        assert_within(fused(image.clone()), model(image.clone()), rounding(model, image))
     if not findings.found:
         return "nothing fused"
     if prove:

@@ -5,7 +5,6 @@ Both of torch's exporters write the networks, in float64: a difference is then n
 
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, event, given, seed, settings
@@ -16,12 +15,12 @@ from acfuse.proof.certificate import certify
 from acfuse.rewrite import fused_copy
 from acfuse.sources.onnx import fuse_onnx
 from sample_models import awake
+from tests.bounds import assert_within, rounding
 from tests.graph.fusing import images
 from tests.graph.onnx_files import answers, convolutions, exported
 from tests.graph.programs import SIZES, Program, programs
 
 BORDERS = ("reflect", "circular", "replicate")
-NOISE = 1e-10  # float64, of the largest output
 
 
 @torch.no_grad()
@@ -35,11 +34,8 @@ def check(program: Program, *, dynamo: bool = False, opset: int = 17, folds: boo
     assert names[0] == names[1]
     # The batch, too, is of a size that is not the exported one, where it is free.
     for image in images(SIZES if not dynamo else (SIZES[0], (2, 4, 18, 25))):
-        expected, given = (answers(m, image.numpy()) for m in (original, fused.model))
-        scale = max(1.0, *(float(np.abs(e).max()) for e in expected))
-        for a, b in zip(given, expected, strict=True):
-            assert a.shape == b.shape
-            assert float(np.abs(a - b).max()) <= NOISE * scale
+        expected, given = (answers(m, image) for m in (original, fused.model))
+        assert_within(given, expected, rounding(model, image))
     for block in fused.found:
         values = [s.value.kernel.abs().max() for s in block.terms if s.value is not None]
         if min(values) > 1e-9:  # of arms that cancel altogether nothing but rounding is left

@@ -13,9 +13,11 @@ from acfuse.patterns import PATTERNS
 from acfuse.rewrite import fused_copy
 from acfuse.sources.onnx import fuse_onnx
 from sample_models import awake, samples
+from tests.bounds import assert_within, rounding
 from tests.graph.fusing import (
     SHAPES,
     Net,
+    assert_same,
     assert_same_bits,
     assert_unchanged,
     conv,
@@ -232,7 +234,7 @@ def test_a_block_with_a_pattern_s_names_must_compute_what_the_pattern_says():
     findings = find(model)
     fused = fused_copy(model, findings.found)
     for image in images(SHAPES):
-        assert torch.allclose(fused(image), model(image), rtol=1e-10, atol=1e-10)
+        assert_within(fused(image), model(image), rounding(model, image))
 
 
 FACTORS = {
@@ -558,11 +560,7 @@ def test_a_lone_norm_is_a_fold_and_no_block(net):
     assert folds.blocks == ()
     assert folds.found
     fused = fused_copy(model, folds.found)
-    with torch.no_grad():
-        for image in images(SHAPES):
-            expected = model(image.clone())
-            error = float((fused(image.clone()) - expected).abs().max())
-            assert error <= 1e-11 * float(expected.abs().max())
+    assert_same(model, fused)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
     image = images(SHAPES)[0]
     assert run_convolutions(fused, image) == run_convolutions(model, image)
