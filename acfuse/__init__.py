@@ -7,20 +7,34 @@
     conversion = acfuse.convert("model.pth", model="nets.py:Net", input_shape=(1, 3, 224, 224))
     network = acfuse.load_fused(Net(), "model.fused.pth")
 
+What a user can mend is an `acfuse.AcfuseError`: one line, and an exit code of `acfuse.Exit`.
+
 Nothing heavy is imported before it is used.
 """
 
 from typing import TYPE_CHECKING
 
+from acfuse.errors import AcfuseError, Exit
+
+__version__ = "0.1.0"
+__all__ = [
+    "AcfuseError",
+    "Exit",
+    "convert",
+    "fuse",
+    "fuse_onnx",
+    "fuse_tensors",
+    "load_fused",
+    "verify",
+]
+
 if TYPE_CHECKING:
     from acfuse.api import convert, fuse, fuse_onnx, fuse_tensors, load_fused, verify
+else:
 
-__all__ = ["convert", "fuse", "fuse_onnx", "fuse_tensors", "load_fused", "verify"]
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from acfuse import api
 
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from acfuse import api
-
-    return globals().setdefault(name, getattr(api, name))
+        return globals().setdefault(name, getattr(api, name))

@@ -8,13 +8,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from acfuse import __version__
 from acfuse.errors import AcfuseError, Exit, UsageError
 from acfuse.system.escape import safe
 from acfuse.system.limits import LIMITS, Limits
@@ -172,7 +172,7 @@ def _options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("acfuse"), "-V", "--version", prog_name="acfuse")
+@click.version_option(__version__, "-V", "--version", prog_name="acfuse")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Turn a trained multi-branch network into the plain, fast one that it computes.

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
+from acfuse import __version__
 from acfuse.findings import Block, Findings, Suspect
 from acfuse.patterns import Pattern
 from acfuse.patterns.trial import Trial
 from acfuse.pipeline.job import Conversion
-from acfuse.pipeline.manifest import VERSION, describe
+from acfuse.pipeline.manifest import describe
 from acfuse.proof import Check
 from acfuse.system.atomic_write import written_to
 from acfuse.system.escape import as_json, columns, safe
@@ -27,7 +28,7 @@ def print_conversion(conversion: Conversion, *, quiet: bool = False) -> None:
     if quiet:
         return
     job = conversion.job
-    _echo(f"acfuse {VERSION}  {safe(job.source.name)}")
+    _echo(f"acfuse {__version__}  {safe(job.source.name)}")
     _echo("", *_blocks(conversion), "", *_summary(conversion), *_refused(conversion.findings))
     for note in (*conversion.notes, *conversion.proofs.notes):
         _echo(f"note    {safe(note)}")
@@ -36,7 +37,7 @@ def print_conversion(conversion: Conversion, *, quiet: bool = False) -> None:
 def print_findings(seen: Conversion) -> None:
     """What would be fused, and what not, and why."""
     findings = seen.findings
-    _echo(f"acfuse {VERSION}  {safe(seen.job.source.name)}")
+    _echo(f"acfuse {__version__}  {safe(seen.job.source.name)}")
     _echo()
     rows = [
         (
@@ -150,7 +151,7 @@ def describe_findings(seen: Conversion) -> dict[str, Any]:
     findings = seen.findings
     before, after = map(asdict, seen.sizes)
     return {
-        "acfuse": VERSION,
+        "acfuse": __version__,
         "source": seen.job.source.name,
         "sizes": {"before": before, "after": after},
         "found": [

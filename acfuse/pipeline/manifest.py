@@ -1,6 +1,5 @@
 """The manifest: the record that a conversion leaves, and a job read from it again."""
 
-import importlib.metadata
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -9,6 +8,7 @@ from typing import Any
 
 import torch
 
+from acfuse import __version__
 from acfuse.errors import InputError, UsageError
 from acfuse.findings import Block
 from acfuse.patterns import known_patterns
@@ -20,14 +20,13 @@ from acfuse.system.escape import as_json, one_line
 from acfuse.system.limits import LIMITS, Limits, parsed_json
 from acfuse.targets.onnx_export import DEFAULT_OPSET
 
-VERSION = importlib.metadata.version("acfuse")
 SCHEMA_VERSION = 1
 
 
 def provenance(job: Job) -> dict[str, str]:
     """Where a file comes from, without a path of this machine."""
     return {
-        "acfuse.version": VERSION,
+        "acfuse.version": __version__,
         "acfuse.source": job.source.name,
         "acfuse.source.sha256": job.sha256 or sha256_of(job.source),
     }
@@ -52,7 +51,7 @@ def describe(
     outputs = [record(path, data) for path, data in (written or {}).items()]
     return {
         "schema_version": SCHEMA_VERSION,
-        "acfuse": VERSION,
+        "acfuse": __version__,
         "torch": torch.__version__,
         "source": {"file": _relative(job.source, folder),
                    "sha256": conversion.digests[job.source]},

@@ -1,0 +1,1 @@
+"""The repository itself: its imports, its pages, and how its tests are written."""
