@@ -5,6 +5,7 @@ layers; its kernel is read by the same impulses as the certificate's.
 """
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -21,6 +22,7 @@ from acfuse.proof.certificate import (
 )
 
 Mistake = Callable[[nn.Module], None]
+NO_EPS = sys.float_info.min  # changes no variance in float64, and torch 2.10 runs none with 0
 OTHER_EPS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
@@ -97,7 +99,7 @@ def _mistakes(module: nn.Module, found: Block) -> Iterator[tuple[str, Mistake]]:
 def _with_eps(norms: list[str], eps: float) -> Mistake:
     def make(module: nn.Module) -> None:
         for name in norms:
-            module.get_submodule(name).eps = eps  # type: ignore[assignment]
+            module.get_submodule(name).eps = eps or NO_EPS  # type: ignore[assignment]
 
     return make
 
@@ -158,7 +160,7 @@ def _neutral(name: str) -> Mistake:
         norm = module.get_submodule(name)
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.weight is None:
             raise TypeError(name)
-        norm.eps = 0.0
+        norm.eps = NO_EPS
         for tensor, value in (
             (norm.weight, 1.0),
             (norm.bias, 0.0),
