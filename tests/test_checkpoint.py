@@ -661,7 +661,7 @@ def test_load_gives_a_live_model_or_bare_tensors(project):
     [
         (InputError, {"source": Path("nothing.pth")}),
         (UsageError, {"source": Path("model.pth"), "model": "nets.py:Nothing"}),
-        (UsageError, {"source": Path("model.pth"), "how": ReadOptions(key="nothing")}),
+        (UsageError, {"source": Path("model.pth"), "options": ReadOptions(key="nothing")}),
     ],
 )
 def test_load_raises_what_a_caller_can_catch(project, error, arguments):

@@ -5,42 +5,15 @@ Loading runs nothing that a file says. `detect` tells what a file is; `torch_loa
 read, `user_code` builds the network that they go into, `write` brings them back into their form.
 """
 
-from acfuse.files.detect import recognise
-from acfuse.files.opened_file import Opened, opened
+from acfuse.files.opened_file import opened
 from acfuse.files.read import load, read_tensors
-from acfuse.files.records import (
-    DEFAULTS,
-    BareTensors,
-    Checkpoint,
-    Container,
-    LiveModel,
-    ReadOptions,
-)
+from acfuse.files.records import BareTensors, Checkpoint, Container, LiveModel, ReadOptions
 from acfuse.files.tensor_check import USUAL_EPS, Norm, check_numbers, norms_of
-from acfuse.files.user_code import build_model, fit_prefix, load_into, resolve
-from acfuse.files.write import Write, to_bytes, writer
+from acfuse.files.user_code import build_model, fit_prefix, load_into
+from acfuse.files.write import writer
 
 __all__ = [
-    "DEFAULTS",
-    "USUAL_EPS",
-    "BareTensors",
-    "Checkpoint",
-    "Container",
-    "LiveModel",
-    "Norm",
-    "Opened",
-    "ReadOptions",
-    "Write",
-    "build_model",
-    "check_numbers",
-    "fit_prefix",
-    "load",
-    "load_into",
-    "norms_of",
-    "opened",
-    "read_tensors",
-    "recognise",
-    "resolve",
-    "to_bytes",
-    "writer",
-]
+    "USUAL_EPS", "BareTensors", "Checkpoint", "Container", "LiveModel", "Norm", "ReadOptions",
+    "build_model", "check_numbers", "fit_prefix", "load", "load_into", "norms_of", "opened",
+    "read_tensors", "writer",
+]  # fmt: skip

@@ -122,7 +122,7 @@ def conversion_of_onnx(
 
 def load_job(job: Job) -> Checkpoint:
     """The checkpoint of a job, every number in it finite unless others are allowed."""
-    checkpoint = load(job.source, model=job.model, model_args=job.model_args, how=job.reading)
+    checkpoint = load(job.source, model=job.model, model_args=job.model_args, options=job.reading)
     model = checkpoint.model if isinstance(checkpoint, LiveModel) else None
     norms = norms_of(checkpoint.tensors, model, job.bn_eps)
     odd = check_numbers(
@@ -153,7 +153,7 @@ def _refuse(job: Job, needless: Sequence[str], why: str) -> None:
     for name in needless:
         if job.asks_for[name]:
             flag = "--" + name.replace("_", "-")
-            raise UsageError(f"{job.source.name}: {flag} has no effect here: {why}. Leave it away.")
+            raise UsageError(f"{job.source.name}: {flag} has no effect here: {why}. Remove it.")
 
 
 def look(job: Job) -> Conversion:

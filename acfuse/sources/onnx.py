@@ -104,7 +104,7 @@ def _check_numbers(stored: onnx.TensorProto) -> Any:
     try:
         return numpy_helper.to_array(stored)
     except Exception as error:
-        why = f"{stored.name} has not the numbers that its shape needs"
+        why = f"{stored.name} has fewer or more values than its shape requires"
         raise InputError(f"the model is not valid ONNX: {why}.") from error
 
 

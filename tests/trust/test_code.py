@@ -189,14 +189,14 @@ HOW = ReadOptions(allow_classes=("own_net:Net",))
 
 
 def test_a_pickled_module_with_usual_names_is_read(own):
-    checkpoint = load(pickled(own, "b 2/c'"), how=HOW)
+    checkpoint = load(pickled(own, "b 2/c'"), options=HOW)
     assert len(find_in_module(checkpoint.model, PATTERNS).found) == 1
 
 
 @pytest.mark.parametrize("name", [CHILD, 'a"', "\\", "a\\"])
 def test_a_pickled_module_whose_names_would_be_code(own, name):
     with pytest.raises(UnsafeError, match="is no name of a layer"):
-        load(pickled(own, name), how=HOW)
+        load(pickled(own, name), options=HOW)
     assert not (own / CANARY).exists()
 
 
@@ -206,12 +206,12 @@ def test_a_shared_module_by_another_name(own):
     net._modules[CHILD] = net._modules["b"]
     torch.save(net, path)
     with pytest.raises(UnsafeError, match="is no name of a layer"):
-        load(path, how=HOW)
+        load(path, options=HOW)
 
 
 def test_those_names_would_be_code_as_well(own, monkeypatch):
     monkeypatch.setattr(read, "check_names", lambda names, source: None)
-    checkpoint = load(pickled(own, CHILD), how=HOW)
+    checkpoint = load(pickled(own, CHILD), options=HOW)
     traced = torch.fx.symbolic_trace(checkpoint.model)
     with pytest.raises(TypeError):  # a tuple, made of what was called
         traced(IMAGE)
