@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := $(VENV)/.packages
+FLOORS := .venv-floors
 
-.PHONY: help demo test trust fuzz check fix samples clean
+.PHONY: help demo test floors trust fuzz check fix samples clean
 
 help:
 	@echo "make demo     fuse the trained sample and show the result"
 	@echo "make test     run the tests"
+	@echo "make floors   run the tests with the lowest versions that pyproject.toml allows, in $(FLOORS)"
 	@echo "make trust    measure every promise of SECURITY.md (up to 30 minutes)"
 	@echo "make fuzz     draw files that are nearly right by the ten thousand (about ten minutes)"
 	@echo "make check    lint, types and import contracts"
@@ -33,6 +35,20 @@ demo: $(READY)
 test: $(READY) $(PACKAGES)
 	$(BIN)/python -m pytest --numprocesses 2
 
+# Wheels of the lowest numpy exist up to Python 3.12. Of an old torch, often only a CUDA build is to
+# be had: several gigabytes.
+$(FLOORS)/.ready: pyproject.toml constraints.txt .ci/floors.py
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --quiet --constraint constraints.txt \
+		pytest pytest-xdist hypothesis
+	$(FLOORS)/bin/python .ci/floors.py > $(FLOORS)/constraints.txt
+	$(FLOORS)/bin/python -m pip install --quiet --constraint $(FLOORS)/constraints.txt \
+		--editable '.[hdf5,samples]'
+	touch $@
+
+floors: $(FLOORS)/.ready
+	$(FLOORS)/bin/python -m pytest --numprocesses 2
+
 trust: $(READY)
 	$(BIN)/python -m tests.trust
 
@@ -55,4 +71,4 @@ samples: $(READY)
 	$(BIN)/python sample_models/train.py
 
 clean:
-	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,28 +8,31 @@ from acfuse.errors import AcfuseError, InputError, UnsafeError
 from acfuse.files.onnx_cost import all_graphs, check_bytes, check_functions
 from acfuse.files.opened_file import opened
 from acfuse.files.records import DEFAULTS, ReadOptions
+from acfuse.system.escape import one_line
 from acfuse.system.limits import Limits
 
 LARGEST_PROTOBUF = 2**31 - 1  # bytes
 
 
-def read_onnx(path: Path, how: ReadOptions = DEFAULTS) -> tuple[onnx.ModelProto, dict[Path, str]]:
+def read_onnx(
+    path: Path, options: ReadOptions = DEFAULTS
+) -> tuple[onnx.ModelProto, dict[Path, str]]:
     """An ONNX file with its tensors, and the SHA-256 of each file that was read.
 
     Raises InputError for a file that cannot be used.
     """
     try:
-        with opened(path, how.limits, how.sha256) as file, file.open() as raw:
+        with opened(path, options.limits, options.sha256) as file, file.open() as raw:
             data = raw.read(LARGEST_PROTOBUF + 1)  # of more, the library says that it is none
-        check_bytes(data, path.name, how.limits)
+        check_bytes(data, path.name, options.limits)
         model = onnx.load_model_from_string(data)
-        check_functions(model, path.name, how.limits)
-        digests = {path: file.sha256, **_load_external(model, path, how.limits)}
+        check_functions(model, path.name, options.limits)
+        digests = {path: file.sha256, **_load_external(model, path, options.limits)}
     except AcfuseError:
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:200].rstrip(".")
-        raise InputError(f"{path.name} is no ONNX file that can be read: {text}.") from error
+        why = one_line(error, 200)
+        raise InputError(f"{path.name} is no ONNX file that can be read: {why}.") from error
     if not model.graph.node:
         raise InputError(f"{path.name} holds no graph: it is empty, or no ONNX file.")
     return model, digests

@@ -1,6 +1,5 @@
-"""A file to its tensors, and to a model where it holds one. Nothing is run, or chosen silently."""
+"""A file to a live model or bare tensors. Nothing is chosen silently, and nothing is run."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,27 +24,37 @@ from acfuse.files.torch_load import read_torch
 Read = tuple[Container, dict[str, Tensor]]
 
 
-def read_tensors(source: Path, how: ReadOptions = DEFAULTS) -> Read:
-    """The tensors of a file (or of all that an index names), and the wrapper around them."""
-    with opened(source, how.limits, how.sha256) as file:
-        kind = recognise(file, how.limits)
-        if kind == "index":
-            container, tensors = _read_shards(source, file, how)
+def read_tensors(source: Path, options: ReadOptions = DEFAULTS) -> Read:
+    """The tensors of a file (or of all that an index names), and the container around them."""
+    with opened(source, options.limits, options.sha256) as file:
+        kind = recognise(file, options.limits)
+        if options.key is not None and kind != "torch":
+            raise UsageError(f"{source.name} holds tensors and no entries: remove --key.")
+        if kind == "torch":
+            container, tensors = _read_torch(file, options)
+        elif kind == "index":
+            container, tensors = _read_shards(source, file, options)
+        elif kind == "exported":
+            program, notes = read_exported(file, options.limits)
+            container, tensors = Container(kind, program, notes=notes), dict(program.state_dict())
+            check_stored(tensors.values(), source.name, file.size)
         else:
-            container, tensors = READERS[kind](file, how)
-    how.limits.check("tensors", len(tensors), source.name)
+            read = read_safetensors if kind == "safetensors" else read_hdf5
+            metadata, tensors = read(file, options.limits)
+            container = Container(kind, metadata=metadata)
+    options.limits.check("tensors", len(tensors), source.name)
     check_dense(tensors, source.name)
     return replace(container, digests={source: file.sha256, **container.digests}), tensors
 
 
-def _read_torch(source: Opened, how: ReadOptions) -> Read:
-    whole, notes = read_torch(source, how.allow_classes, how.limits)
-    values = values_of(whole, source.name, how.limits)
+def _read_torch(source: Opened, options: ReadOptions) -> Read:
+    whole, notes = read_torch(source, options.allow_classes, options.limits)
+    values = values_of(whole, source.name, options.limits)
     held = [v for v in values if isinstance(v, Tensor)]
     held += [t for v in values if isinstance(v, nn.Module) for t in (*v.parameters(), *v.buffers())]
     check_stored(held, source.name, source.size)
     path, found = (
-        ((), whole) if isinstance(whole, nn.Module) else entry(whole, how.key, source.name)
+        ((), whole) if isinstance(whole, nn.Module) else entry(whole, options.key, source.name)
     )
     if isinstance(found, nn.Module):
         for module in found.modules():  # each by its own names: paths may be without end
@@ -56,50 +65,18 @@ def _read_torch(source: Opened, how: ReadOptions) -> Read:
     return Container("state_dict", whole, path, notes=notes), tensors
 
 
-def _read_safetensors(source: Opened, how: ReadOptions) -> Read:
-    _no_key(source, how)
-    metadata, tensors = read_safetensors(source, how.limits)
-    return Container("safetensors", metadata=metadata), tensors
-
-
-def _read_hdf5(source: Opened, how: ReadOptions) -> Read:
-    _no_key(source, how)
-    metadata, tensors = read_hdf5(source, how.limits)
-    return Container("hdf5", metadata=metadata), tensors
-
-
-def _read_exported(source: Opened, how: ReadOptions) -> Read:
-    _no_key(source, how)
-    program, notes = read_exported(source, how.limits)
-    check_stored(program.state_dict().values(), source.name, source.size)
-    return Container("exported", program, notes=notes), dict(program.state_dict())
-
-
-def _no_key(source: Opened, how: ReadOptions) -> None:
-    if how.key is not None:
-        raise UsageError(f"{source.name} holds tensors and no entries: leave --key away.")
-
-
-READERS: dict[str, Callable[[Opened, ReadOptions], Read]] = {
-    "torch": _read_torch,
-    "safetensors": _read_safetensors,
-    "hdf5": _read_hdf5,
-    "exported": _read_exported,
-}
-
-
-def _read_shards(source: Path, file: Opened, how: ReadOptions) -> Read:
+def _read_shards(source: Path, file: Opened, options: ReadOptions) -> Read:
     """All shards of an index as one checkpoint, in the order of the index."""
-    if how.sha256 is not None:
+    if options.sha256 is not None:
         raise UsageError(f"{source.name} names several files, and --sha256 is of one. Remove it.")
-    index = read_index(file, how.limits)
+    index = read_index(file, options.limits)
     digests: dict[Path, str] = {}
     tensors: dict[str, Tensor] = {}
     notes: tuple[str, ...] = ()
     container = Container("state_dict", whole={})
     shards = {name: shard_of(source, name) for name in index.values()}
     for name, shard in shards.items():
-        container, found = read_tensors(shard, ReadOptions(limits=how.limits))
+        container, found = read_tensors(shard, ReadOptions(limits=options.limits))
         digests.update(container.digests)
         notes += container.notes
         named = {k for k, file in index.items() if file == name}

@@ -23,22 +23,12 @@ LARGEST_HEADER = 2**25  # bytes
 MOST_AXES = 64  # of a tensor in torch
 
 NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
     torch.bool: "BOOL",
-}
+}  # fmt: skip
 SIZES = {name: dtype.itemsize for dtype, name in NAMES.items()}  # bytes
 
 
@@ -52,9 +42,8 @@ def read_safetensors(
     with source.open() as raw:
         length = int.from_bytes(raw.read(8), "little")
         if length > LARGEST_HEADER:
-            raise UnsafeError(
-                f"{source.name} has a header of {length:,} bytes: none needs so many."
-            )
+            text = f"{source.name} has a header of {length:,} bytes: none needs so many."
+            raise UnsafeError(text)
         header = _parsed(raw.read(length), source.name, limits)
     limits.check("tensors", len(header), source.name)
     names = [name for name in header if name != "__metadata__"]
@@ -101,8 +90,10 @@ def _place(entry: Any, name: str, source: str) -> tuple[int, int]:
     if not isinstance(kind, str) or kind not in SIZES:
         kinds = ", ".join(SIZES)
         raise _damaged(source, f"{name} is of {str(kind)[:40]!r}; expected one of {kinds}")
-    if span[0] + math.prod(shape) * SIZES[kind] != span[1]:
-        raise _damaged(source, f"{name!r} has not as many bytes as its shape needs")
+    size = math.prod(shape) * SIZES[kind]
+    if span[0] + size != span[1]:
+        than = "fewer" if span[0] + size > span[1] else "more"
+        raise _damaged(source, f"{name!r} has {than} values than its shape requires")
     return span[0], span[1]
 
 

@@ -1,6 +1,5 @@
 """A fused checkpoint back into the form that the original came in, written as a stream."""
 
-import io
 from collections.abc import Callable, Mapping
 from typing import IO, Any
 
@@ -54,10 +53,3 @@ class _PagingOut:
     def flush(self) -> None:
         """Passes on what is still waiting."""
         self.file.flush()
-
-
-def to_bytes(container: Container, fused: Mapping[str, Tensor] | nn.Module) -> bytes:
-    """A fused checkpoint as the bytes of a file, in the form that the original came in."""
-    buffer = io.BytesIO()
-    writer(container, fused)(buffer)
-    return buffer.getvalue()

@@ -5,6 +5,7 @@ layers; its kernel is read by the same impulses as the certificate's.
 """
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
@@ -19,6 +20,7 @@ from acfuse.findings import Block, Run
 from acfuse.proof.certificate import ULP_LIMIT, read_out, unit_in_last_place
 
 Mistake = Callable[[nn.Module], None]
+NO_EPS = sys.float_info.min  # changes no variance in float64, and torch 2.10 runs none with 0
 OTHER_EPS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
@@ -99,7 +101,7 @@ def _mistakes(module: nn.Module, block: Block) -> Iterator[tuple[str, Mistake]]:
 
 def _set_eps(norms: list[str], eps: float, module: nn.Module) -> None:
     for name in norms:
-        module.get_submodule(name).eps = eps  # type: ignore[assignment]
+        module.get_submodule(name).eps = eps or NO_EPS  # type: ignore[assignment]
 
 
 def _switch_off(name: str, module: nn.Module) -> None:
@@ -142,7 +144,7 @@ def _flip(name: str, module: nn.Module) -> None:
 
 def _neutralize(name: str, module: nn.Module) -> None:
     norm: Any = module.get_submodule(name)
-    norm.eps = 0.0
+    norm.eps = NO_EPS
     norm.weight.data = torch.ones_like(norm.weight)
     norm.running_var.data = torch.ones_like(norm.running_var)
     for tensor in (norm.bias, norm.running_mean):

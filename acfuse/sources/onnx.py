@@ -184,7 +184,7 @@ def _array(stored: onnx.TensorProto) -> Any:
     try:
         return numpy_helper.to_array(stored)
     except Exception as error:
-        why = f"{stored.name} has fewer (or more) values than its shape requires"
+        why = f"{stored.name} has fewer or more values than its shape requires"
         raise InputError(f"the model is not valid ONNX: {why}.") from error
 
 
