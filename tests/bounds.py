@@ -56,7 +56,7 @@ def linear_bound(
 
 @torch.no_grad()
 def rounding(
-    run: Callable[..., Any], *inputs: Tensor, dtype: torch.dtype = torch.float64
+    run: Callable[..., Any], *inputs: Tensor, dtype: torch.dtype = torch.float64, longest: int = 1
 ) -> list[float]:
     """How far apart two computations of a network may lie in a dtype, for each of its outputs.
 
@@ -64,15 +64,18 @@ def rounding(
     independently of each other, so their difference deviates sqrt(2) times as much.
     """
     u = torch.finfo(dtype).eps / 2
-    return [math.sqrt(2) * LAMBDA * u * each for each in condition(run, *inputs)]
+    units = condition(run, *inputs, longest=longest)
+    return [math.sqrt(2) * LAMBDA * u * each for each in units]
 
 
 @torch.no_grad()
-def condition(run: Callable[..., Any], *inputs: Tensor) -> list[float]:
+def condition(run: Callable[..., Any], *inputs: Tensor, longest: int = 1) -> list[float]:
     """How far each output deviates, in units u, if every sum is computed with such errors.
 
     Every number that is read is moved by up to one unit at random. This is the standard deviation
     of the number of an output that moves most, times sqrt(n) for the n terms of the longest sum.
+    Of what torch does not run itself, only the inputs are seen: its weights have to be among them,
+    and the length of its longest sum has to be given.
     """
     exact, images = in_float64(run, inputs)
 
@@ -81,10 +84,10 @@ def condition(run: Callable[..., Any], *inputs: Tensor) -> list[float]:
 
     true = tensors_of(fresh()(*(x.clone() for x in images)))
     squares = [torch.zeros_like(x) for x in true]
-    longest = 1
     for draw in range(DRAWS):
-        again, copies = fresh(), [x.clone() for x in images]
-        with _Moved(draw) as mode:
+        again, mode = fresh(), _Moved(draw)
+        copies = [mode.moved(x) for x in images]
+        with mode:
             near = tensors_of(again(*copies))
         longest = max(longest, mode.longest)
         for total, a, b in zip(squares, near, true, strict=True):

@@ -10,44 +10,58 @@ from contextlib import contextmanager
 
 import pytest
 
-from acfuse.system.signals import Terminated
+from acfuse.system.signals import GRACE_SECONDS, Terminated
 from tests.cli.command import run
 from tests.cli.project import snapshot
+from tests.waiting import HANG
 
-# A run that stops in the middle of writing, where it says so.
+# A run that stops in the middle of writing, where it says so, until it is ended. Signals have the
+# meaning that they have in a terminal: started in the background, a shell takes Ctrl-C away.
 STUCK = """
-import hashlib, os, sys, time
+import hashlib, os, signal, sys, time
 from acfuse import cli
+from acfuse.system import signals
 
 def stuck(number):
     open("../writing", "w").close()
-    time.sleep(60)
+{body}
 
 os.fsync = stuck
+signals.GRACE_SECONDS = {grace}
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv = ["acfuse", "convert", "model.pth", "--no-onnx", "--force"]
 cli.main()
 """
 
 
 @contextmanager
-def stuck(folder, body="time.sleep(60)"):
-    """A process that does `body` in the middle of writing; ended, if it is not, afterwards."""
+def stuck(folder, body=f"time.sleep({HANG})", grace=HANG):
+    """A process that does `body` in the middle of writing; ended, if it is not, afterwards.
+
+    It is left alone for `grace` seconds after a signal, before it is ended for not reacting.
+    """
     lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
+    code = STUCK.format(body=lines, grace=grace)
     process = subprocess.Popen(
-        [sys.executable, "-c", STUCK.replace("    time.sleep(60)", lines)],
+        [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
     )
     try:
-        while not (folder.parent / "writing").exists():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
+        wait_for(folder.parent / "writing", process)
         yield process
     finally:
         process.kill()
-        process.wait()
+        process.communicate()  # closes its pipes, too
+
+
+def wait_for(path, process):
+    """Waits until a process has made a file. It must still be running then."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -56,7 +70,7 @@ def test_a_signal_in_the_middle_of_writing_leaves_nothing_behind(fused, number, 
     with stuck(fused) as process:
         assert [p.name for p in fused.iterdir() if p.name.endswith(".partial")]
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=HANG)
     assert process.returncode == code
     assert errors.split() == ["interrupted" if number == signal.SIGINT else "terminated"]
     assert snapshot(fused) == before
@@ -107,9 +121,9 @@ DEAF = {
     "swallows": """
 while True:
     try:
-        time.sleep(60)
+        time.sleep(1)
     except BaseException:
-        pass
+        open("../heard", "w").close()
 """,
 }
 
@@ -118,18 +132,19 @@ while True:
 @pytest.mark.parametrize("kind", DEAF)
 def test_a_run_that_does_not_hear_is_ended_and_cleaned_up(fused, kind, number, code):
     before = snapshot(fused)
-    with stuck(fused, DEAF[kind]) as process:
+    with stuck(fused, DEAF[kind], grace=GRACE_SECONDS) as process:
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=HANG)
     assert process.returncode == code
     assert errors.split() == ["interrupted" if number == signal.SIGINT else "terminated"]
     assert snapshot(fused) == before
 
 
 def test_a_second_signal_ends_a_run_at_once(fused):
-    with stuck(fused, DEAF["swallows"]) as process:
+    """Nothing else could end it: it does not react, and is left alone for longer than we wait."""
+    with stuck(fused, DEAF["swallows"], grace=2 * HANG) as process:
         process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
+        wait_for(fused.parent / "heard", process)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=HANG)
     assert process.returncode == 130  # it was the first one that ended it

@@ -20,6 +20,7 @@ from acfuse.files.read import read_tensors
 from tests.cli.command import refused, run, worked
 from tests.cli.nets import Net, TwoInputs
 from tests.cli.project import CHECKPOINT, MODEL, make_project, snapshot, state, trained
+from tests.waiting import HANG
 
 NOT_A_CHECKPOINT = 3
 OUTPUTS = ("model.fused.pth", "model.fused.onnx", "model.fused.acfuse.json")
@@ -124,7 +125,7 @@ def test_a_pipe_does_not_keep_us_waiting(project):
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
-    thread.join(timeout=0.5)
+    thread.join(timeout=HANG)
     waiting = thread.is_alive()
     if waiting:
         os.close(os.open("pipe.pth", os.O_WRONLY))  # lets it go

@@ -11,7 +11,7 @@ from acfuse.rewrite import fused_copy
 from sample_models import awake
 from tests.bounds import assert_within, rounding
 from tests.graph.fusing import images
-from tests.graph.programs import SIZES, Program, programs
+from tests.graph.programs import CANCELLED, SIZES, Program, programs
 from tests.proof.proving import certified
 
 
@@ -27,9 +27,8 @@ def check(program: Program, *, prove: bool = True) -> str:
         return "nothing fused"
     if prove:
         for block in findings.found:
-            # Of arms that cancel altogether, nothing but rounding is left to compare.
             weights = [s.value.kernel.abs().max() for s in block.terms if s.value is not None]
-            if max(weights) > 1e-9:
+            if max(weights) > CANCELLED:
                 assert certified(fused, block).fault == ""
     nested = any("." in block.where or block.where for block in findings.found)
     return "fused within a module" if nested else "fused"

@@ -18,7 +18,7 @@ from sample_models import awake
 from tests.bounds import assert_within, rounding
 from tests.graph.fusing import images
 from tests.graph.onnx_files import answers, convolutions, exported
-from tests.graph.programs import SIZES, Program, programs
+from tests.graph.programs import CANCELLED, SIZES, Program, programs
 
 BORDERS = ("reflect", "circular", "replicate")
 
@@ -38,7 +38,7 @@ def check(program: Program, *, dynamo: bool = False, opset: int = 17, folds: boo
         assert_within(given, expected, rounding(model, image))
     for block in fused.found:
         values = [s.value.kernel.abs().max() for s in block.terms if s.value is not None]
-        if min(values) > 1e-9:  # of arms that cancel altogether nothing but rounding is left
+        if min(values) > CANCELLED:
             assert certify(block, fused.stored(block)).fault == ""
     live = find_in_module(model, PATTERNS, folds=folds)
     plain = exported(

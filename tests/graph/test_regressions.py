@@ -1,8 +1,6 @@
 """One test for each mistake that was made once, named by its story."""
 
 import copy
-import signal
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -33,6 +31,7 @@ from tests.graph.fusing import (
     state_of,
 )
 from tests.proof.proving import certified
+from tests.waiting import processor_seconds
 
 
 class Two(nn.Module):
@@ -52,22 +51,6 @@ def still_equal(model, shapes=SHAPES):
     findings = find(model)
     assert_same(model, fused_copy(model, findings.found), shapes)
     return findings
-
-
-@contextmanager
-def seconds(limit):
-    """Ends what would never end."""
-
-    def stop(*_):
-        raise TimeoutError(f"not done after {limit} seconds")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, limit)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # What is overwritten in place.
@@ -360,7 +343,7 @@ def test_a_transposed_convolution_that_is_told_its_size_ends():
         a=nn.ConvTranspose2d(4, 4, 3, padding=1),
         b=conv(1),
     )
-    with seconds(1.5):
+    with processor_seconds(60):
         still_equal(net)
 
 

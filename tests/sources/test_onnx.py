@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from acfuse.sources.onnx import (
 )
 from acfuse.targets.onnx_export import count_nodes
 from sample_models import samples
+from tests.bounds import assert_within, rounding
 
 SAMPLES = samples()
 # A module that is called twice is two places in a file; circular padding is exported as slices.
@@ -59,8 +61,8 @@ def proved(original: onnx.ModelProto, fused: OnnxFused, *shapes: tuple[int, ...]
 
 def answer(model: onnx.ModelProto, *images: np.ndarray) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    names = [value.name for value in session.get_inputs()]
-    return session.run(None, dict(zip(names, images, strict=True)))
+    names = [v.name for v in (*session.get_inputs(), *session.get_overridable_initializers())]
+    return session.run(None, dict(zip(names, images, strict=False)))
 
 
 @pytest.mark.parametrize("name", [n for n, s in SAMPLES.items() if s.blocks])
@@ -186,11 +188,30 @@ def kinds(model: onnx.ModelProto) -> list[str]:
     return [n.op_type for n in model.graph.node]
 
 
-def equal(original: onnx.ModelProto, fused: onnx.ModelProto, *shape: int) -> None:
-    """Both files give the same, for one image, up to rounding."""
-    image = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    for before, after in zip(answer(original, image), answer(fused, image), strict=True):
-        np.testing.assert_allclose(after, before, atol=1e-4, rtol=1e-4)
+def equal(
+    original: onnx.ModelProto, fused: onnx.ModelProto, *shape: int, others: tuple[float, ...] = ()
+) -> None:
+    """Both files give the same, for one image (and channels of `others`), up to rounding."""
+    image = torch.tensor(np.random.default_rng(1).normal(size=shape).astype(np.float32))
+    given = [image, *([torch.tensor(others).reshape(1, -1, 1, 1)] if others else [])]
+    inputs = {value.name for value in original.graph.input}
+    weights = [t for t in original.graph.initializer
+               if t.data_type == TensorProto.FLOAT and t.name not in inputs]  # fmt: skip
+    stored = [torch.tensor(numpy_helper.to_array(t)) for t in weights]
+
+    def run(model: onnx.ModelProto, *numbers: torch.Tensor) -> list[torch.Tensor]:
+        """What a file gives for the inputs, with other numbers in its weights if there are more."""
+        arrays = [x.numpy().astype(np.float32) for x in numbers]
+        images, moved = arrays[: len(given)], arrays[len(given) :]
+        other = onnx.ModelProto.FromString(model.SerializeToString())
+        stored = {t.name: t for t in other.graph.initializer}
+        for t, array in zip(weights, moved, strict=False):
+            stored[t.name].CopyFrom(numpy_helper.from_array(array, t.name))
+        return [torch.tensor(array) for array in answer(other, *images)]
+
+    longest = max(x[0].numel() for x in stored if x.ndim) + 1
+    bound = rounding(partial(run, original), *given, *stored, dtype=torch.float32, longest=longest)
+    assert_within(run(fused, *given), run(original, *given), bound)
 
 
 def two_arms(result: str = "y") -> list[onnx.NodeProto]:
@@ -208,9 +229,7 @@ def test_an_output_inside_a_region_stays() -> None:
     original = graph_of([*two_arms("s"), helper.make_node("Relu", ["s"], ["y"])], "y", "a")
     fused = fuse_onnx(original)
     assert [v.name for v in fused.model.graph.output] == ["y", "a"]
-    image = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
-    for before, after in zip(answer(original, image), answer(fused.model, image), strict=True):
-        np.testing.assert_allclose(after, before, atol=1e-5)
+    equal(original, fused.model, *SHAPE)
 
 
 def test_weights_that_several_nodes_share() -> None:
@@ -250,8 +269,7 @@ def test_a_bare_vector_broadcasts_over_the_width_and_is_refused() -> None:
     original = graph_of(nodes, "y")
     fused = fuse_onnx(original)
     assert [n.op_type for n in fused.model.graph.node] == ["Conv", "Mul"]
-    image = np.random.default_rng(1).normal(size=(1, 4, 7, 4)).astype(np.float32)
-    np.testing.assert_allclose(answer(fused.model, image)[0], answer(original, image)[0], atol=1e-4)
+    equal(original, fused.model, 1, 4, 7, 4)
 
 
 def test_half_precision() -> None:
@@ -675,13 +693,7 @@ def test_a_bias_that_a_caller_may_replace_is_added_behind() -> None:
     fused = fuse_onnx(original)
     assert kinds(fused.model) == ["Conv", "Add"]
     assert [v.name for v in fused.model.graph.input] == ["x", "v"]
-    image = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
-    other = np.full((1, 4, 1, 1), 7, np.float32)
-    results = [
-        onnxruntime.InferenceSession(m.SerializeToString()).run(None, {"x": image, "v": other})[0]
-        for m in (original, fused.model)
-    ]
-    np.testing.assert_allclose(results[1], results[0], atol=1e-5)
+    equal(original, fused.model, *SHAPE, others=(7.0, 7.0, 7.0, 7.0))
 
 
 def test_before_ir_version_4_every_initializer_is_an_input_and_a_constant() -> None:

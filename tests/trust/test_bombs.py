@@ -18,12 +18,11 @@ from acfuse.files.read import read_tensors
 from acfuse.system.limits import LIMITS
 from tests.trust import bombs, fuzzing
 from tests.trust.bombs import BOMBS
-from tests.trust.forked import Server
+from tests.trust.forked import LIMIT, Server
 from tests.trust.rows import Row
 
 SECONDS = 60
-QUICK = 2.0  # seconds in which a bomb has to be refused
-STALLED = 20.0  # the same where other tests take the machine: a hang, not a speed
+QUICK = 2.0  # seconds of the processor in which a bomb has to be refused
 ROOM = 600 * 2**20  # bytes of memory beyond the file, Python and torch included
 # Files that are large in numbers and small in cost: read, and found to hold nothing to fuse.
 FINE = {"one_storage_many_times", "many_records", "empty_but_large", "huge_sparse_initializer",
@@ -34,7 +33,7 @@ def measure(forks: Server, scale: float) -> Row:
     """Asks acfuse about every bomb."""
     faults: list[str] = []
     slowest = largest = 0.0
-    longest = QUICK if scale == 1 else STALLED
+    longest = QUICK if scale == 1 else LIMIT  # beside other tests all work is slower
     chosen = list(BOMBS)[:: max(round(1 / scale), 1)]
     for name in chosen:
         with tempfile.TemporaryDirectory() as folder:
@@ -80,11 +79,11 @@ def pickled(folder: Path, operations: bytes) -> Path:
 
 
 def refused(path: Path, kind: type[Exception], *words: str) -> None:
-    """Asserts that a file is refused, and not after an age: the limit here only tells a hang."""
-    before = time.perf_counter()
+    """Asserts that a file is refused, with little work."""
+    before = time.process_time()
     with pytest.raises(kind) as error:
         read_tensors(path)
-    assert time.perf_counter() - before < 20
+    assert time.process_time() - before < LIMIT
     for word in words:
         assert word in str(error.value)
 

@@ -33,7 +33,7 @@ def measure(forks: Server, scale: float) -> Row:
             for n in range(max(count * share // 5, 2)):
                 moment = (
                     {"kill_at": n // 2 % steps} if n % 2
-                    else {"kill_after": random_.uniform(0.3, 1) * plain.seconds}
+                    else {"kill_after": random_.uniform(0.3, 1) * plain.elapsed}
                 )  # fmt: skip
                 put(folder, old)
                 args = ("convert", "model.pth", "--force", *flags(onnx))

@@ -12,6 +12,7 @@ from acfuse.system.escape import safe
 from tests.trust.forked import ROOT, Ended, Server
 from tests.trust.payloads import CANARY, CONTAINERS, NAMES_IT, Payload, payloads, put_modules
 from tests.trust.rows import Row
+from tests.waiting import HANG
 
 SECONDS = 200
 ALLOWED = """
@@ -97,7 +98,7 @@ def test_payloads_are_refused(forks):
 def test_payloads_act_where_pickles_are_loaded(tmp_path):
     """Those that do nothing anywhere would prove nothing."""
     command = [sys.executable, "-m", "tests.trust.payloads", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG)
     assert (done.returncode, done.stdout) == (0, "")
     assert len(payloads()) >= 25
 
