@@ -35,7 +35,7 @@ from acfuse.graph.steps import (
     Region,
 )
 from acfuse.patterns import Pattern
-from acfuse.patterns.expr import Layer
+from acfuse.patterns.values import Layer
 
 
 def find_in_module(
@@ -542,7 +542,7 @@ def _confirmed(module: nn.Module, where: str, pattern: Pattern) -> Block | None:
     except NotFusable:
         return None
     names = pattern.layers(look)
-    tail = tuple(n for n in pattern.tail if isinstance(_submodule(module, n), nn.Module))
+    tail = tuple(n for n in pattern.ignore if isinstance(_submodule(module, n), nn.Module))
     first = module.get_submodule(names[0])
     dtype = next(p.dtype for p in first.parameters())
     found = Block(
