@@ -22,8 +22,17 @@ from acfuse.graph.copies import copied
 from acfuse.graph.fx_read import spatial_axes, steps_of
 from acfuse.graph.fx_trace import Call, Traced, has_hooks, is_layer, reading, trace
 from acfuse.graph.fx_write import LiveSite, nodes_between, region_graph, replaced_layers
-from acfuse.graph.regions import Miss, Region, as_layer, choose, kernels, planned
-from acfuse.graph.steps import ConvStep, Graph, Identity, LinearSubmodule, Opaque, PerChannel
+from acfuse.graph.regions import as_layer, choose, kernels, planned
+from acfuse.graph.steps import (
+    ConvStep,
+    Graph,
+    Identity,
+    LinearSubmodule,
+    Miss,
+    Opaque,
+    PerChannel,
+    Region,
+)
 from acfuse.patterns import Pattern
 from acfuse.patterns.live import confirmed, free_name, label
 

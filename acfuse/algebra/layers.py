@@ -205,18 +205,18 @@ def transposed_conv(
     return Conv(kernel, bias, (1,) * len(size), pads, dilation, groups)
 
 
-def per_channel(value: Tensor, axes: int | None) -> Tensor | float:
-    """A stored factor as one number or one per channel, told by its shape and the image's axes.
+def per_channel(value: Tensor, spatial_rank: int | None) -> Tensor | float:
+    """A stored factor as one number or one per channel, told by its shape and the image's rank.
 
     Shapes: [channels, 1, ...] or [1, channels, 1, ...], or a single number. Raises NotFusable for
     any other: a bare [channels] broadcasts over the width.
     """
     shape = tuple(value.shape)
-    if value.numel() == 1 and (axes is None or len(shape) <= axes + 2):
+    if value.numel() == 1 and (spatial_rank is None or len(shape) <= spatial_rank + 2):
         return float(value.detach())
-    fits = axes is not None and (
-        shape[-axes:] == (1,) * axes
-        and (len(shape) == axes + 1 or (len(shape) == axes + 2 and shape[0] == 1))
+    fits = spatial_rank is not None and (
+        shape[-spatial_rank:] == (1,) * spatial_rank
+        and (len(shape) == spatial_rank + 1 or (len(shape) == spatial_rank + 2 and shape[0] == 1))
     )
     if not fits:
         raise NotFusable(

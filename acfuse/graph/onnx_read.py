@@ -164,7 +164,7 @@ class _Builder:
             tuple(self.steps),
             tuple(sorted(read - {s.value for s in self.steps})),
             outputs,
-            axes=self.spatial,
+            spatial_rank=self.spatial,
         )
         return OnnxSteps(steps, views)
 

@@ -3,10 +3,11 @@
 Knows no framework.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 
@@ -95,6 +96,16 @@ class Step:
     reads: tuple[str, ...]
     rule: Rule
 
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it is, or holds, a convolution or a pool (a pad costs nothing and is neither)."""
+        match self.rule:
+            case ConvStep(layer):
+                return not isinstance(layer, Pad)
+            case LinearSubmodule():
+                return self.rule.has_convolution
+        return False
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -104,7 +115,7 @@ class Graph:
     inputs: tuple[str, ...]
     outputs: frozenset[str]
     output: str | None = None  # the one value that the forward returns, if it is one
-    axes: int | None = None  # spatial axes of its images, where that is known
+    spatial_rank: int | None = None  # spatial axes of its images, where that is known
     mutated: frozenset[str] = frozenset()  # written in place: no region may read them
     assumed: int | None = None  # channels of values for which any number will do
     by_value: Mapping[str, Step] = field(init=False, repr=False)
@@ -129,22 +140,14 @@ class Graph:
         while len(known) != before:
             before = len(known)
             for step in (*self.steps, *reversed(self.steps)):
-                _spread_width(step, known, self.axes)
+                _spread_width(step, known, self.spatial_rank)
         return known
 
-    def unit(self, value: str) -> Geometry:
-        """The map that changes nothing, for a value of known width."""
-        return Geometry.identity(*self._width(value))
-
-    def unit_kernel(self, value: str) -> LinearConv:
-        """The same with its numbers."""
-        return identity(*self._width(value))
-
-    def _width(self, value: str) -> tuple[int, int]:
+    def width(self, value: str) -> tuple[int, int]:
         """(channels, spatial axes) of a value. Raises NotFusable where nothing tells them."""
         width = self.widths.get(value)
-        if width is None and self.assumed and self.axes:
-            width = self.assumed, self.axes
+        if width is None and self.assumed and self.spatial_rank:
+            width = self.assumed, self.spatial_rank
         if width is None:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"nothing tells how many channels {value} has")
         return width
@@ -162,22 +165,47 @@ class Graph:
             stack.extend(step.reads)
 
 
-def _spread_width(step: Step, known: dict[str, tuple[int, int]], axes: int | None) -> None:
+@dataclass(frozen=True)
+class Region:
+    """The steps that make `output` from `sources`: to be one convolution of each source.
+
+    A region that saves a convolution or an addition of branches is a block; any other is a fold
+    (a BatchNorm, a factor or a pad that a convolution next to it takes up).
+    """
+
+    output: str
+    sources: tuple[str, ...]
+    steps: frozenset[str]
+    is_block: bool
+    convolutions: tuple[int, int]
+    multiply_adds: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A candidate that was looked at and not fused."""
+
+    value: str
+    code: Reason
+    why: str
+
+
+def _spread_width(step: Step, known: dict[str, tuple[int, int]], spatial_rank: int | None) -> None:
     match step.rule:
         case ConvStep(Conv() as layer):
             out, per_group, *size = layer.weight.shape
             known.setdefault(step.reads[0], (per_group * layer.groups, len(size)))
             known.setdefault(step.value, (out, len(size)))
         case ConvStep() | PerChannel(like_image=True):
-            if isinstance(step.rule, PerChannel) and step.rule.by.channels and axes:
-                known.setdefault(step.value, (step.rule.by.channels, axes))
+            if isinstance(step.rule, PerChannel) and step.rule.by.channels and spatial_rank:
+                known.setdefault(step.value, (step.rule.by.channels, spatial_rank))
             for one, other in ((step.reads[0], step.value), (step.value, step.reads[0])):
                 if one in known:
                     known.setdefault(other, known[one])
         case PerChannel(by):
             # One channel times a factor of several gives several.
-            if by.channels and axes:
-                known.setdefault(step.value, (by.channels, axes))
+            if by.channels and spatial_rank:
+                known.setdefault(step.value, (by.channels, spatial_rank))
             elif step.reads[0] in known and (not by.channels or known[step.reads[0]][0] > 1):
                 known.setdefault(step.value, known[step.reads[0]])
         case Sum():
@@ -207,17 +235,17 @@ def _spread_width(step: Step, known: dict[str, tuple[int, int]], axes: int | Non
 class Identity(Enum):
     """The source itself, unchanged: its width does not matter until something is done to it."""
 
-    IDENTITY = "unit"
-
-
-def geometry_of(value: Geometry | LinearConv) -> Geometry:
-    """The geometry of a planned or computed value."""
-    return value if isinstance(value, Geometry) else value.geometry
+    IDENTITY = "identity"
 
 
 IDENTITY = Identity.IDENTITY
 Operand = Geometry | LinearConv | Identity
 LinearCombination = Mapping[str, Operand]  # a value as the sum of one convolution of each source
+
+
+def geometry_of(value: Geometry | LinearConv) -> Geometry:
+    """The geometry of a planned or computed value."""
+    return value if isinstance(value, Geometry) else value.geometry
 
 
 def planned_rule(rule: Rule | None) -> Rule | None:
@@ -227,153 +255,128 @@ def planned_rule(rule: Rule | None) -> Rule | None:
     return rule
 
 
-def apply(
-    graph: Graph, rule: Rule, forms: list[LinearCombination], *, numbers: bool
-) -> LinearCombination:
-    """The form of what a rule makes from values of these forms; NotFusable if it has none.
+@dataclass(frozen=True)
+class Combiner:
+    """Applies rules to linear combinations of a graph's values. Raises NotFusable.
 
     With `numbers` kernels are multiplied, without only geometry is planned; the same code does
     both, so that a plan cannot promise what the numbers do not give.
     """
-    match rule:
-        case ConvStep(layer):
-            return _through(graph, forms[0], layer, numbers=numbers)
-        case PerChannel(by):
-            return _scaled(graph, forms[0], by, numbers=numbers)
-        case Sum(signs):
-            return _sum(graph, forms, signs, numbers=numbers)
-        case Concat():
-            return _stacked(graph, forms, numbers=numbers)
-        case ChannelSlice():
-            width = _width(graph, forms[0])
-            channels = rule.channels(width)
-            placed = {c: i for i, c in enumerate(channels)}
-            return _moved(graph, forms[0], width, placed, len(channels), numbers=numbers)
-        case LinearSubmodule(inner):
-            if inner.output is None:
-                raise NotFusable(Reason.UNTRACEABLE, "a module gives more than one value")
-            bound = dict(zip(inner.inputs, forms, strict=True))
-            return combination_of(inner, inner.output, bound, numbers=numbers, host=graph)
-        case Opaque(why, code):
-            raise NotFusable(code, why)
 
+    graph: Graph
+    numbers: bool
 
-def combination_of(
-    graph: Graph,
-    value: str,
-    bound: Mapping[str, LinearCombination],
-    *,
-    numbers: bool,
-    host: Graph | None = None,
-) -> LinearCombination:
-    """The form of `value`, everything expanded back to the values that `bound` gives forms for.
+    def of(
+        self, graph: Graph, value: str, bound: Mapping[str, LinearCombination]
+    ) -> LinearCombination:
+        """A value of `graph`, everything expanded back to the values that are bound.
 
-    `host` is the graph whose values the bound forms are written in (of a module around this one).
-    """
-    known = dict(bound)
-    needed = {step.value for step in graph.absorbed(value, frozenset(bound))}
-    for step in graph.steps:
-        if step.value in needed:
-            known[step.value] = apply(
-                host or graph, step.rule, [known[v] for v in step.reads], numbers=numbers
-            )
-    return known[value]
+        What these are bound to is written in values of the combiner's own graph, which is `graph`
+        itself or that of a module around it.
+        """
+        known = dict(bound)
+        needed = {step.value for step in graph.absorbed(value, frozenset(bound))}
+        for step in graph.steps:
+            if step.value in needed:
+                known[step.value] = self.apply(step.rule, [known[v] for v in step.reads])
+        return known[value]
 
+    def apply(self, rule: Rule, read: Sequence[LinearCombination]) -> LinearCombination:
+        """What a rule makes of what it reads."""
+        match rule:
+            case ConvStep(layer):
+                return self._convolved(read[0], layer)
+            case PerChannel(by):
+                return self._scaled(read[0], by)
+            case Sum(signs):
+                return self._added(read, signs)
+            case Concat():
+                return self._concatenated(read)
+            case ChannelSlice():
+                width = self._width(read[0])
+                channels = rule.channels(width)
+                places = {c: i for i, c in enumerate(channels)}
+                return self._moved(read[0], width, places, len(channels))
+            case LinearSubmodule(inner):
+                if inner.output is None:
+                    raise NotFusable(Reason.UNTRACEABLE, "a module gives more than one value")
+                return self.of(inner, inner.output, dict(zip(inner.inputs, read, strict=True)))
+            case Opaque(why, code):
+                raise NotFusable(code, why)
 
-def _through(
-    graph: Graph, form: LinearCombination, record: Layer, *, numbers: bool
-) -> LinearCombination:
-    if not isinstance(record, Conv):  # a pad or pool is for as many channels as there are
-        source, term = next(iter(form.items()))
-        channels = geometry_of(_solid(graph, source, term, numbers=False)).out_channels
-        record = replace(record, channels=channels)
-    layer = record.linear() if numbers else record.geometry
-    if len(form) > 1 and not record.geometry.is_pointwise:
-        # Whether the summands have one size is not known here: broadcasting may hide another.
-        raise NotFusable(Reason.INPUTS, f"it reads a sum of different inputs ({', '.join(form)})")
-    result: dict[str, Operand] = {}
-    for source, term in form.items():
-        if isinstance(term, Identity) and len(form) > 1:
-            term = _solid(graph, source, term, numbers=numbers)  # of a known width, or refused
-        result[source] = layer if isinstance(term, Identity) else term.then(layer)  # type: ignore[arg-type]
-        layer = layer.without_shift()  # the bias belongs to one of the terms only
-    return result
+    def _convolved(self, read: LinearCombination, record: Layer) -> LinearCombination:
+        if not isinstance(record, Conv):  # a pad or pool is for as many channels as there are
+            source, term = next(iter(read.items()))
+            record = replace(record, channels=geometry_of(self._written(source, term)).out_channels)
+        layer = record.linear() if self.numbers else record.geometry
+        if len(read) > 1 and not record.geometry.is_pointwise:
+            # Whether the summands have one size is not known here: broadcasting may hide another.
+            sources = ", ".join(read)
+            raise NotFusable(Reason.INPUTS, f"it reads a sum of different inputs ({sources})")
+        result: dict[str, Operand] = {}
+        for source, term in read.items():
+            if isinstance(term, Identity) and len(read) > 1:
+                term = self._written(source, term)  # of a known width, or refused
+            result[source] = layer if isinstance(term, Identity) else term.then(layer)  # type: ignore[arg-type]
+            layer = layer.without_shift()  # the bias belongs to one of the terms only
+        return result
 
+    def _scaled(self, read: LinearCombination, by: Affine) -> LinearCombination:
+        result: dict[str, Operand] = {}
+        for source, term in read.items():
+            result[source] = by.of(self._written(source, term))
+            by = Affine(by.scale)
+        return result
 
-def _scaled(
-    graph: Graph, form: LinearCombination, by: Affine, *, numbers: bool
-) -> LinearCombination:
-    result: dict[str, Operand] = {}
-    for source, term in form.items():
-        result[source] = by.of(_solid(graph, source, term, numbers=numbers))
-        by = Affine(by.scale)
-    return result
+    def _added(
+        self, read: Sequence[LinearCombination], signs: tuple[float, ...]
+    ) -> LinearCombination:
+        result: dict[str, Operand] = {}
+        for summand, sign in zip(read, signs, strict=True):
+            signed = summand if sign == 1 else self._scaled(summand, Affine(sign))
+            for source, term in signed.items():
+                if source in result:
+                    a, b = self._written(source, result[source]), self._written(source, term)
+                    term = a + b  # type: ignore[operator]
+                result[source] = term
+        return result
 
+    def _concatenated(self, read: Sequence[LinearCombination]) -> LinearCombination:
+        """Each value with its channels moved to their place, and zeros everywhere else, added."""
+        widths = [self._width(part) for part in read]
+        starts = accumulate(widths, initial=0)
+        placed = [
+            self._moved(part, width, {c: start + c for c in range(width)}, sum(widths))
+            for part, width, start in zip(read, widths, starts, strict=False)
+        ]
+        return self._added(placed, (1.0,) * len(placed))
 
-def _sum(
-    graph: Graph, forms: list[LinearCombination], signs: tuple[float, ...], *, numbers: bool
-) -> LinearCombination:
-    result: dict[str, Operand] = {}
-    for form, sign in zip(forms, signs, strict=True):
-        for source, plain in form.items():
-            term = plain
-            if sign != 1:
-                term = Affine(sign).of(_solid(graph, source, plain, numbers=numbers))
-            if source in result:
-                a = _solid(graph, source, result[source], numbers=numbers)
-                b = _solid(graph, source, term, numbers=numbers)
-                term = a + b  # type: ignore[operator]
-            result[source] = term
-    return result
+    def _width(self, read: LinearCombination) -> int:
+        """How many channels a value has; the same for each of its terms, or it is refused."""
+        widths = {geometry_of(self._written(s, term)).out_channels for s, term in read.items()}
+        if len(widths) > 1:
+            raise NotFusable(Reason.CHANNELS, "a channel of one value is added to all of another")
+        return widths.pop()
 
+    def _moved(
+        self, read: LinearCombination, width: int, places: Mapping[int, int], total: int
+    ) -> LinearCombination:
+        """The channels that have a place, moved there: a 1x1 convolution of zeros and ones."""
+        result: dict[str, Operand] = {}
+        for source, term in read.items():
+            written = self._written(source, term)
+            rank = len(geometry_of(written).axes)
+            weight = torch.zeros(total, width, *[1] * rank, dtype=torch.float64)
+            for channel, place in places.items():
+                weight[place, channel] = 1.0
+            ones, none = (1,) * rank, ((0, 0),) * rank
+            mover = Conv(weight, None, ones, none, ones, 1)
+            result[source] = written.then(mover.linear() if self.numbers else mover.geometry)  # type: ignore[arg-type]
+        return result
 
-def _stacked(graph: Graph, forms: list[LinearCombination], *, numbers: bool) -> LinearCombination:
-    """Each value with its channels moved to their place, and zeros everywhere else, added."""
-    widths = [_width(graph, form) for form in forms]
-    placed: list[LinearCombination] = []
-    start = 0
-    for form, width in zip(forms, widths, strict=True):
-        places = {c: start + c for c in range(width)}
-        placed.append(_moved(graph, form, width, places, sum(widths), numbers=numbers))
-        start += width
-    return _sum(graph, placed, (1.0,) * len(placed), numbers=numbers)
-
-
-def _width(graph: Graph, form: LinearCombination) -> int:
-    """How many channels a form has; the same for each of its summands, or it is refused."""
-    widths = {
-        geometry_of(_solid(graph, source, term, numbers=False)).out_channels
-        for source, term in form.items()
-    }
-    if len(widths) > 1:
-        raise NotFusable(Reason.CHANNELS, "a channel of one value is added to all of another")
-    return widths.pop()
-
-
-def _moved(
-    graph: Graph,
-    form: LinearCombination,
-    width: int,
-    places: Mapping[int, int],
-    total: int,
-    *,
-    numbers: bool,
-) -> LinearCombination:
-    """The channels that have a place, moved there: a 1x1 convolution of zeros and ones."""
-    result: dict[str, Operand] = {}
-    for source, term in form.items():
-        solid = _solid(graph, source, term, numbers=numbers)
-        geometry = geometry_of(solid)
-        weight = torch.zeros(total, width, *[1] * len(geometry.axes), dtype=torch.float64)
-        for channel, place in places.items():
-            weight[place, channel] = 1.0
-        ones, none = (1,) * len(geometry.axes), ((0, 0),) * len(geometry.axes)
-        mover = Conv(weight, None, ones, none, ones, 1)
-        result[source] = solid.then(mover.linear() if numbers else mover.geometry)  # type: ignore[arg-type]
-    return result
-
-
-def _solid(graph: Graph, source: str, term: Operand, *, numbers: bool) -> Geometry | LinearConv:
-    if isinstance(term, Identity):
-        return graph.unit_kernel(source) if numbers else graph.unit(source)
-    return term
+    def _written(self, source: str, term: Operand) -> Geometry | LinearConv:
+        """A term as a convolution, the identity as well."""
+        if not isinstance(term, Identity):
+            return term
+        width = self.graph.width(source)
+        return identity(*width) if self.numbers else Geometry.identity(*width)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from acfuse.patterns.acnet import ACNET
 from acfuse.patterns.dbb import DBB
-from acfuse.patterns.expr import Pattern, each, layer, maybe, padded, pool, scaled, seq, x
+from acfuse.patterns.expr import each, layer, maybe, padded, pool, scaled, seq, x
 from acfuse.patterns.fastvit import FASTVIT
 from acfuse.patterns.large_kernel import LARGE_KERNEL
 from acfuse.patterns.mobileone import MOBILEONE
+from acfuse.patterns.pattern import Pattern
 from acfuse.patterns.pplcnet import PPLCNET
 from acfuse.patterns.qarepvgg import QAREPVGG
 from acfuse.patterns.registry import all_patterns

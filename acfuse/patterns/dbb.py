@@ -7,7 +7,8 @@ stored as its difference from the identity.
 Source: arXiv:2103.13425 (CVPR 2021), github.com/DingXiaoH/DiverseBranchBlock.
 """
 
-from acfuse.patterns.expr import Expr, Pattern, maybe, padded, pool, seq, x
+from acfuse.patterns.expr import Expr, maybe, padded, pool, seq, x
+from acfuse.patterns.pattern import Pattern
 
 
 def _dbb(dialect: str, norm: str, source: str) -> Pattern:
@@ -35,7 +36,7 @@ def _dbb(dialect: str, norm: str, source: str) -> Pattern:
         dialect=dialect,
         block=sum([*deep, *pooled], start=origin + maybe("dbb_1x1.conv", "dbb_1x1.bn")),
         fused="dbb_reparam",
-        tail=("nonlinear",),
+        ignore=("nonlinear",),
         source=source,
     )
 

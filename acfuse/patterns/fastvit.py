@@ -5,7 +5,8 @@
 Source: arXiv:2303.14189 (ICCV 2023), github.com/apple/ml-fastvit. Its large kernels are RepLKNet's.
 """
 
-from acfuse.patterns.expr import Expr, Pattern, each, layer, maybe, scaled, x
+from acfuse.patterns.expr import Expr, each, layer, maybe, scaled, x
+from acfuse.patterns.pattern import Pattern
 
 INSIDE = (
     "its mixer is a MobileOne block and can be fused as one; what is added to it, and times which "
@@ -30,8 +31,8 @@ FASTVIT = (
         block=_mixed("rbr_conv", "rbr_scale", "rbr_skip", "rbr_skip", "layer_scale"),
         fused="reparam_conv",
         source="arXiv:2303.14189, github.com/apple/ml-fastvit",
-        alone=INSIDE,
-        claim=MIXED,
+        ambiguity=INSIDE,
+        assumption=MIXED,
     ),
     Pattern(
         family="repmixer",
@@ -39,16 +40,16 @@ FASTVIT = (
         block=_mixed("conv_kxk", "conv_scale", "identity", "identity", "layer_scale.gamma"),
         fused="reparam_conv",
         source="github.com/huggingface/pytorch-image-models, fastvit",
-        alone=INSIDE,
-        claim=MIXED,
+        ambiguity=INSIDE,
+        assumption=MIXED,
     ),
     Pattern(
         family="repcpe",
         block=layer("pe", 7, depthwise=True) + x,
         fused="reparam_conv",
         source="github.com/apple/ml-fastvit, RepCPE",
-        alone=WITHOUT,
-        claim="the input is added to what pe gives",
+        ambiguity=WITHOUT,
+        assumption="the input is added to what pe gives",
     ),
     Pattern(
         family="repcpe",
@@ -56,7 +57,7 @@ FASTVIT = (
         block=layer("pos_enc", 7, depthwise=True) + x,
         fused="reparam_conv",
         source="github.com/huggingface/pytorch-image-models, fastvit",
-        alone=WITHOUT,
-        claim="the input is added to what pos_enc gives",
+        ambiguity=WITHOUT,
+        assumption="the input is added to what pos_enc gives",
     ),
 )

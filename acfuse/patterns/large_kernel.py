@@ -9,7 +9,8 @@ Source: arXiv:2203.06717 (CVPR 2022), arXiv:2207.03620 (ICLR 2023), arXiv:2311.1
 
 from itertools import product
 
-from acfuse.patterns.expr import Pattern, layer, maybe, seq
+from acfuse.patterns.expr import layer, maybe, seq
+from acfuse.patterns.pattern import Pattern
 
 # Every kernel and dilation that the authors pair with one of their kernels of 5 to 17.
 DILATED = tuple(product((3, 5, 7, 9), (1, 2, 3, 4, 5, 7)))
@@ -19,7 +20,7 @@ LARGE_KERNEL = (
         family="replknet",
         block=seq("lkb_origin.conv", "lkb_origin.bn") + seq("small_conv.conv", "small_conv.bn"),
         fused="lkb_reparam",
-        tail=("activation", "se"),
+        ignore=("activation", "se"),
         source="arXiv:2203.06717, github.com/DingXiaoH/RepLKNet-pytorch; apple/ml-fastvit",
     ),
     Pattern(
@@ -27,7 +28,7 @@ LARGE_KERNEL = (
         dialect="timm",
         block=seq("large_conv.conv", "large_conv.bn") + seq("small_conv.conv", "small_conv.bn"),
         fused="reparam_conv",
-        tail=("se", "act"),
+        ignore=("se", "act"),
         source="github.com/huggingface/pytorch-image-models, fastvit",
     ),
     Pattern(

@@ -12,7 +12,8 @@ from acfuse.algebra import Affine, LinearConv
 from acfuse.errors import NotFusable
 from acfuse.graph.fx_read import layer_rule
 from acfuse.graph.steps import ConvStep, PerChannel
-from acfuse.patterns.expr import Layer, Pattern
+from acfuse.patterns.pattern import Pattern
+from acfuse.patterns.values import Layer
 
 
 def label(
@@ -73,7 +74,7 @@ def confirmed(module: nn.Module, pattern: Pattern) -> Confirmed | None:
         value = pattern.value(look)
     except NotFusable:
         return None
-    ignore = tuple(n for n in pattern.tail if isinstance(submodule(module, n), nn.Module))
+    ignore = tuple(n for n in pattern.ignore if isinstance(submodule(module, n), nn.Module))
     found = Confirmed(value, tuple(pattern.layers(look)), ignore)
     return found if _agrees(module, found) else None
 

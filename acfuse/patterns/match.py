@@ -7,7 +7,7 @@ from torch import Tensor
 
 from acfuse.errors import NotFusable, Reason, UsageError
 from acfuse.findings import Block, Cost, Findings, Refused, Term
-from acfuse.patterns.expr import Pattern
+from acfuse.patterns.pattern import Pattern
 from acfuse.patterns.states import state_of
 from acfuse.patterns.suspects import suspects_in
 from acfuse.patterns.tensors import (
@@ -52,7 +52,7 @@ def find_in_tensors(
         taken.update(layers)
         if has_norms:
             notes[f"BatchNorm eps {eps:g} ({pattern.name}; a state dict does not hold it)"] = None
-        claims = (f"{pattern.claim}, as --assume says",) if pattern.alone else ()
+        claims = (f"{pattern.assumption}, as --assume says",) if pattern.ambiguity else ()
         notes |= dict.fromkeys(f"{pattern.name}: {t}" for t in (*claims, *pattern.assumptions))
     ordered = [results[prefix] for prefix, _ in candidates if prefix in results]
     found = [result for result in ordered if isinstance(result, Block)]
@@ -97,31 +97,31 @@ def _candidates(
 def _bare_block(
     tensors: Mapping[str, Tensor], prefix: str, pattern: Pattern, eps: float
 ) -> Block | Refused:
-    where = prefix.rstrip(".")
-    block = TensorBlock(tensors, prefix, eps)
     names = layers_at(pattern, tensors, prefix)
     dtype = tensors[f"{prefix}{pattern.anchor}.weight"].dtype
+    unknown = strangers(pattern, names, list(tensors), prefix)
+
+    def refused(why: str, code: Reason = Reason.ASSUMPTION) -> Refused:
+        return Refused(prefix.rstrip("."), code, why, pattern.name)
+
     if not dtype.is_floating_point:
-        why = f"its weights are {str(dtype).removeprefix('torch.')}, not floating-point numbers"
-        return Refused(where, Reason.UNKNOWN_LAYER, why, pattern.name)
+        kind = str(dtype).removeprefix("torch.")
+        return refused(f"its weights are {kind}, not floating-point numbers", Reason.UNKNOWN_LAYER)
+    if unknown:
+        return refused(
+            f"{', '.join(unknown)} stands beside and may take part. Give --model with the code"
+        )
     try:
-        unknown = strangers(pattern, names, list(tensors), prefix)
-        if unknown:
-            why = (
-                f"{', '.join(unknown)} stands beside and may take part. Give --model with the code"
-            )
-            return Refused(where, Reason.ASSUMPTION, why, pattern.name)
-        value, block = value_of(pattern, block)
+        value, block = value_of(pattern, TensorBlock(tensors, prefix, eps))
     except NotFusable as refusal:
-        why = f"{pattern.alone}. Give --model with the code" if pattern.alone else refusal.why
-        code = Reason.ASSUMPTION if pattern.alone else refusal.code
-        return Refused(where, code, why, pattern.name)
-    if pattern.alone and not pattern.is_assumed:
-        way = f", or --assume {pattern.name} if {pattern.claim}" if pattern.claim else ""
-        why = f"{pattern.alone}. Give --model with the code{way}"
-        return Refused(where, Reason.ASSUMPTION, why, pattern.name)
+        if pattern.ambiguity:
+            return refused(f"{pattern.ambiguity}. Give --model with the code")
+        return refused(refusal.why, refusal.code)
+    if pattern.ambiguity and not pattern.is_assumed:
+        way = f", or --assume {pattern.name} if {pattern.assumption}" if pattern.assumption else ""
+        return refused(f"{pattern.ambiguity}. Give --model with the code{way}")
     return Block(
-        where,
+        prefix.rstrip("."),
         pattern.name,
         (Term("x", pattern.fused, lambda: value_of(pattern, block)[0]),),
         dtype,

@@ -5,7 +5,8 @@ PP-LCNetV2: depthwise kernels of falling size, each with its BatchNorm.
 Source: PaddleOCR's PP-LCNetV3, ported as frotms/PaddleOCR2Pytorch.
 """
 
-from acfuse.patterns.expr import Pattern, each, maybe
+from acfuse.patterns.expr import each, maybe
+from acfuse.patterns.pattern import Pattern
 
 PPLCNET = (
     Pattern(
@@ -14,7 +15,7 @@ PPLCNET = (
         + each("conv_kxk", "conv", "bn")
         + maybe("conv_1x1.conv", "conv_1x1.bn"),
         fused="reparam_conv",
-        tail=("lab", "act"),  # they stay, as in the authors' deploy form
+        ignore=("lab", "act"),  # they stay, as in the authors' deploy form
         source="github.com/PaddlePaddle/PaddleOCR, github.com/frotms/PaddleOCR2Pytorch",
     ),
     Pattern(
@@ -22,7 +23,7 @@ PPLCNET = (
         dialect="v2",
         block=each("dw_conv_list", "conv", "bn"),
         fused="dw_conv",
-        tail=("dw_act", "se", "pw_conv"),
+        ignore=("dw_act", "se", "pw_conv"),
         source="github.com/huggingface/pytorch-image-models, lcnetv2",
     ),
 )

@@ -6,7 +6,8 @@ Source: arXiv:2212.01593 (AAAI 2024), github.com/meituan/YOLOv6. YOLOv6 keeps th
 its deploy form, to calibrate; here it is part of the one convolution.
 """
 
-from acfuse.patterns.expr import Pattern, maybe, scaled, seq, x
+from acfuse.patterns.expr import maybe, scaled, seq, x
+from acfuse.patterns.pattern import Pattern
 
 IDENTITY = (
     "an input that is added as it is leaves no tensor, and whether it is depends on the stride "
@@ -22,12 +23,12 @@ QAREPVGG = (
         family="qarepvgg",
         block=seq(seq("rbr_dense.conv", "rbr_dense.bn") + "rbr_1x1" + maybe(x), "bn"),
         fused="rbr_reparam",
-        tail=("nonlinearity", "se"),
+        ignore=("nonlinearity", "se"),
         bn_eps=None,
         usual_eps="1e-3 in YOLOv6, 1e-5 in QARepVGG's own code",
         source="arXiv:2212.01593, github.com/meituan/YOLOv6, github.com/cxxgtxy/QARepVGG",
-        alone=IDENTITY,
-        claim=FIRST,
+        ambiguity=IDENTITY,
+        assumption=FIRST,
     ),
     Pattern(
         family="qarepvgg",
@@ -37,10 +38,10 @@ QAREPVGG = (
             maybe("post_bn"),
         ),
         fused="rbr_reparam",
-        tail=("nonlinearity", "se"),
+        ignore=("nonlinearity", "se"),
         bn_eps=1e-3,
         source="github.com/Deci-AI/super-gradients, YOLO-NAS",
-        alone=IDENTITY,
-        claim=FIRST,
+        ambiguity=IDENTITY,
+        assumption=FIRST,
     ),
 )

@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from acfuse.errors import InputError, UsageError
-from acfuse.patterns.expr import Pattern
+from acfuse.patterns.pattern import Pattern
 from acfuse.patterns.toml_files import read_patterns
 from acfuse.system.escape import one_line, safe
 
@@ -43,10 +43,10 @@ def assumed(patterns: Sequence[Pattern], names: Iterable[str]) -> tuple[Pattern,
     for name in sorted(wanted):
         if name not in known:
             raise UsageError(f"--assume: there is no pattern {name!r}. See `acfuse patterns`.")
-        if not known[name].alone:
+        if not known[name].ambiguity:
             raise UsageError(f"--assume: {name} is found without it: its tensors decide.")
-        if not known[name].claim:
-            raise UsageError(f"--assume: {name} cannot be assumed: {known[name].alone}.")
+        if not known[name].assumption:
+            raise UsageError(f"--assume: {name} cannot be assumed: {known[name].ambiguity}.")
     return tuple(replace(p, is_assumed=True) if p.name in wanted else p for p in patterns)
 
 

@@ -6,16 +6,17 @@ Source: arXiv:2211.06088, github.com/ChengpengChen/RepGhost. The deploy form has
 branch: there the sequence `cheap_operation` is one convolution.
 """
 
-from acfuse.patterns.expr import Pattern, seq
+from acfuse.patterns.expr import seq
+from acfuse.patterns.pattern import Pattern
 
 REPGHOST = (
     Pattern(
         family="repghost",
         block=seq("cheap_operation.0", "cheap_operation.1") + "fusion_bn.0",
         fused="cheap_operation",
-        tail=("primary_conv", "fusion_conv", "relu"),
+        ignore=("primary_conv", "fusion_conv", "relu"),
         source="arXiv:2211.06088, github.com/ChengpengChen/RepGhost",
-        alone="an input that is added as it is leaves no tensor",
-        claim="the input is a branch through fusion_bn alone",
+        ambiguity="an input that is added as it is leaves no tensor",
+        assumption="the input is a branch through fusion_bn alone",
     ),
 )

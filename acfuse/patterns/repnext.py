@@ -6,7 +6,8 @@
 Source: arXiv:2406.16004, github.com/suous/RepNeXt. The authors replace the block by its square.
 """
 
-from acfuse.patterns.expr import Pattern, layer, maybe, seq
+from acfuse.patterns.expr import layer, maybe, seq
+from acfuse.patterns.pattern import Pattern
 
 REPNEXT = (
     Pattern(
@@ -17,9 +18,9 @@ REPNEXT = (
         + maybe(layer("conv_2_2", 2, 2, depthwise=True)),
         fused="conv_3_3",
         source="arXiv:2406.16004, github.com/suous/RepNeXt",
-        alone="the same names are parallel at stride 1 and one after the other at stride 2",
-        claim="all kernels are parallel, as they are at stride 1",
-        witness="conv_3_w.bias",  # one after the other, they have none
+        ambiguity="the same names are parallel at stride 1 and one after the other at stride 2",
+        assumption="all kernels are parallel, as they are at stride 1",
+        requires="conv_3_w.bias",  # one after the other, they have none
     ),
     Pattern(
         family="repnext",
@@ -30,7 +31,7 @@ REPNEXT = (
         + (seq("conv_7_w", "conv_7_h") + seq("conv_5_w", "conv_5_h")),
         fused="conv_7_7",
         source="arXiv:2406.16004, github.com/suous/RepNeXt",
-        alone="the thin kernels may be parallel or one after the other",
-        claim="the thin kernels stand one after the other, the wide one first",
+        ambiguity="the thin kernels may be parallel or one after the other",
+        assumption="the thin kernels stand one after the other, the wide one first",
     ),
 )

@@ -6,7 +6,8 @@ Source: arXiv:2205.15242 (ICLR 2023), github.com/DingXiaoH/RepOptimizers. The ta
 trained as plain convolutions.
 """
 
-from acfuse.patterns.expr import Pattern, maybe, scaled, seq, x
+from acfuse.patterns.expr import maybe, scaled, seq, x
+from acfuse.patterns.pattern import Pattern
 
 REPOPTIMIZER = (
     Pattern(
@@ -20,7 +21,7 @@ REPOPTIMIZER = (
         fused="fused_conv",
         bn_eps=None,
         usual_eps="1e-3 in YOLOv6, 1e-5 in RepOptimizers' own code",
-        tail=("relu", "se", "post_se", "act"),
+        ignore=("relu", "se", "post_se", "act"),
         source="arXiv:2205.15242, github.com/DingXiaoH/RepOptimizers; YOLOv6 LinearAddBlock",
     ),
 )

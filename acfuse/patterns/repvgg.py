@@ -6,7 +6,8 @@ Source: arXiv:2101.03697 (CVPR 2021), github.com/DingXiaoH/RepVGG. The dialects 
 names that other repositories give the same block.
 """
 
-from acfuse.patterns.expr import Pattern, layer, maybe, scaled, seq
+from acfuse.patterns.expr import layer, maybe, scaled, seq
+from acfuse.patterns.pattern import Pattern
 
 SEQUENTIAL = (
     "two layers of these names may as well stand one after the other, where the channels "
@@ -21,7 +22,7 @@ REPVGG = (
         + seq("rbr_1x1.conv", "rbr_1x1.bn")
         + maybe("rbr_identity"),
         fused="rbr_reparam",
-        tail=("nonlinearity", "se", "post_se"),
+        ignore=("nonlinearity", "se", "post_se"),
         bn_eps=None,
         usual_eps="1e-5 in RepVGG's own code, 1e-3 in YOLOv6 and mmyolo",
         source="arXiv:2101.03697, github.com/DingXiaoH/RepVGG; YOLOv6, mmyolo, DAMO-YOLO",
@@ -31,7 +32,7 @@ REPVGG = (
         dialect="folded",
         block=seq("rbr_dense.conv") + "rbr_1x1.conv" + maybe("rbr_identity"),
         fused="rbr_reparam",
-        tail=("nonlinearity", "se"),
+        ignore=("nonlinearity", "se"),
         bn_eps=None,  # the identity alone still needs it
         usual_eps="1e-3 in YOLOv6",
         source="github.com/meituan/YOLOv6, after its fuse_model took up the BatchNorms of the arms",
@@ -43,7 +44,7 @@ REPVGG = (
         + seq("branch_1x1.conv", "branch_1x1.norm")
         + maybe("branch_norm"),
         fused="branch_reparam",
-        tail=("act", "se_layer"),
+        ignore=("act", "se_layer"),
         source="github.com/open-mmlab/mmpretrain",
     ),
     Pattern(
@@ -53,7 +54,7 @@ REPVGG = (
         + seq("rbr_1x1.0", "rbr_1x1.1")
         + maybe("rbr_identity"),
         fused="rbr_reparam",
-        tail=("act", "nonlinearity", "se"),
+        ignore=("act", "nonlinearity", "se"),
         bn_eps=None,
         usual_eps="1e-3 in YOLOv7, 1e-5 in NanoDet",
         source="arXiv:2207.02696, github.com/WongKinYiu/yolov7; github.com/RangiLyu/nanodet",
@@ -65,7 +66,7 @@ REPVGG = (
         + seq("conv_kxk.conv", "conv_kxk.bn")
         + maybe("identity"),
         fused="reparam_conv",
-        tail=("attn", "act"),
+        ignore=("attn", "act"),
         source="github.com/huggingface/pytorch-image-models, byobnet",
     ),
     Pattern(
@@ -73,43 +74,43 @@ REPVGG = (
         dialect="detr",
         block=seq("conv1.conv", "conv1.norm") + seq("conv2.conv", "conv2.norm"),
         fused="conv",
-        tail=("act",),
+        ignore=("act",),
         source="github.com/lyuwenyu/RT-DETR, github.com/Peterande/D-FINE",
-        alone=SEQUENTIAL,
-        claim=ADDED,
+        ambiguity=SEQUENTIAL,
+        assumption=ADDED,
     ),
     Pattern(
         family="repvgg",
         dialect="yolov9",
         block=seq("conv1.conv", "conv1.bn") + seq("conv2.conv", "conv2.bn") + maybe("bn"),
         fused="conv",
-        tail=("act",),
+        ignore=("act",),
         bn_eps=None,
         usual_eps="1e-3 in YOLOv9 and ultralytics, 1e-5 in PP-YOLOE",
         source="github.com/WongKinYiu/yolov9, github.com/ultralytics/ultralytics, PP-YOLOE",
-        alone=SEQUENTIAL,
-        claim=ADDED,
+        ambiguity=SEQUENTIAL,
+        assumption=ADDED,
     ),
     Pattern(
         family="repvgg",
         dialect="ppyoloe",
         block=seq("conv1.conv", "conv1.bn") + scaled("alpha", seq("conv2.conv", "conv2.bn")),
         fused="conv",
-        tail=("act",),
+        ignore=("act",),
         source="github.com/PaddlePaddle/PaddleDetection, PP-YOLOE with alpha, in torch",
-        alone=SEQUENTIAL,
-        claim=ADDED,
+        ambiguity=SEQUENTIAL,
+        assumption=ADDED,
     ),
     Pattern(
         family="repvgg",
         dialect="conv2",
         block=seq(seq("conv") + "cv2", "bn"),
         fused="conv",
-        tail=("act",),
+        ignore=("act",),
         bn_eps=1e-3,
         source="github.com/ultralytics/ultralytics, Conv2",
-        alone=SEQUENTIAL,
-        claim=ADDED,
+        ambiguity=SEQUENTIAL,
+        assumption=ADDED,
     ),
     Pattern(
         family="repvgg",
@@ -117,7 +118,7 @@ REPVGG = (
         block=seq(layer("conv.conv", 7, depthwise=True), "conv.bn")
         + seq(layer("conv1.conv", 3, depthwise=True), "conv1.bn"),
         fused="conv",
-        tail=("act",),
+        ignore=("act",),
         bn_eps=1e-3,
         source="arXiv:2405.14458, github.com/THU-MIG/yolov10, RepVGGDW",
     ),

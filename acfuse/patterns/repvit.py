@@ -6,7 +6,8 @@ Source: arXiv:2307.09283 (CVPR 2024), github.com/THU-MIG/RepViT. The authors' de
 the whole block, so that its one convolution has no name of its own.
 """
 
-from acfuse.patterns.expr import Pattern, layer, seq, x
+from acfuse.patterns.expr import layer, seq, x
+from acfuse.patterns.pattern import Pattern
 
 REPVIT = (
     Pattern(

@@ -13,7 +13,7 @@ from torch import Tensor
 from acfuse.algebra import LinearConv, lower
 from acfuse.errors import NotFusable
 from acfuse.findings import Block
-from acfuse.patterns.expr import Pattern, layer_names
+from acfuse.patterns.pattern import Pattern
 
 COMMON = {"conv"}  # any convolution may have this name: it is no evidence
 ROUNDING = 16  # units in the last place that another program's fusion may be off
@@ -39,7 +39,7 @@ def deployed(tensors: Mapping[str, Tensor], patterns: Sequence[Pattern]) -> tupl
     """The blocks that are in their deploy form: the fused convolution, and none of its branches."""
     by_name: dict[str, list[Pattern]] = {}
     for pattern in patterns:
-        if pattern.fused not in COMMON | layer_names(pattern):
+        if pattern.fused not in COMMON.union(pattern.names):
             by_name.setdefault(pattern.fused, []).append(pattern)
     states = []
     for fused, known in by_name.items():
@@ -73,8 +73,8 @@ def _norm_behind(tensors: Mapping[str, Tensor], where: Sequence[str]) -> str:
 
 def is_half_fused(pattern: Pattern, patterns: Sequence[Pattern]) -> bool:
     """Whether a pattern is another one's layers without its BatchNorms, which were taken up."""
-    own = layer_names(pattern)
-    return any(own < layer_names(p) for p in patterns if p.fused == pattern.fused)
+    own = set(pattern.names)
+    return any(own < set(p.names) for p in patterns if p.fused == pattern.fused)
 
 
 def difference_of_stored(

@@ -7,7 +7,8 @@ Source: arXiv:2311.12770 (SPAN), arXiv:2204.08397 (FMEN). A fused tensor that li
 the branches is computed anew: while a network is trained it is out of date.
 """
 
-from acfuse.patterns.expr import Pattern, layer, padded, seq, x
+from acfuse.patterns.expr import layer, padded, seq, x
+from acfuse.patterns.pattern import Pattern
 
 SUPER_RESOLUTION = (
     Pattern(
@@ -15,7 +16,7 @@ SUPER_RESOLUTION = (
         block=padded("conv.1", layer("conv.0", 1), layer("conv.1", 3), layer("conv.2", 1))
         + layer("sk", 1),
         fused="eval_conv",
-        witness="eval_conv",  # copies without it pad the 3x3 in the middle
+        requires="eval_conv",  # copies without it pad the 3x3 in the middle
         source="arXiv:2311.12770, github.com/hongyuanyu/SPAN",
     ),
     Pattern(

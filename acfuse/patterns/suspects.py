@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from torch import Tensor
 
 from acfuse.findings import Branch, Suspect
-from acfuse.patterns.expr import Expr, Pattern, seq
+from acfuse.patterns.expr import Expr, seq
+from acfuse.patterns.pattern import Pattern
 from acfuse.patterns.toml_files import to_toml
 
 

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from acfuse.algebra import Affine, Conv, LinearConv, batch_norm
 from acfuse.algebra.lower import CONVOLUTION_LAYERS
 from acfuse.errors import NotFusable, Reason
-from acfuse.patterns.expr import MAYBE_INPUT, Layer, Pattern
+from acfuse.patterns.expr import MAYBE_INPUT
+from acfuse.patterns.pattern import Pattern
+from acfuse.patterns.values import Layer
 
 LAYER_KEYS = ("weight", "bias", "running_mean", "running_var")
 KEYS = {*LAYER_KEYS, "num_batches_tracked"}
@@ -99,9 +101,9 @@ def value_of(pattern: Pattern, block: TensorBlock) -> tuple[LinearConv, TensorBl
     """
     names = layers_at(pattern, block.tensors, block.prefix)
     block = replace(block, factors=pattern.factors, placed=pattern.placed)
-    witness = f"{block.prefix}{pattern.witness}"
-    if pattern.witness and block.tensors.keys().isdisjoint((witness, f"{witness}.weight")):
-        why = f"without {pattern.witness} beside them, these layers may be placed otherwise"
+    required = f"{block.prefix}{pattern.requires}"
+    if pattern.requires and block.tensors.keys().isdisjoint((required, f"{required}.weight")):
+        why = f"without {pattern.requires} beside them, these layers may be placed otherwise"
         raise NotFusable(Reason.ASSUMPTION, f"{why}. Give --model with the code")
     widths = [layer.channels for layer in map(block, names) if isinstance(layer, Affine)]
     if MAYBE_INPUT in pattern.block.everywhere():
@@ -166,7 +168,7 @@ def strangers(
 ) -> list[str]:
     """What else stands below `prefix` that the pattern does not know: it may take part."""
     layers = {*names, pattern.fused}
-    tail = tuple(f"{name}." for name in pattern.tail)
+    ignored = tuple(f"{name}." for name in pattern.ignore)
     beside = [k.removeprefix(prefix) for k in keys if k.startswith(prefix)]
     others = [
         key
@@ -174,4 +176,4 @@ def strangers(
         if key not in pattern.factors
         and (key.rpartition(".")[0] not in layers or key.rpartition(".")[2] not in KEYS)
     ]
-    return sorted({key.rpartition(".")[0] or key for key in others if not key.startswith(tail)})
+    return sorted({key.rpartition(".")[0] or key for key in others if not key.startswith(ignored)})

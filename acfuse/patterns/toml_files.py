@@ -7,7 +7,6 @@ fused = "deploy"
 """
 
 import json
-import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -15,24 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from acfuse.errors import InputError
-from acfuse.patterns.expr import Expr, Pattern
+from acfuse.patterns.expr import Expr
 from acfuse.patterns.notation import NotationError, parse
+from acfuse.patterns.pattern import OLD_NAMES, Pattern, by_present_names
 from acfuse.system.escape import one_line, safe
 
 BYTES, LINE, PATTERNS = 2**16, 2_000, 256  # a key of thousands of dots takes tomllib minutes
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}(/[\w.-]{1,64})?")
-KINDS: Mapping[str, tuple[type, ...]] = {
-    "name": (str,),
-    "block": (str,),
-    "fused": (str,),
-    "source": (str,),
-    "tail": (list,),
-    "bn_eps": (float, int),
-    "usual_eps": (str,),
-    "alone": (str,),
-    "claim": (str,),
-    "witness": (str,),
-}
+KINDS: Mapping[str, type] = {
+    "name": str, "block": str, "fused": str, "ignore": list, "bn_eps": float, "usual_eps": str,
+    "ambiguity": str, "assumption": str, "requires": str, "source": str,
+}  # fmt: skip
 REQUIRED = ("name", "block", "fused")
 IN_WORDS = {str: "a string", list: "a list of strings", float: "a number"}
 
@@ -78,42 +70,39 @@ def _pattern(entry: Any, where: str, path: Path) -> Pattern:
     if isinstance(name, str) and NAME.fullmatch(name):
         where = f"{where} ({name})"
     for key, value in entry.items():
-        if key not in KINDS:
+        kind = KINDS.get(OLD_NAMES.get(key) or key)
+        if kind is None:
             raise _Wrong(f"{where}: unknown key {key!r}, expected one of {', '.join(KINDS)}")
-        right = isinstance(value, KINDS[key]) and not isinstance(value, bool)
-        if right and isinstance(value, list):
-            right = all(isinstance(part, str) for part in value)
-        if not right:
-            raise _Wrong(f"{where}: {key} is {_short(value)}, expected {IN_WORDS[KINDS[key][0]]}")
+        right = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+        strings = all(isinstance(part, str) for part in value) if isinstance(value, list) else True
+        if not (right and strings) or isinstance(value, bool):
+            raise _Wrong(f"{where}: {key} is {_short(value)}, expected {IN_WORDS[kind]}")
+    try:
+        settings = {"source": path.name, "bn_eps": None, **by_present_names(entry)}
+    except TypeError as error:
+        raise _Wrong(f"{where}: {error}") from error
     for key in REQUIRED:
-        if not entry.get(key):
+        if not settings.get(key):
             raise _Wrong(f"{where}: {key} is missing")
-    family, _, dialect = entry["name"].partition("/")
-    if not NAME.fullmatch(entry["name"]) or dialect == "original":
+    name = settings.pop("name")
+    family, _, dialect = name.partition("/")
+    if not NAME.fullmatch(name) or dialect == "original":
         raise _Wrong(
-            f"{where}: name is {_short(entry['name'])}, expected letters, digits and . _ - with at "
-            "most one /"
+            f"{where}: name is {_short(name)}, expected letters, digits and . _ - with at most "
+            "one /"
         )
-    for layer in (entry["fused"], *entry.get("tail", ()), *filter(None, [entry.get("witness")])):
+    settings["ignore"] = tuple(settings.get("ignore", ()))
+    required = filter(None, [settings.get("requires")])
+    for layer in (settings["fused"], *settings["ignore"], *required):
         if not all(layer.split(".")) or not layer.isprintable():
             raise _Wrong(f"{where}: {_short(layer)} is no name of a layer")
-    eps = entry.get("bn_eps")
-    if eps is not None and not (math.isfinite(eps) and 0 <= eps <= 1):
-        raise _Wrong(f"{where}: bn_eps is {eps}, expected a number from 0 to 1")
+    eps = settings["bn_eps"]
+    if eps is not None and not 0 <= eps <= 1:
+        raise _Wrong(f"{where}: bn_eps is {_short(eps)}, expected a number from 0 to 1")
+    settings["bn_eps"] = None if eps is None else float(eps)
+    settings["block"] = _block(settings["block"], where)
     return Pattern(
-        family=family,
-        dialect=dialect or "original",
-        block=_block(entry["block"], where),
-        fused=entry["fused"],
-        source=entry.get("source", path.name),
-        tail=tuple(entry.get("tail", ())),
-        bn_eps=None if eps is None else float(eps),
-        usual_eps=entry.get("usual_eps", ""),
-        alone=entry.get("alone", ""),
-        claim=entry.get("claim", ""),
-        witness=entry.get("witness", ""),
-        owner=path.name,
-        file=path,
+        family=family, dialect=dialect or "original", owner=path.name, file=path, **settings
     )
 
 
@@ -139,18 +128,7 @@ def _short(value: object) -> str:
 
 def to_toml(pattern: Pattern) -> str:
     """A pattern as `read_patterns` reads it."""
-    values = {
-        "name": pattern.name,
-        "block": str(pattern.block),
-        "fused": pattern.fused,
-        "tail": list(pattern.tail),
-        "bn_eps": pattern.bn_eps,
-        "usual_eps": pattern.usual_eps,
-        "alone": pattern.alone,
-        "claim": pattern.claim,
-        "witness": pattern.witness,
-        "source": pattern.source,
-    }
+    values = {key: getattr(pattern, key) for key in KINDS} | {"block": str(pattern.block)}
     written = {key: v for key, v in values.items() if v or v == 0.0}
     lines = [f"{key} = {_quoted(value)}" for key, value in written.items()]
     return "\n".join(["[[pattern]]", *lines]) + "\n"

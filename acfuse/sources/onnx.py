@@ -37,8 +37,8 @@ from acfuse.graph.onnx_values import (
     replaceable,
 )
 from acfuse.graph.onnx_write import Layers, Placed, lowered, put_back, read_anywhere, sweep
-from acfuse.graph.regions import Region, choose, kernels
-from acfuse.graph.steps import Identity
+from acfuse.graph.regions import choose, kernels
+from acfuse.graph.steps import Identity, Region
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.onnx_runtime import compare_files
 from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent

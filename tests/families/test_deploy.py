@@ -20,7 +20,7 @@ from tests.families.deploy import FORMS, deployed
 from tests.graph.fusing import assert_same, images
 
 SAMPLES = samples()
-BARE = [pattern for pattern in PATTERNS if not pattern.alone or pattern.claim]
+BARE = [pattern for pattern in PATTERNS if not pattern.ambiguity or pattern.assumption]
 NESTS = {
     "state_dict": lambda t: {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in t.items()}},
     "model": lambda t: {"model": {f"backbone.0.{k}": v for k, v in t.items()}, "optimizer": {}},

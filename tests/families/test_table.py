@@ -68,13 +68,15 @@ def table() -> str:
     rows = []
     for p in PATTERNS:
         found = "found" if p.name in live else NOT_LIVE[p.family]
-        alone = f"refused: {p.alone}" if p.alone else BARE.get(p.family, "found")
-        if p.claim:
-            alone = f"`--assume`, if {p.claim}; otherwise {alone}"
+        bare_form = f"refused: {p.ambiguity}" if p.ambiguity else BARE.get(p.family, "found")
+        if p.assumption:
+            bare_form = f"`--assume`, if {p.assumption}; otherwise {bare_form}"
         onnx = NOT_ONNX.get(p.family, "found")
         eps = "given" if p.bn_eps is None else f"{p.bn_eps:g}"
-        rows.append(f"| {p.name} | `{p.fused}` | {eps} | {found} | {alone} | {onnx} | {p.source} |")
-        assert (p.name in bare) == (not p.alone or bool(p.claim)), p.name
+        rows.append(
+            f"| {p.name} | `{p.fused}` | {eps} | {found} | {bare_form} | {onnx} | {p.source} |"
+        )
+        assert (p.name in bare) == (not p.ambiguity or bool(p.assumption)), p.name
     others = [f"| {u.family} | {u.live} | {u.bare} | {u.source} |" for u in UNNAMED]
     return HEAD + "\n".join(rows) + "\n" + FOOT + "\n".join(others) + "\n"
 

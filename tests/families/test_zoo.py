@@ -302,11 +302,11 @@ def test_what_tensors_do_not_tell_is_refused_or_rests_on_a_stated_assumption(nam
     if findings.found:
         assert any("parallel" in note for note in findings.notes)
         assert any("eps" in note for note in findings.notes)
-    alone = {pattern.name for pattern in PATTERNS if pattern.alone}
-    assert not alone & {block.pattern for block in findings.found}
+    ambiguous = {pattern.name for pattern in PATTERNS if pattern.ambiguity}
+    assert not ambiguous & {block.pattern for block in findings.found}
     for refused in findings.refused:
         assert refused.why
-        if refused.pattern in alone:
+        if refused.pattern in ambiguous:
             assert "--model" in refused.why
 
 

@@ -59,7 +59,7 @@ def test_readme_has_the_pattern_as_it_is() -> None:
     body = re.sub(r"\s+", "", code.group(1)).removesuffix(")").removesuffix(",")
     assert body.replace("Pattern(", "", 1).split("source=")[0] in re.sub(
         r"\s+", "", source
-    ).replace('tail=("nonlinearity","se","post_se"),', "")
+    ).replace('ignore=("nonlinearity","se","post_se"),', "")
 
 
 @pytest.mark.parametrize("code", list(Exit), ids=lambda c: c.name)

@@ -1,5 +1,6 @@
 """Patterns that users bring: as TOML, by plug-ins, on the command line."""
 
+import inspect
 import json
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 import acfuse
 from acfuse.errors import InputError, UsageError
 from acfuse.patterns import PATTERNS, Pattern, known_patterns, registry, seq
+from acfuse.patterns.match import find_in_tensors
 from acfuse.patterns.registry import assumed
 from acfuse.patterns.toml_files import BYTES, LINE, read_patterns, to_toml
 from tests.bounds import assert_within, gamma, rounding
@@ -17,6 +19,12 @@ from tests.cli.command import refused, run, worked
 from tests.patterns import house
 
 ONE = '[[pattern]]\nname = "mine"\nblock = "a + b"\nfused = "c"\n'
+OLD = {  # what four settings were called before, what they are called, and a value as TOML
+    "tail": ("ignore", '["act"]'),
+    "alone": ("ambiguity", '"it may be two"'),
+    "claim": ("assumption", '"it is one"'),
+    "witness": ("requires", '"a.bias"'),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +119,52 @@ def test_each_pattern_can_be_written_as_toml(pattern, tmp_path):
     assert read_patterns(tmp_path / "all.toml") == (pattern,)
 
 
+@pytest.mark.parametrize("old", OLD)
+def test_a_setting_may_have_its_old_name_in_a_file(old):
+    new, value = OLD[old]
+    before, now = house.Path("before.toml"), house.Path("now.toml")
+    before.write_text(f"{ONE}source = 'us'\n{old} = {value}\n")
+    now.write_text(f"{ONE}source = 'us'\n{new} = {value}\n")
+    ((first,), (second,)) = read_patterns(before), read_patterns(now)
+    assert first == second
+    assert getattr(first, new)
+    assert to_toml(first) == to_toml(second)
+    assert f"\n{new} = {value}\n" in to_toml(first)
+    assert f"{old} =" not in to_toml(first)
+
+
+@pytest.mark.parametrize("old", OLD)
+def test_a_setting_may_have_its_old_name_in_code(old):
+    new, value = OLD[old]
+    given = tuple(json.loads(value)) if old == "tail" else json.loads(value)
+    before = Pattern("mine", seq("a") + "b", "c", "", **{old: given})
+    assert before == Pattern("mine", seq("a") + "b", "c", "", **{new: given})
+    assert getattr(before, old) == getattr(before, new) == given
+    with pytest.raises(TypeError, match=f"{old} is the old name of {new}: give one of them"):
+        Pattern("mine", seq("a") + "b", "c", "", **{old: given, new: given})
+
+
+def test_a_pattern_has_no_other_names():
+    mine = Pattern("mine", seq("a") + "b", "c", "")
+    with pytest.raises(AttributeError, match="no attribute 'tails'"):
+        mine.tails  # noqa: B018
+    with pytest.raises(TypeError, match="tails"):
+        Pattern("mine", seq("a") + "b", "c", "", tails=())
+    assert list(inspect.signature(Pattern).parameters)[5:11] == [
+        "ignore", "bn_eps", "usual_eps", "ambiguity", "assumption", "requires",
+    ]  # fmt: skip
+
+
+def test_a_pattern_in_json_has_the_fields_that_it_always_had():
+    told = run("patterns", "show", "repvgg/detr", "--format", "json").json
+    assert told["beside"] == ["act"]
+    assert told["alone"].startswith("two layers of these names")
+    assert told["claim"] == "the two read the same input and are added"
+    listed = {p["name"]: p for p in run("patterns", "--format", "json").json}
+    assert listed["repvgg/detr"]["alone"] == told["alone"]
+    assert {*listed["acnet"]} == {"name", "fused", "source", "bn_eps", "alone", "owner"}
+
+
 WRONG = [
     ("", "it has none"),
     ("x = 1", "it has 'x'"),
@@ -118,12 +172,19 @@ WRONG = [
     ("pattern = [3]", "pattern 1: expected a table"),
     ("[[pattern]]", "pattern 1: name is missing"),
     (ONE + "e = 1", "pattern 1 (mine): unknown key 'e'"),
+    (ONE + "ignore = 'x'", "ignore is 'x', expected a list of strings"),
+    (ONE + "ignore = [1]", "ignore is [1], expected a list of strings"),
+    (ONE + "ignore = ['a..b']", "'a..b' is no name of a layer"),
     (ONE + "tail = 'x'", "tail is 'x', expected a list of strings"),
-    (ONE + "tail = [1]", "tail is [1], expected a list of strings"),
     (ONE + "tail = ['a..b']", "'a..b' is no name of a layer"),
+    *(
+        (ONE + f"{old} = {value}\n{new} = {value}", f"{old} is the old name of {new}")
+        for old, (new, value) in OLD.items()
+    ),
     (ONE + "bn_eps = true", "bn_eps is True, expected a number"),
     (ONE + "bn_eps = nan", "bn_eps is nan"),
     (ONE + "bn_eps = -1", "bn_eps is -1"),
+    (ONE + "bn_eps = 1" + "0" * 400, "bn_eps is 1000"),
     (ONE.replace('"c"', '"c."'), "'c.' is no name of a layer"),
     (ONE.replace('"c"', '"\\u001b"'), "'\\x1b' is no name of a layer"),
     (ONE.replace("mine", "a b"), "name is 'a b'"),
@@ -250,6 +311,16 @@ def test_an_input_without_tensors_is_added_only_where_it_fits():
         arms = (tensors["a.weight"].double(), tensors["b.weight"].double(), identity)
         size = sum(arm.abs() for arm in arms)
         assert_within(fused, sum(arms), gamma(2, torch.float32) * size)
+
+
+def test_a_pattern_whose_factor_another_lacks_is_not_half_fused():
+    from sample_models import samples
+
+    known = assumed(PATTERNS, ["repvgg/ppyoloe"])
+    tensors = samples()["repvgg_dialects/ppyoloe"].build().state_dict()
+    findings = find_in_tensors(tensors, known)
+    assert {found.pattern for found in findings.found} == {"repvgg/ppyoloe"}
+    assert findings.state == ()
 
 
 def test_files_are_read_by_name_or_path():

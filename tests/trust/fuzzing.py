@@ -296,8 +296,8 @@ GOOD = st.recursive(
     max_leaves=6,
 )  # fmt: skip
 BLOCKS = mostly(GOOD, NOISE)
-SETTINGS = ("name", "block", "fused", "source", "tail", "bn_eps", "usual_eps", "alone", "claim",
-            "witness", "other")  # fmt: skip
+SETTINGS = ("name", "block", "fused", "source", "ignore", "bn_eps", "usual_eps", "ambiguity",
+            "assumption", "requires", "tail", "alone", "claim", "witness", "other")  # fmt: skip
 
 
 @st.composite

@@ -66,7 +66,7 @@ OWN = """[[pattern]]
 name = "house"
 block = "main > main_bn + side > side_bn + [skip_bn]"
 fused = "deploy"
-tail = ["act"]
+ignore = ["act"]
 bn_eps = 1e-5
 source = "our networks since 2024"
 """

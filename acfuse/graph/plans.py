@@ -1,0 +1,206 @@
+"""The options to have each value, and what they cost. Plans on shapes only.
+
+A value can be computed as it stands, or as a sum of convolutions of values before it. An option
+costs multiply-adds per pixel; of equals the one with fewer operations is the cheaper.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+from acfuse.algebra import Pad
+from acfuse.errors import NotFusable, Reason
+from acfuse.graph.steps import (
+    IDENTITY,
+    ChannelSlice,
+    Combiner,
+    Concat,
+    ConvStep,
+    Graph,
+    Identity,
+    LinearCombination,
+    LinearSubmodule,
+    Miss,
+    Opaque,
+    PerChannel,
+    Rule,
+    Step,
+    Sum,
+    geometry_of,
+)
+
+LONGEST = 1_000  # steps that are planned as one; the longest of a network has a few dozen
+PARTS = 3
+CONVOLUTION = 4  # so many operations: no factor or sum is worth a further convolution
+
+Cost = tuple[int, int]  # multiply-adds per pixel, operations
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to have a value: from which others, and what has to be computed besides.
+
+    `made` maps each further value to what it costs, per pixel of this one; `own` is what the value
+    itself costs. `stands` says that the step is kept as it is.
+    """
+
+    value: LinearCombination
+    made: Mapping[str, Cost]
+    stands: bool = False
+    own: Cost = (0, 0)
+
+    @property
+    def price(self) -> tuple[int, int, bool]:
+        """What the value and all that is made for it cost; to be compared."""
+        cost, operations = self.own
+        return (
+            cost + sum(c for c, _ in self.made.values()),
+            operations + sum(n for _, n in self.made.values()),
+            not self.stands,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The options of one value.
+
+    `full` is expanded as far back as the algebra allows, `parts` less far (the cheapest few, no two
+    from the same values), `best` is the cheapest of all, or the step as it stands. `itself` is what
+    a reader takes that does not look behind the value: computed in the best way, and then read.
+    """
+
+    full: Option
+    parts: tuple[Option, ...]
+    best: Option
+    itself: Option
+
+    @classmethod
+    def given(cls, value: str) -> "Plan":
+        """Of a value that nothing is known of but its name."""
+        option = Option({value: IDENTITY}, {}, stands=True)
+        return cls(option, (), option, option)
+
+    def for_reader(self, *, expandable: bool) -> list[Option]:
+        """The options that a reader has: the fullest first, the value itself last."""
+        (source,) = self.itself.value
+        if not expandable:
+            return [Option({source: IDENTITY}, {})]
+        own = [] if set(self.full.value) == {source} else [self.itself]
+        return [self.full, *self.parts, *own]
+
+
+def roots_of(graph: Graph, kept: frozenset[str]) -> dict[str, str]:
+    """For each value, the last one that all its readers lead to (itself if needed as such)."""
+    roots: dict[str, str] = {}
+    for step in reversed(graph.steps):
+        value = step.value
+        readers = graph.readers.get(value, [])
+        ends = {roots[r.value] for r in readers}
+        opaque = any(isinstance(r.rule, Opaque) for r in readers)
+        needed = opaque or len(ends) != 1 or value in graph.outputs or value in kept
+        roots[value] = value if needed else ends.pop()
+    return roots
+
+
+def plans_of(graph: Graph, kept: frozenset[str]) -> tuple[dict[str, Plan], dict[str, Miss]]:
+    """A plan for each value, and what was refused on the way.
+
+    What is `kept`, or needed by several, is computed for itself: its readers do not look behind it.
+    """
+    roots = roots_of(graph, kept)
+    plans = {value: Plan.given(value) for value in graph.inputs}
+    misses: dict[str, Miss] = {}
+    for step in graph.steps:
+        value = step.value
+        plan, miss = Plan.given(value), None
+        mutated = [v for v in step.reads if v in graph.mutated]
+        if mutated and not isinstance(step.rule, Opaque):
+            miss = Miss(value, Reason.IN_PLACE, f"{mutated[0]} is overwritten in place")
+        elif not isinstance(step.rule, Opaque):
+            options = [plans[v].for_reader(expandable=roots.get(v, v) != v) for v in step.reads]
+            plan, miss = _plan_step(graph, step, options)
+            if len(plan.itself.made) > LONGEST:  # what is behind it begins anew
+                why = f"more than {LONGEST:,} linear steps are in a row"
+                plan, miss = Plan.given(value), Miss(value, Reason.COST, why)
+        plans[value] = plan
+        if miss:
+            misses[value] = miss
+    return plans, misses
+
+
+def _plan_step(graph: Graph, step: Step, options: list[list[Option]]) -> tuple[Plan, Miss | None]:
+    expanded: list[Option] = []
+    miss = None
+    for taken in _combinations(options):
+        try:
+            value = Combiner(graph, numbers=False).apply(step.rule, [o.value for o in taken])
+        except NotFusable as refusal:
+            miss = miss or Miss(step.value, refusal.code, refusal.why)
+        else:
+            expanded.append(Option(value, _made(step.rule, taken), own=cost_of(value)))
+    needed = _made(step.rule, [o[-1] for o in options])
+    stands = Option({step.value: IDENTITY}, needed, stands=True, own=_standing_cost(step.rule))
+    best = min((*expanded, stands), key=lambda option: option.price)
+    itself = Option({step.value: IDENTITY}, {**best.made, step.value: best.own}, stands=True)
+    full = expanded[0] if expanded else itself
+    known = {frozenset(full.value), frozenset({step.value})}
+    return Plan(full, _parts(expanded, known), best, itself), miss
+
+
+def _parts(options: list[Option], known: set[frozenset[str]]) -> tuple[Option, ...]:
+    """The cheapest options to make a value from other values than the known ones."""
+    parts: list[Option] = []
+    for option in sorted(options, key=lambda option: (option.price, len(option.value))):
+        if frozenset(option.value) not in known and len(parts) < PARTS:
+            known.add(frozenset(option.value))
+            parts.append(option)
+    return tuple(parts)
+
+
+def _combinations(options: list[list[Option]]) -> Iterable[tuple[Option, ...]]:
+    """Every choice of options for a few reads; only the uniform ones for many."""
+    if len(options) <= 3:
+        return product(*options)
+    longest = max(len(o) for o in options)
+    return (tuple(o[min(i, len(o) - 1)] for o in options) for i in range(longest))
+
+
+def _made(rule: Rule, taken: Sequence[Option]) -> dict[str, Cost]:
+    """What is computed for the options that were taken, per pixel of what the rule makes."""
+    match rule:  # how many pixels of what it reads a rule takes for one of what it makes
+        case ConvStep(layer):
+            pixels = prod(layer.geometry.stride)
+        case LinearSubmodule():
+            pixels = rule.pixels
+        case _:
+            pixels = 1
+    return {
+        value: (cost * pixels, operations)
+        for option in taken
+        for value, (cost, operations) in option.made.items()
+    }
+
+
+def cost_of(value: LinearCombination) -> Cost:
+    """What the convolutions of a value and their additions cost."""
+    solid = [term for term in value.values() if not isinstance(term, Identity)]
+    operations = CONVOLUTION * len(solid) + len(value) - 1
+    return sum(geometry_of(t).multiply_adds for t in solid), operations
+
+
+def _standing_cost(rule: Rule) -> Cost:
+    """What a step costs that is kept as it is."""
+    match rule:
+        case ConvStep(layer):
+            return layer.multiply_adds, 1 if isinstance(layer, Pad) else CONVOLUTION
+        case PerChannel(by):
+            return by.multiply_adds, 1
+        case Sum(signs):
+            return 0, len(signs) - 1
+        case LinearSubmodule(_, cost):
+            return cost, CONVOLUTION
+        case Concat() | ChannelSlice():
+            return 0, 1
+        case Opaque():
+            return 0, 0
