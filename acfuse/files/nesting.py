@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from acfuse.errors import InputError, UnsafeError, UsageError
+from acfuse.system.escape import listed
 from acfuse.system.limits import Limits
 
-LISTED = 20  # names in a message
 # Entries that may hold tensors by name, but not the weights of a network.
 NOT_WEIGHTS = ("optim", "sched", "scaler", "grad", "loss", "metric", "hyper", "conf", "args")
 
@@ -75,8 +75,7 @@ def entry(whole: Any, key: str | None, name: str) -> tuple[tuple[str, ...], Any]
             "holds the weights."
         )
     if len(candidates) > 1:
-        keys = ", ".join(".".join(path) for path in [*candidates][:LISTED])
-        keys += f" and {len(candidates) - LISTED} more" if len(candidates) > LISTED else ""
+        keys = listed([".".join(path) for path in candidates])
         raise UsageError(f"{name} holds several sets of weights: {keys}. Choose one with --key.")
     ((path, found),) = candidates.items()
     return path, found

@@ -6,7 +6,6 @@ each other twice are as many nodes as one likes when they are written out.
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,24 +19,17 @@ MOST_BEYOND = 2**28  # bytes that numbers may take beyond those that they have i
 VARIABLE, FIXED_8, SIZED, FIXED_4 = 0, 1, 2, 5  # wire types
 
 
-@dataclass(frozen=True)
-class _Field:
-    """What a field holds: messages of a kind, or numbers of so many bytes; else plain bytes."""
-
-    message: Any
-    width: int
+# What a number takes in memory, by its type in a descriptor: int32, uint32, enum; int64, uint64.
+WIDTHS = {5: 4, 13: 4, 14: 4, 3: 8, 4: 8}
 
 
 @cache
-def _fields(kind: Any) -> dict[int, _Field]:
-    """The fields of a message, by their numbers, from its protobuf descriptor."""
+def _fields(kind: Any) -> dict[int, tuple[Any, int]]:
+    """The fields of a message, by number: the message that one holds, or the width of its numbers.
 
-    def width(field: Any) -> int:
-        short = (field.TYPE_INT32, field.TYPE_UINT32, field.TYPE_ENUM)
-        long = (field.TYPE_INT64, field.TYPE_UINT64)
-        return 4 if field.type in short else 8 if field.type in long else 0
-
-    return {f.number: _Field(f.message_type, width(f)) for f in kind.fields}
+    Plain bytes have neither.
+    """
+    return {field.number: (field.message_type, WIDTHS.get(field.type, 0)) for field in kind.fields}
 
 
 def check_bytes(data: bytes, name: str, limits: Limits) -> None:
@@ -61,11 +53,11 @@ def check_bytes(data: bytes, name: str, limits: Limits) -> None:
                 if wire == SIZED:
                     byte = data[place]
                     size, place = (byte, place + 1) if byte < 128 else _varint(data, place)
-                    field = fields.get(tag >> 3) if size else None
-                    if field is not None and field.message is not None:
-                        waiting.append((place, min(place + size, end), field.message))
-                    elif field is not None and field.width:
-                        beyond += _beyond(view[place : place + size], field.width)
+                    message, width = fields.get(tag >> 3, (None, 0)) if size else (None, 0)
+                    if message is not None:
+                        waiting.append((place, min(place + size, end), message))
+                    elif width:
+                        beyond += _beyond(view[place : place + size], width)
                     place += size
                 elif wire == VARIABLE:
                     _, place = _varint(data, place)

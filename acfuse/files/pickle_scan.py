@@ -5,16 +5,16 @@ each. Torch's own reader runs only what it allows, but it believes every size th
 """
 
 import pickletools
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 import torch
 
 from acfuse.errors import InputError, UnsafeError
+from acfuse.system.escape import listed
 from acfuse.system.limits import Limits
 
-LISTED = 20  # names in a message
 ABSURD = 2**24  # what all calls together may be given: characters and entries
 # What torch.save writes and torch's reader takes; each is known to the reader below.
 OPCODES = {
@@ -77,12 +77,6 @@ def contents_of(file: IO[bytes], name: str, limits: Limits) -> Contents:
         raise UnsafeError(text) from None
     except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{name} is damaged or cut off: its pickle cannot be read.") from error
-
-
-def listed(names: Collection[str]) -> str:
-    """Names in a sentence; of very many, the first."""
-    first = ", ".join(list(names)[:LISTED])
-    return f"{first} and {len(names) - LISTED:,} more" if len(names) > LISTED else first
 
 
 def _all_names(file: "_Within", limits: Limits) -> dict[str, None]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from acfuse.errors import InputError, UnsafeError
+from acfuse.system.escape import listed
 from acfuse.system.memory import pieces
 
 USUAL_EPS = 1e-5  # of a BatchNorm, where nothing tells it
@@ -118,8 +119,11 @@ def check_numbers(
         )
     told = [*worst.values()][:LISTED]
     told += [f"and {len(worst) - LISTED} more tensors like these"] if len(worst) > LISTED else []
-    fine = [norm for norm in batch_norms if norm.variance not in worst]
-    return (*told, *_notes_on_norms(tensors, fine), *_note_on_denormals(denormals))
+    told += _notes_on_norms(tensors, [norm for norm in batch_norms if norm.variance not in worst])
+    if denormals:
+        where = _where(denormals, "numbers")
+        told.append(f"denormal numbers: {where}; some devices take them as zero")
+    return tuple(told)
 
 
 def _scanned(tensor: Tensor) -> tuple[str, int]:
@@ -172,13 +176,6 @@ def _notes_on_norms(tensors: Mapping[str, Tensor], norms: Sequence[Norm]) -> Ite
         )
 
 
-def _note_on_denormals(denormals: Mapping[str, int]) -> Iterator[str]:
-    if denormals:
-        yield f"denormal numbers: {_where(denormals, 'numbers')}; some devices take them as zero"
-
-
 def _where(counts: Mapping[str, int], of: str) -> str:
     """How much in all, and the first names."""
-    names = ", ".join(list(counts)[:LISTED])
-    more = f" and {len(counts) - LISTED} more" if len(counts) > LISTED else ""
-    return f"{sum(counts.values()):,} {of} of {names}{more}"
+    return f"{sum(counts.values()):,} {of} of {listed(counts, LISTED)}"

@@ -16,9 +16,10 @@ from torch import nn
 
 from acfuse.errors import InputError, UnsafeError, UsageError
 from acfuse.files.opened_file import Opened
-from acfuse.files.pickle_scan import LISTED, contents_of, listed
+from acfuse.files.pickle_scan import contents_of
 from acfuse.files.user_code import resolve
 from acfuse.files.zip_check import check_zip, is_zip, names_of, unzipped
+from acfuse.system.escape import listed
 from acfuse.system.limits import Limits
 
 
@@ -55,7 +56,7 @@ def _refusal(name: str, missing: Sequence[str]) -> str:
     flags = [f"--allow-class {g.rpartition('.')[0]}:{g.rpartition('.')[2]}" for g in own]
     return (
         f"{name} is a pickled object, not a state dict: it names {listed(own)}. If these "
-        f"classes are your own code, add {' '.join(flags[:LISTED])}; or save the model's "
+        f"classes are your own code, add {' '.join(flags[:20])}; or save the model's "
         "state_dict()."
     )
 

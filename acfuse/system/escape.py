@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 # Marks that change the direction of the text around them.
@@ -44,6 +44,12 @@ def safe(name: object, form: str = "terminal") -> str:
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An error's text in one line, without a full stop; its kind where it has none."""
     return " ".join(str(error).split())[:limit].rstrip(".") or type(error).__name__
+
+
+def listed(names: Collection[str], most: int = 20) -> str:
+    """Names in a sentence; of very many, the first."""
+    first, more = ", ".join([*names][:most]), len(names) - most
+    return f"{first} and {more:,} more" if more > 0 else first
 
 
 def as_json(data: object) -> str:

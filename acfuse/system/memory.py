@@ -13,7 +13,7 @@ PAGE_OUT = 21  # MADV_PAGEOUT of Linux 5.4; it never changes what memory holds
 
 
 def pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """All numbers of a tensor, a few megabytes at a time; each is let go when the next is asked."""
+    """All numbers of a tensor, a few megabytes at a time, each paged out behind it."""
     if not tensor.is_contiguous():
         yield tensor
         return

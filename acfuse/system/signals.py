@@ -10,7 +10,7 @@ from types import FrameType
 
 from acfuse.system.temp_files import remove_unfinished
 
-GRACE_SECONDS = 0.7  # seconds; Python hears a signal only between two of its own steps
+GRACE_SECONDS = 0.7  # Python handles a signal only between two of its own steps
 
 
 class Terminated(BaseException):

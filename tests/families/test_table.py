@@ -11,8 +11,9 @@ from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from acfuse.patterns.match import find_in_tensors
 from acfuse.patterns.registry import assumed
-from acfuse.patterns.unnamed import UNNAMED
 from sample_models import samples
+
+from .unnamed import UNNAMED
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 HEAD = """# Families

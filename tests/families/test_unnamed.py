@@ -14,6 +14,8 @@ from sample_models import awake
 from sample_models.padded_middle import BNAndPadLayer
 from tests.proof.proving import certified
 
+from .unnamed import COSTLY, PLAIN, UNNAMED
+
 
 class ComputedKernel(nn.Module):
     """As ECB and OREPA in eval mode: a convolution whose kernel is made of other tensors."""
@@ -27,8 +29,14 @@ class ComputedKernel(nn.Module):
         return F.conv2d(x, F.conv2d(self.k1, self.k0.permute(1, 0, 2, 3)), padding=1)
 
 
+def said(family):
+    """What docs/families.md says of a family."""
+    return next(row for row in UNNAMED if row.family == family)
+
+
 def test_a_convolution_with_a_computed_kernel_is_no_block():
     assert not find_in_module(awake(ComputedKernel(4), 0), PATTERNS).blocks
+    assert said("ECB, EDBB").live == said("OREPA").live == PLAIN
 
 
 def conv_bn(a: int, b: int, size: tuple[int, int]) -> nn.Sequential:
@@ -95,9 +103,15 @@ class SpikeRepConv(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "build", [lambda: RepConvBlock(6), lambda: ExpandedConv(4, 6), lambda: CollapsibleBlock(4)]
+    ("family", "build"),
+    [
+        ("RepConvBlock with seven kinds of branches", lambda: RepConvBlock(6)),
+        ("SESR, ExpandNets, overparam, mnncompress", lambda: ExpandedConv(4, 6)),
+        ("SESR, ExpandNets, overparam, mnncompress", lambda: CollapsibleBlock(4)),
+    ],
 )
-def test_a_block_that_no_pattern_names_is_one_convolution_by_algebra(build):
+def test_a_block_that_no_pattern_names_is_one_convolution_by_algebra(family, build):
+    assert "by algebra" in said(family).live
     model = awake(build(), 0)
     fused = acfuse.fuse(model)
     (found,) = fused.found
@@ -114,3 +128,4 @@ def test_a_block_whose_one_convolution_would_cost_more_stays():
     own = Pattern("spike", parse(text), "rep", "")
     (refused,) = acfuse.fuse_tensors(model.state_dict(), patterns=(own,)).refused
     assert refused.code == Reason.COST
+    assert said("Spike-Driven Transformer's RepConv")[1:3] == (COSTLY, COSTLY)

@@ -1,4 +1,7 @@
-"""Published families without a pattern: what is done with them, or why they are no convolution."""
+"""Published families without a pattern: what is done with them, or why they are no convolution.
+
+The second table of docs/families.md. `test_unnamed` tries those that can be drawn in a few lines.
+"""
 
 from typing import NamedTuple
 
