@@ -44,7 +44,8 @@ class Axis:
         Raises NotFusable for one that no layer has.
         """
         if min(size, stride, dilation) < 1:
-            why = f"a window of {size} taps, {dilation} apart, that steps by {stride} is none"
+            got = f"got {size}, {dilation}, {stride}"
+            why = f"kernel size, dilation and stride must be at least 1 ({got})"
             raise NotFusable(Reason.WINDOW, why)
         taps = dilation * (size - 1) + 1
         if taps > LARGEST_WINDOW:
@@ -69,10 +70,9 @@ class Axis:
     @property
     def is_pointwise(self) -> bool:
         """Whether y[n] reads x[n] and nothing else."""
-        (first, last) = self.live[0], self.live[-1]
-        return (
-            self.stride == 1 and first == last == self.before and self.taps - 1 - last == self.after
-        )
+        first, last = self.live[0], self.live[-1]
+        alone = first == last == self.before and self.taps - 1 - last == self.after
+        return self.stride == 1 and alone
 
     @property
     def reach(self) -> int:
@@ -108,12 +108,10 @@ class Axis:
         a = self.grow(before - self.before, after - self.after)
         b = other.grow(before - other.before, after - other.after)
         if a.taps != b.taps:
-            raise NotFusable(
-                Reason.SIZES,
-                f"branches give outputs of different sizes (windows of {self.taps} and "
-                f"{other.taps} taps, padded by {(self.before, self.after)} and "
-                f"{(other.before, other.after)})",
-            )
+            windows = f"windows of {self.taps} and {other.taps} taps"
+            pads = f"padded by {(self.before, self.after)} and {(other.before, other.after)}"
+            why = f"branches give outputs of different sizes ({windows}, {pads})"
+            raise NotFusable(Reason.SIZES, why)
         return replace(a, live=tuple(sorted({*a.live, *b.live})))
 
     def then(self, g: "Axis") -> "Axis":
@@ -201,24 +199,18 @@ class Geometry:
     def __add__(self, other: "Geometry") -> "Geometry":
         """Two branches of one input, added."""
         if len(self.axes) != len(other.axes):
-            raise NotFusable(
-                Reason.SIZES,
-                f"branches have {len(self.axes)} and {len(other.axes)} spatial axes",
-            )
+            why = f"branches have {len(self.axes)} and {len(other.axes)} spatial axes"
+            raise NotFusable(Reason.SIZES, why)
         if self.stride != other.stride:
             raise NotFusable(Reason.STRIDES, f"branches step by {self.stride} and {other.stride}")
-        mine = (self.in_channels, self.out_channels)
-        theirs = (other.in_channels, other.out_channels)
-        if mine != theirs:
-            raise NotFusable(
-                Reason.CHANNELS,
-                f"branches take {mine[0]} to {mine[1]} and {theirs[0]} to {theirs[1]} channels",
-            )
+        channels = self.in_channels, self.out_channels, other.in_channels, other.out_channels
+        if channels[:2] != channels[2:]:
+            why = "branches take {} to {} and {} to {} channels".format(*channels)
+            raise NotFusable(Reason.CHANNELS, why)
         axes = tuple(a + b for a, b in zip(self.axes, other.axes, strict=True))
         if self.looks_outside and other.looks_outside and self.border != other.border:
-            raise NotFusable(
-                Reason.BORDERS, f"branches pad with {self.border} and with {other.border}"
-            )
+            why = f"branches pad with {self.border} and with {other.border}"
+            raise NotFusable(Reason.BORDERS, why)
         return Geometry(
             self.out_channels,
             self.in_channels,
@@ -238,11 +230,9 @@ class Geometry:
         """
         f = self
         if len(f.axes) != len(g.axes) or f.out_channels != g.in_channels:
-            raise NotFusable(
-                Reason.CHANNELS,
-                f"a layer of {g.in_channels} channels and {len(g.axes)} axes follows one that "
-                f"gives {f.out_channels} and {len(f.axes)}",
-            )
+            second = f"a layer of {g.in_channels} channels and {len(g.axes)} axes"
+            why = f"{second} follows one that gives {f.out_channels} and {len(f.axes)}"
+            raise NotFusable(Reason.CHANNELS, why)
         chained = tuple(a.then(b) for a, b in zip(f.axes, g.axes, strict=True))
         borders: set[Border] = set()
         for before, after, both in zip(f.axes, g.axes, chained, strict=True):
@@ -250,9 +240,8 @@ class Geometry:
             if both.looks_outside:
                 borders.add(border)
         if len(borders) > 1:
-            raise NotFusable(
-                Reason.BORDERS, f"one layer pads with {f.border}, the next with {g.border}"
-            )
+            why = f"one layer pads with {f.border}, the next with {g.border}"
+            raise NotFusable(Reason.BORDERS, why)
         return Geometry(
             g.out_channels,
             f.in_channels,
@@ -279,22 +268,16 @@ def _border_between(a: Axis, b: Axis, f: Geometry, g: Geometry) -> Border:
         return f.border
     if g.border != "zeros":
         if not a.is_pointwise:
-            raise NotFusable(
-                Reason.PADDED_MIDDLE,
-                f"the second layer pads with {g.border} what the first one gives",
-            )
+            why = f"the second layer pads with {g.border} what the first one gives"
+            raise NotFusable(Reason.PADDED_MIDDLE, why)
         return g.border
     if f.shifts:
-        raise NotFusable(
-            Reason.PADDED_MIDDLE,
-            "the second layer pads with zeros where the first one's bias would stand",
-        )
+        why = "the second layer pads with zeros where the first one's bias would stand"
+        raise NotFusable(Reason.PADDED_MIDDLE, why)
     reads_zeros = (not b.looks_before or a.live[-1] - a.before < a.stride) and (
         not b.looks_after or a.after >= a.taps - 1 - a.live[0]
     )
     if not reads_zeros or (a.looks_outside and f.border != "zeros"):
-        raise NotFusable(
-            Reason.PADDED_MIDDLE,
-            "the second layer pads with zeros where the first one would still see the image",
-        )
+        why = "the second layer pads with zeros where the first one would still see the image"
+        raise NotFusable(Reason.PADDED_MIDDLE, why)
     return "zeros"

@@ -40,28 +40,17 @@ class Conv:
             sizes = tuple(self.weight.shape)
             raise NotFusable(Reason.SIZES, f"a kernel of {sizes} does not fit its settings")
         out, per_group, *size = self.weight.shape
-        return Geometry(
-            out,
-            per_group * self.groups,
-            tuple(
-                Axis.window(*axis)
-                for axis in zip(size, self.stride, self.pads, self.dilation, strict=True)
-            ),
-            self.groups,
-            self.border,
-            shifts=self.bias is not None and bool(self.bias.any()),
-        )
+        windows = zip(size, self.stride, self.pads, self.dilation, strict=True)
+        axes = tuple(Axis.window(*window) for window in windows)
+        shifts = self.bias is not None and bool(self.bias.any())
+        return Geometry(out, per_group * self.groups, axes, self.groups, self.border, shifts)
 
     def linear(self) -> LinearConv:
         """The same as a value: dilation spread into the kernel, float64."""
         geometry = self.geometry
         spread = tuple(slice(None, None, d) for d in self.dilation)
-        kernel = torch.zeros(
-            *self.weight.shape[:2],
-            *geometry.taps,
-            dtype=torch.float64,
-            device=self.weight.device,
-        )
+        shape = (*self.weight.shape[:2], *geometry.taps)
+        kernel = self.weight.detach().new_zeros(shape, dtype=torch.float64)
         kernel[on_axes(spread)] = self.weight.detach().double()
         bias = kernel.new_zeros(geometry.out_channels)
         if self.bias is not None:
@@ -179,9 +168,8 @@ class Affine:
         """What it makes of a planned or a computed value; NotFusable if it is made for another."""
         out = (value if isinstance(value, Geometry) else value.geometry).out_channels
         if self.channels not in (None, out):
-            raise NotFusable(
-                Reason.CHANNELS, f"a factor for {self.channels} channels meets {out} channels"
-            )
+            why = f"a factor for {self.channels} channels meets {out} channels"
+            raise NotFusable(Reason.CHANNELS, why)
         if isinstance(value, Geometry):
             return value.affine(self.shifts)
         return value.affine(self.scale, self.shift)
@@ -214,14 +202,11 @@ def per_channel(value: Tensor, spatial_rank: int | None) -> Tensor | float:
     shape = tuple(value.shape)
     if value.numel() == 1 and (spatial_rank is None or len(shape) <= spatial_rank + 2):
         return float(value.detach())
-    fits = spatial_rank is not None and (
-        shape[-spatial_rank:] == (1,) * spatial_rank
-        and (len(shape) == spatial_rank + 1 or (len(shape) == spatial_rank + 2 and shape[0] == 1))
-    )
-    if not fits:
-        raise NotFusable(
-            Reason.NOT_PER_CHANNEL, f"a factor of shape {shape} is not one per channel"
-        )
+    rank = spatial_rank or 0
+    bare = len(shape) == rank + 1 or (len(shape) == rank + 2 and shape[0] == 1)
+    if spatial_rank is None or shape[-rank:] != (1,) * rank or not bare:
+        why = f"a factor of shape {shape} is not one per channel"
+        raise NotFusable(Reason.NOT_PER_CHANNEL, why)
     return value.detach().double().reshape(-1)
 
 
@@ -238,7 +223,7 @@ def combined(operation: str, factor: Tensor | float, *, value_first: bool) -> Af
             return Affine(factor)
         case "/", True:
             return Affine(1.0 / factor)
-    raise NotFusable(Reason.ACTIVATION, "a division by an activation stands between")
+    raise NotFusable(Reason.ACTIVATION, "a division by an activation is not linear")
 
 
 def batch_norm(
@@ -260,9 +245,8 @@ def batch_norm(
         raise NotFusable(Reason.STATISTICS, "a BatchNorm has no running statistics")
     sizes = {tuple(t.shape) for t in (weight, bias, mean, variance) if t is not None}
     if len(sizes) > 1 or variance.ndim != 1:
-        raise NotFusable(
-            Reason.NOT_PER_CHANNEL, f"the tensors of a BatchNorm are of {sorted(sizes)}, not alike"
-        )
+        why = f"the tensors of a BatchNorm are of {sorted(sizes)}, not alike"
+        raise NotFusable(Reason.NOT_PER_CHANNEL, why)
     scale = (variance.detach().double() + eps).rsqrt()
     if weight is not None:
         scale = scale * weight.detach().double()

@@ -199,7 +199,7 @@ class _Reader(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Answers as it was told to."""
         if len(self.asked) >= QUESTIONS:
-            raise self.cannot("it asks its input too much")
+            raise self.cannot(f"more than {QUESTIONS} of its decisions depend on its input")
         self.asked.append(obj.node)
         place = len(self.asked) - 1
         return self.answers[place] if place < len(self.answers) else True
@@ -208,7 +208,7 @@ class _Reader(fx.Tracer):
         """The parts of a value, where it is known how many there are."""
         count = parts_made(obj.node)
         if count is None:
-            raise self.cannot("how many parts a value has decides")
+            raise self.cannot("it takes a value apart, into nobody knows how many parts")
         return iter([_indexed(obj, i) for i in range(count)])
 
     def cannot(self, why: str) -> Exception:

@@ -40,7 +40,7 @@ class Value(fx.Proxy):
         return _Attribute(self, name)
 
     def __index__(self) -> int:
-        raise self._unreadable("a size or a number of its input decides")
+        raise self._unreadable("it uses a size or a number of its input as a plain number")
 
     def __len__(self) -> int:
         count = parts_made(self.node)

@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -21,6 +22,19 @@ from acfuse.patterns.tensors import (
 from acfuse.system.memory import trim_heap
 
 
+class _Candidate(NamedTuple):
+    """A place where layers of a pattern stand that could be fused."""
+
+    prefix: str
+    pattern: Pattern
+    names: list[str]
+
+    @property
+    def layers(self) -> list[str]:
+        """The full names of its layers."""
+        return [self.prefix + name for name in self.names]
+
+
 def find_in_tensors(
     tensors: Mapping[str, Tensor], patterns: Sequence[Pattern], bn_eps: float | None = None
 ) -> Findings:
@@ -33,8 +47,9 @@ def find_in_tensors(
     results: dict[str, Block | Refused] = {}
     notes: dict[str, None] = {}
     taken: set[str] = set()
-    for prefix, pattern in sorted(candidates, key=lambda candidate: candidate[0].count(".")):
-        layers = [prefix + name for name in layers_at(pattern, tensors, prefix)]
+    for candidate in sorted(candidates, key=lambda candidate: candidate.prefix.count(".")):
+        prefix, pattern, _ = candidate
+        layers = candidate.layers
         if not taken.isdisjoint(layers):  # the block around it has them already
             continue
         eps = bn_eps if bn_eps is not None else pattern.bn_eps
@@ -45,34 +60,31 @@ def find_in_tensors(
                 "and the file does not hold it. Give --bn-eps with the eps of the training code"
                 f"{pattern.usual_eps and f' ({pattern.usual_eps})'}."
             )
-        result = results[prefix] = _bare_block(tensors, prefix, pattern, eps or 0.0)
+        result = results[prefix] = _bare_block(tensors, candidate, eps or 0.0)
         trim_heap(sum(tensors[f"{n}.weight"].numel() for n in layers if f"{n}.weight" in tensors))
         if isinstance(result, Refused):
             continue
         taken.update(layers)
         if has_norms:
             notes[f"BatchNorm eps {eps:g} ({pattern.name}; a state dict does not hold it)"] = None
-        claims = (f"{pattern.assumption}, as --assume says",) if pattern.ambiguity else ()
-        notes |= dict.fromkeys(f"{pattern.name}: {t}" for t in (*claims, *pattern.assumptions))
-    ordered = [results[prefix] for prefix, _ in candidates if prefix in results]
-    found = [result for result in ordered if isinstance(result, Block)]
-    refused = [result for result in ordered if isinstance(result, Refused)]
+        own = [f"{pattern.assumption}, as --assume says"] if pattern.ambiguity else []
+        notes |= dict.fromkeys(f"{pattern.name}: {t}" for t in (*own, *pattern.assumptions))
+    ordered = [results[c.prefix] for c in candidates if c.prefix in results]
+    found = tuple(result for result in ordered if isinstance(result, Block))
+    refused = tuple(result for result in ordered if isinstance(result, Refused))
     if found:
         notes["branches are parallel, of one stride, and centred on each other"] = None
     state = state_of(tensors, found, patterns)
-    known = {p + name for p, pattern in candidates for name in layers_at(pattern, tensors, p)}
-    suspects = suspects_in(tensors, known)
-    return Findings(tuple(found), tuple(refused), tuple(notes), state, suspects)
+    suspects = suspects_in(tensors, {layer for c in candidates for layer in c.layers})
+    return Findings(found, refused, tuple(notes), state, suspects)
 
 
-def _candidates(
-    tensors: Mapping[str, Tensor], patterns: Sequence[Pattern]
-) -> list[tuple[str, Pattern]]:
+def _candidates(tensors: Mapping[str, Tensor], patterns: Sequence[Pattern]) -> list[_Candidate]:
     """Every prefix below which a pattern's layers stand, with the pattern that has the most.
 
     Of two that have as many, it is the one that leaves fewer tensors beside them unexplained.
     """
-    best: dict[str, tuple[tuple[int, int], Pattern]] = {}
+    best: dict[str, tuple[tuple[int, int], _Candidate]] = {}
     keys = sorted(tensors)
 
     def below(prefix: str) -> list[str]:
@@ -88,16 +100,16 @@ def _candidates(
             names = layers_at(pattern, tensors, prefix)
             rank = len(names), -len(strangers(pattern, names, below(prefix), prefix))
             if names and (prefix not in best or rank > best[prefix][0]):
-                best[prefix] = rank, pattern
+                best[prefix] = rank, _Candidate(prefix, pattern, names)
     order = {key: i for i, key in enumerate(tensors)}
-    first = {p: order[f"{p}{pattern.anchor}.weight"] for p, (_, pattern) in best.items()}
-    return [(p, best[p][1]) for p in sorted(best, key=first.__getitem__)]
+    found = [candidate for _, candidate in best.values()]
+    return sorted(found, key=lambda c: order[f"{c.prefix}{c.pattern.anchor}.weight"])
 
 
 def _bare_block(
-    tensors: Mapping[str, Tensor], prefix: str, pattern: Pattern, eps: float
+    tensors: Mapping[str, Tensor], candidate: _Candidate, eps: float
 ) -> Block | Refused:
-    names = layers_at(pattern, tensors, prefix)
+    prefix, pattern, names = candidate
     dtype = tensors[f"{prefix}{pattern.anchor}.weight"].dtype
     unknown = strangers(pattern, names, list(tensors), prefix)
 

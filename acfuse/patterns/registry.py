@@ -1,39 +1,15 @@
-"""All patterns that count: acfuse's own, those of plug-ins, those of the user's files."""
+"""Patterns of installed packages, and patterns that the user takes at their word."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 
 from acfuse.errors import InputError, UsageError
 from acfuse.patterns.pattern import Pattern
-from acfuse.patterns.toml_files import read_patterns
 from acfuse.system.escape import one_line, safe
 
 GROUP = "acfuse.patterns"
-
-
-def all_patterns(
-    own: Sequence[Pattern], files: Iterable[str | Path] = (), assume: Iterable[str] = ()
-) -> tuple[Pattern, ...]:
-    """The patterns that count: of files, of plug-ins, then `own`. The first of equals is taken.
-
-    `assume` names those of which the user says that they hold where tensors alone do not decide.
-    Raises InputError for a file or plug-in that cannot be used, and for two patterns of one name;
-    UsageError for a pattern that cannot be assumed.
-    """
-    read = [pattern for path in files for pattern in read_patterns(Path(path))]
-    patterns = (*read, *plug_ins(), *own)
-    known: dict[str, Pattern] = {}
-    for pattern in patterns:
-        other = known.setdefault(pattern.name, pattern)
-        if other is not pattern:
-            raise InputError(
-                f"two patterns are called {pattern.name!r}: one of {safe(other.owner)}, one of "
-                f"{safe(pattern.owner)}. Rename yours."
-            )
-    return assumed(patterns, assume)
 
 
 def assumed(patterns: Sequence[Pattern], names: Iterable[str]) -> tuple[Pattern, ...]:

@@ -104,11 +104,11 @@ def state_of(
     tensors: Mapping[str, Tensor], found: Sequence[Block], patterns: Sequence[Pattern]
 ) -> tuple[str, ...]:
     """What had been fused before, in whole or in part, beside the blocks that were found."""
-    told = [f"already in {done}" for done in deployed(tensors, patterns)]
+    messages = [f"already in {done}" for done in deployed(tensors, patterns)]
     for pattern in patterns:
         count = sum(block.pattern == pattern.name for block in found)
         if count and is_half_fused(pattern, patterns):
-            told.append(f"half fused: {count} {pattern.name}, which had BatchNorms before")
+            messages.append(f"half fused: {count} {pattern.name}, which had BatchNorms before")
     differences: dict[str, float] = {}
     for block in found:
         for term, name in zip((s for s in block.terms if s.name), block.names, strict=True):
@@ -117,9 +117,9 @@ def state_of(
                 differences |= {} if worst is None else {name: worst}
     if differences:
         name = max(differences, key=differences.__getitem__)
-        told.append(
+        messages.append(
             f"both forms: {len(differences)} fused convolutions beside their branches are not what "
             f"these give, and are replaced ({name}: off by {differences[name]:.1e} of the largest "
             "weight)"
         )
-    return tuple(told)
+    return tuple(messages)

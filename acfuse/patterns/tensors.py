@@ -14,6 +14,7 @@ from acfuse.patterns.values import Layer
 
 LAYER_KEYS = ("weight", "bias", "running_mean", "running_var")
 KEYS = {*LAYER_KEYS, "num_batches_tracked"}
+NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 @dataclass
@@ -96,8 +97,11 @@ def convolutions_among(names: Sequence[str], tensors: Mapping[str, Tensor], pref
 def value_of(pattern: Pattern, block: TensorBlock) -> tuple[LinearConv, TensorBlock]:
     """The one convolution of a block of bare tensors, and the block with its channels known.
 
-    The number of groups is not stored: where an identity arm tells the channels of the input, it
-    follows; where there is none, the kernels are added alike for any number. Raises NotFusable.
+    The number of groups is not stored; it follows from how many channels the block reads. These are
+    guessed: as many as one group takes, then the width of each BatchNorm or factor that might be an
+    arm of its own, then that of each depthwise layer. The first with which the arms have the same
+    channels is taken: a layer of another width cannot be added. Where nothing tells a width, the
+    kernels are added alike for any number of groups. Raises NotFusable.
     """
     names = layers_at(pattern, block.tensors, block.prefix)
     block = replace(block, factors=pattern.factors, placed=pattern.placed)
@@ -111,7 +115,7 @@ def value_of(pattern: Pattern, block: TensorBlock) -> tuple[LinearConv, TensorBl
     weights = (block.tensors.get(f"{block.prefix}{n}.weight") for n in pattern.depthwise)
     widths += [weight.shape[0] for weight in weights if weight is not None]
     refusal: NotFusable | None = None
-    for channels in dict.fromkeys([0, *(width for width in widths if width)]):
+    for channels in dict.fromkeys([0, *filter(None, widths)]):
         known = replace(block, channels=channels)
         try:
             value = pattern.value(known)
@@ -119,19 +123,14 @@ def value_of(pattern: Pattern, block: TensorBlock) -> tuple[LinearConv, TensorBl
             if error.code != Reason.CHANNELS:
                 raise
             refusal = refusal or error
-        else:
-            _check_cost(value, [found for found in map(known, names) if isinstance(found, Conv)])
-            return value, known
+            continue
+        found = [layer for layer in map(known, names) if isinstance(layer, Conv)]
+        branches, one = sum(conv.multiply_adds for conv in found), value.geometry.multiply_adds
+        if one > branches:
+            why = f"one convolution would take {one:,} multiply-adds per pixel, its layers"
+            raise NotFusable(Reason.COST, f"{why} {branches:,}")
+        return value, known
     raise refusal or NotFusable(Reason.ASSUMPTION, "no layer was found")
-
-
-def _check_cost(value: LinearConv, layers: Sequence[Conv]) -> None:
-    """Raises NotFusable where one convolution would take more multiply-adds than the branches."""
-    branches = sum(layer.multiply_adds for layer in layers)
-    one = value.geometry.multiply_adds
-    if one > branches:
-        why = f"one convolution would take {one:,} multiply-adds per pixel, its layers {branches:,}"
-        raise NotFusable(Reason.COST, why)
 
 
 def rebuilt(block: TensorBlock, name: str) -> nn.Module | Affine | None:
@@ -141,24 +140,17 @@ def rebuilt(block: TensorBlock, name: str) -> nn.Module | Affine | None:
         return record if isinstance(record, Affine) else None
     path = f"{block.prefix}{name}."
     tensors = {k: block.tensors.get(path + k) for k in LAYER_KEYS}
+    present = {k: v.double() for k, v in tensors.items() if v is not None}
+    layer: nn.Module
     if isinstance(record, Conv):
         out, per_group, *size = record.weight.shape
-        layer: nn.Module = CONVOLUTION_LAYERS[len(record.stride)](
-            per_group * record.groups,
-            out,
-            tuple(size),
-            padding=tuple(before for before, _ in record.pads),
-            groups=record.groups,
-            bias=record.bias is not None,
-        )
+        pads, bias = tuple(before for before, _ in record.pads), record.bias is not None
+        channels, sizes = (per_group * record.groups, out), tuple(size)
+        kind = CONVOLUTION_LAYERS[len(size)]
+        layer = kind(*channels, sizes, padding=pads, groups=record.groups, bias=bias)
     else:
-        mean = tensors["running_mean"]
-        if mean is None:
-            raise ValueError(name)
         axes = next(t.ndim - 2 for t in block.tensors.values() if t.ndim > 2)
-        norms = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-        layer = norms[axes](mean.numel(), eps=block.eps, affine=tensors["weight"] is not None)
-    present = {k: v.double() for k, v in tensors.items() if v is not None}
+        layer = NORMS[axes](len(present["running_mean"]), block.eps, affine="weight" in present)
     layer.double().load_state_dict(present, strict=False)
     return layer.eval().requires_grad_(False)
 
@@ -169,11 +161,10 @@ def strangers(
     """What else stands below `prefix` that the pattern does not know: it may take part."""
     layers = {*names, pattern.fused}
     ignored = tuple(f"{name}." for name in pattern.ignore)
-    beside = [k.removeprefix(prefix) for k in keys if k.startswith(prefix)]
-    others = [
-        key
-        for key in beside
-        if key not in pattern.factors
-        and (key.rpartition(".")[0] not in layers or key.rpartition(".")[2] not in KEYS)
-    ]
-    return sorted({key.rpartition(".")[0] or key for key in others if not key.startswith(ignored)})
+    found = set()
+    for key in (k.removeprefix(prefix) for k in keys if k.startswith(prefix)):
+        layer, _, kind = key.rpartition(".")
+        known = key in pattern.factors or (layer in layers and kind in KEYS)
+        if not known and not key.startswith(ignored):
+            found.add(layer or key)
+    return sorted(found)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,23 +12,6 @@ from acfuse.algebra.layers import Pads
 from acfuse.errors import NotFusable, Reason
 
 Layer = Conv | Affine | Pad | AvgPool
-
-
-class Value(Protocol):
-    """What an expression is evaluated to: a convolution, or an image that layers are run on."""
-
-    @property
-    def is_input(self) -> bool: ...
-
-    def then(self, layer: Any) -> Any: ...
-
-    def __add__(self, other: Any) -> Any: ...
-
-    def padded(self, pads: Pads, channels: int) -> Any: ...
-
-    def pooled(self, like: Any) -> Any: ...
-
-    def fits(self, other: Any) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -114,6 +97,7 @@ class Image:
         return Image(self.image + other.image, is_input=False)
 
 
+Value = Linear | Image
 POOLS: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 

@@ -125,6 +125,15 @@ def test_reading_a_layer_does_not_change_it():
     assert torch.equal(bias, kept[1])
 
 
+@pytest.mark.parametrize(("stride", "dilation"), [((0, 1), (1, 1)), ((1, 1), (1, -2))])
+def test_a_window_that_no_layer_has_is_refused_with_its_settings(stride, dilation):
+    layer = Conv(torch.ones(2, 2, 3, 3), stride=stride, dilation=dilation)
+    got = "got 3, 1, 0" if stride[0] == 0 else "got 3, -2, 1"
+    with pytest.raises(NotFusable, match=f"stride must be at least 1 .{got}.") as refused:
+        layer.linear()
+    assert refused.value.code == Reason.WINDOW
+
+
 # --- Pad --------------------------------------------------------------------------------------
 
 

@@ -196,6 +196,8 @@ def test_a_forward_that_data_decide_cannot_be_read():
             return self.a(x) + self.b(x) if x.mean() > 0 else self.b(x)
 
     refused(Branching(), Reason.UNTRACEABLE)
+    (refusal,) = find(Branching().eval()).refused
+    assert refusal.why == "its forward has data-dependent control flow"
 
 
 class HiddenRelu(Named):
