@@ -19,7 +19,7 @@ from acfuse.errors import NotFusable, Reason
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
 from acfuse.graph.aliasing import write_once
 from acfuse.graph.copies import copied
-from acfuse.graph.fx_read import spatial_axes, steps_of
+from acfuse.graph.fx_read import is_convolution, spatial_rank_of, steps_of
 from acfuse.graph.fx_trace import Call, Traced, has_hooks, is_layer, reading, trace
 from acfuse.graph.fx_write import LiveSite, nodes_between, region_graph, replaced_layers
 from acfuse.graph.regions import as_layer, choose, kernels, planned
@@ -89,7 +89,7 @@ class _Finder:
         self.model, self.patterns, self.folds = model, patterns, folds
         self.paths = {id(m): path for path, m in model.named_modules()}
         self.analyses: dict[int, _Analysis] = {}
-        self.axes = spatial_axes(model)
+        self.spatial_rank = spatial_rank_of(model)
         self.called: set[int] = set()
         self.twice: set[int] = set()  # called in ways that differ by more than their tensors
         self.users: dict[int, set[int]] = {}  # layer -> the modules whose forwards use it
@@ -164,7 +164,7 @@ class _Finder:
         if traced.graph is not None:
             children = dict(self._children(module, traced.graph))
             write_once(traced, self._makes_new)
-            analysis.graph = steps_of(traced, children, self.axes)
+            analysis.graph = steps_of(traced, children, self.spatial_rank)
 
     def _with_norms_first(self, module: nn.Module, analysis: _Analysis) -> set[int]:
         """Modules that a forward calls on a convolution, and that begin with a BatchNorm.
@@ -221,7 +221,7 @@ class _Finder:
         name = self.paths[id(module)].rpartition(".")[2] or "model"
         label = f"{name} ({type(module).__name__})"
         refusal = analysis.traced.refusal
-        convolves = any(hasattr(m, "kernel_size") for m in module.modules())
+        convolves = any(map(is_convolution, module.modules()))
         if has_hooks(module):
             return Opaque(f"{label} has hooks", Reason.HOOKS, holds_convolution=convolves)
         if refusal is not None:
@@ -231,7 +231,7 @@ class _Finder:
         layer = as_layer(graph) if graph is not None else None
         if layer is not None and len(layer.graph.inputs) == len(analysis.traced.call.tensors):
             return layer
-        why = f"{label} stands between"
+        why = f"{label} is not linear"
         code = Reason.ACTIVATION
         opaque = [s.rule for s in graph.steps if isinstance(s.rule, Opaque)] if graph else []
         if opaque:
@@ -352,7 +352,7 @@ class _Finder:
         used |= {name for name, layer in layers if self.users.get(id(layer), set()) - within}
         base = pattern.fused if pattern else "fused_conv"
         if not region.is_block:  # a fold keeps the name of its convolution
-            base = next((n for n, m in layers if hasattr(m, "kernel_size")), base)
+            base = next((n for n, m in layers if is_convolution(m)), base)
         terms = []
         for source, term in plan.items():
             if isinstance(term, Identity):
@@ -440,7 +440,7 @@ class _Finder:
             (Term("x", pattern.fused, lambda: found.value),),
             next(layers[0].parameters()).dtype,
             Cost(
-                (sum(hasattr(layer, "kernel_size") for layer in layers), 1),
+                (sum(map(is_convolution, layers)), 1),
                 (0, found.value.geometry.multiply_adds),
             ),
             found.layers,

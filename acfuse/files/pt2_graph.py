@@ -1,7 +1,6 @@
 """The graph of an exported program: from its JSON to a module that runs it.
 
-Only operators of torch's own library are called, and arithmetic on sizes; those that `find` knows
-are called as the functions of torch.nn.functional that they are.
+Only operators of aten, torch's own library, are called, and arithmetic on sizes.
 """
 
 import contextlib
@@ -16,11 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
-from torch.nn import functional as F
 
 from acfuse.errors import InputError, UnsafeError
 from acfuse.files.nesting import check_names
-from acfuse.files.pt2_layers import convolution, norm
 from acfuse.system.escape import one_line
 
 SCALAR_TYPES = {
@@ -47,20 +44,6 @@ ARITHMETIC = {
               operator.mod, operator.neg, operator.eq, operator.ne, operator.lt, operator.le,
               operator.gt, operator.ge, operator.getitem, operator.pow)
 }  # fmt: skip
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{f"conv{n}d.{overload}": getattr(F, f"conv{n}d")
-       for n in (1, 2, 3) for overload in ("default", "padding")},
-    **{f"avg_pool{n}d.default": getattr(F, f"avg_pool{n}d") for n in (1, 2, 3)},
-    "pad.default": F.pad,
-    "relu.default": torch.relu,
-    "neg.default": operator.neg,
-    **{f"{name}.Tensor": getattr(operator, name if name != "div" else "truediv")
-       for name in ("add", "sub", "mul", "div")},
-    **{f"{name}_.Tensor": getattr(operator, f"i{name}") for name in ("add", "sub", "mul")},
-}  # fmt: skip
-CORE_NORM = "torch.ops.aten._native_batch_norm_legit_no_training.default"
-MOST_AXES = 64  # of a tensor in torch
-LAST = 2**63 - 1  # the end of a slice that has none
 SHAPE_CHECKS = re.compile(r"torch\.ops\.aten\.(_assert_\w+|sym_constrain_range\w*)\.")
 
 
@@ -69,7 +52,14 @@ def scalar_type(code: int) -> torch.dtype:
     return SCALAR_TYPES[code]
 
 
-def graph_of(program: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> nn.Module:
+class ProgramModule(fx.GraphModule):
+    """A module whose graph is its forward: of aten's operators, on tensors that it holds by name.
+
+    Its sub-modules are no layers. They hold the tensors of those that there were.
+    """
+
+
+def graph_of(program: Mapping[str, Any], tensors: Mapping[str, Tensor], name: str) -> ProgramModule:
     """The module of a serialized graph. Raises InputError, UnsafeError, KeyError, TypeError."""
     return _Reader(program, tensors, name).module()
 
@@ -81,9 +71,8 @@ class _Reader:
         self.program, self.tensors, self.name = program, tensors, name
         self.root, self.graph = nn.Module(), fx.Graph()
         self.made: dict[str, Any] = {}
-        self.axes = 0  # spatial ones, as the last convolution has them
 
-    def module(self) -> nn.Module:
+    def module(self) -> ProgramModule:
         signature = self.program["signature"]
         self._inputs(signature["input_specs"])
         for node in self.program["graph"]["nodes"]:
@@ -96,12 +85,12 @@ class _Reader:
                 raise InputError(f"{self.name} writes to its own buffers ({kind}).")
             results.append(self._argument(value["arg"]))
         self.graph.output(self._structured(results))
-        layers = {str(n.target) for n in self.graph.nodes if n.op == "call_module"}
-        for node in self.graph.find_nodes(op="get_attr"):  # a layer brings its own tensors
-            if not node.users and str(node.target).rpartition(".")[0] in layers:
-                self.graph.erase_node(node)
-        module = fx.GraphModule(self.root, self.graph).eval()
+        for part in self.graph.find_nodes(op="call_function", target=operator.getitem):
+            if not part.users:
+                self.graph.erase_node(part)
+        module = ProgramModule(self.root, self.graph).eval()
         self._try(module)
+        _note_eps(module)
         return module
 
     def _try(self, module: nn.Module) -> None:
@@ -167,9 +156,8 @@ class _Reader:
         odd = [name for name in keywords if not _is_word(name)]
         if odd:
             raise UnsafeError(f"{self.name}: {odd[0]!r} is no name of an argument.")
-        made = self._call(node["target"], arguments, keywords)
-        is_norm = node["target"] == CORE_NORM  # it gives statistics as well, for training
-        self._results(made, node["outputs"][:1] if is_norm else node["outputs"])
+        made = self.graph.call_function(self._operator(node["target"]), arguments, keywords)
+        self._results(made, node["outputs"])
 
     def _results(self, made: fx.Node, outputs: Sequence[Mapping[str, Any]]) -> None:
         """Notes what a node gives, by name: one value, or the parts of a tuple."""
@@ -184,45 +172,20 @@ class _Reader:
         for index, name in enumerate(names):
             self.made[name] = self.graph.call_function(operator.getitem, (made, index))
 
-    def _call(self, target: str, given: tuple[Any, ...], named: dict[str, Any]) -> fx.Node:
-        """The call of an operator. Raises InputError for what is no operator of torch."""
-        call = self.graph.call_function
+    def _operator(self, target: str) -> Callable[..., Any]:
+        """What a node calls. Raises InputError for what is no operator of torch."""
         if target in ARITHMETIC:
-            return call(ARITHMETIC[target], given, named)
+            return ARITHMETIC[target]
         found = ATEN.fullmatch(target)
         if not found or NEVER.search(found[1]):
             raise InputError(
                 f"{self.name} calls {target}, which acfuse does not run. Give the checkpoint with "
                 "--model instead."
             )
-        short = f"{found[1]}.{found[2]}"
-        if short == "convolution.default" and not given[6]:
-            short, given = f"conv{len(given[3])}d.default", (*given[:6], given[8])
-        if found[1] in ("conv1d", "conv2d", "conv3d") and not named:
-            self.axes = int(found[1][4])
-            path = convolution(self.root, self.axes, given)
-            return self._layer(path, given) or call(FUNCTIONS[short], given)
-        if target == CORE_NORM:
-            short, given = "batch_norm.default", (*given[:5], False, *given[5:])
-        if short == "batch_norm.default":
-            x, weight, bias, mean, variance, *how = given[:8]
-            path = norm(self.root, self.axes, given[:8]) if self.axes else None
-            plain = (x, mean, variance, weight, bias, *how)
-            return self._layer(path, given) or call(F.batch_norm, plain)
-        if short == "slice.Tensor" and not named and given[4:] in ((), (1,)):
-            x, dim, start, end = (*given, *(None, 0, None, None)[len(given) :])[:4]
-            end = None if end is None or end == LAST else end
-            if isinstance(dim, int) and 0 <= dim < MOST_AXES:
-                return call(operator.getitem, (x, (*[slice(None)] * dim, slice(start, end))))
-        if short in FUNCTIONS and not (named and found[2] == "Tensor"):  # add has an alpha
-            return call(FUNCTIONS[short], given, named)
         operation = getattr(getattr(torch.ops.aten, found[1]), found[2])
         if not isinstance(operation, torch._ops.OpOverload):
             raise UnsafeError(f"{self.name} calls {target}, which is no operator of torch.")
-        return call(operation, given, named)
-
-    def _layer(self, path: str | None, given: tuple[Any, ...]) -> fx.Node | None:
-        return None if path is None else self.graph.call_module(path, (given[0],))
+        return operation
 
     def _argument(self, argument: Mapping[str, Any]) -> Any:
         ((kind, value),) = argument.items()
@@ -267,6 +230,19 @@ class _Reader:
         if spec["type"] == "builtins.dict" and leaves:
             return dict(zip(json.loads(spec["context"]), results, strict=True))
         return tuple(results)
+
+
+def _note_eps(module: ProgramModule) -> None:
+    """Notes beside the statistics of each BatchNorm the eps that its operator adds to them."""
+    for node in module.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            given = dict(
+                zip((a.name for a in node.target._schema.arguments), node.args, strict=False)
+            )
+            variance = given.get("running_var")
+            if isinstance(variance, fx.Node) and "eps" in given:
+                owner = str(variance.target).rpartition(".")[0]
+                vars(module.get_submodule(owner))["eps"] = given["eps"]
 
 
 @contextlib.contextmanager

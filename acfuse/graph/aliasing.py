@@ -1,11 +1,12 @@
 """Who shares memory with whom in a traced forward, and what is written in place.
 
-Told by the names of operators, as torch has them. An operator that is not known here is taken for
-one that gives a new tensor.
+Told by the names of operators, as torch has them, and of aten's by what they declare. An operator
+that is not known here is taken for one that gives a new tensor.
 """
 
 from collections.abc import Callable
 
+import torch
 from torch import fx, nn
 
 from acfuse.graph.fx_trace import Traced, is_layer
@@ -75,7 +76,14 @@ def _aliased(
         passes = isinstance(layer, PASSING_LAYERS) if is_layer(layer) else not makes_new(layer)
         return node.all_input_nodes if passes else []
     views = node.op in ("call_function", "call_method") and function_name(node) in VIEWS
-    return node.all_input_nodes[:1] if views else []
+    return node.all_input_nodes[:1] if views or _is_view(node.target) else []
+
+
+def _is_view(target: object) -> bool:
+    """Whether aten says of an operator that it gives a view of what it reads."""
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+        return False
+    return any(result.alias_info is not None for result in target._schema.returns)
 
 
 def _written(node: fx.Node, module: nn.Module) -> fx.Node | None:

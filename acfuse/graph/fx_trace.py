@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_list
 
 from acfuse.errors import NotFusable, Reason
+from acfuse.files.pt2_graph import ProgramModule
 from acfuse.graph.fx_values import RECORDED, Value, parts_made, types_told
 
 
@@ -356,8 +357,12 @@ def trace(module: nn.Module, call: Call, inline: Collection[int] = ()) -> Traced
     is read as if it stood here.
 
     Where it asks something of its values, both answers are tried. An answer that makes it raise an
-    error is asserted not to be given; of the others all have to do the same.
+    error is asserted not to be given; of the others all have to do the same. The graph of an
+    exported program is its forward, and is not read again.
     """
+    if isinstance(module, ProgramModule):
+        _erase_unread(module.graph)
+        return Traced(module, call, module.graph, used=_used(module.graph))
     paths: list[_Path] = []
     pending: list[tuple[bool, ...]] = [()]
     while pending and len(paths) < PATHS:
@@ -365,12 +370,22 @@ def trace(module: nn.Module, call: Call, inline: Collection[int] = ()) -> Traced
         paths.append(path)
         known = len(path.reader.answers)
         pending += [(*path.answers[:i], False) for i in range(known, len(path.answers))]
-    nodes = (node for path in paths for node in path.reader.graph.nodes)
-    used = frozenset(str(n.target) for n in nodes if n.op in ("call_module", "get_attr"))
+    used = frozenset[str]().union(*(_used(path.reader.graph) for path in paths))
     refusal, graph = _agreed(module, paths) if not pending else (DECIDES, None)
     decides = refusal is DECIDES
     typed = any(path.reader.typed for path in paths)
     return Traced(module, call, graph, refusal, used=used, decides=decides, typed=typed)
+
+
+def _used(graph: fx.Graph) -> frozenset[str]:
+    """The modules and tensors that a forward uses, by name."""
+    return frozenset(str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr"))
+
+
+def _erase_unread(graph: fx.Graph) -> None:
+    """Takes out the tensors that a forward looks at and does not use."""
+    for node in [n for n in graph.nodes if n.op == "get_attr" and not n.users]:
+        graph.erase_node(node)
 
 
 def _follow(
@@ -414,8 +429,7 @@ def _agreed(module: nn.Module, paths: list[_Path]) -> tuple[NotFusable | None, f
             error = next(path.error for path in paths if path.answers[: i + 1] == other)
             _assert(question, first.answers[i], f"{type(error).__name__}: {error}")
     graph = first.reader.graph
-    for node in [n for n in graph.nodes if n.op == "get_attr" and not n.users]:
-        graph.erase_node(node)  # looked at, not used
+    _erase_unread(graph)
     targets = [node.target for node in graph.nodes if isinstance(node.target, str)]
     odd = next((t for t in targets if not t.isprintable() or '"' in t or "\\" in t), None)
     if odd is not None:  # torch.fx writes it into code, in quotes, as it is

@@ -133,6 +133,8 @@ TENSOR_OPERATIONS = {
 
 def function_name(node: fx.Node) -> str:
     """What a node calls: the name of its function, method or layer class."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.overloadpacket.__name__)
     if node.op == "call_function":
         return getattr(node.target, "__name__", str(node.target))
     return str(node.target)

@@ -8,7 +8,7 @@ it is another name for the same value.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -16,33 +16,17 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from acfuse.algebra import (
-    Affine,
-    AvgPool,
-    Conv,
-    Pad,
-    batch_norm,
-    combined,
-    per_channel,
-    transposed_conv,
-)
+from acfuse.algebra import Affine
 from acfuse.algebra.geometry import Border
 from acfuse.errors import NotFusable, Reason
+from acfuse.graph import rules
 from acfuse.graph.onnx_values import CONVOLUTIONS, Constants, Known, reads_within
-from acfuse.graph.steps import (
-    ChannelSlice,
-    Concat,
-    ConvStep,
-    Graph,
-    Opaque,
-    PerChannel,
-    Rule,
-    Step,
-    Sum,
-    planned_rule,
-)
+from acfuse.graph.rules import Image, Parts
+from acfuse.graph.steps import ChannelSlice, Graph, Opaque, PerChannel, Rule, Step
 
-Axes = tuple[int, ...]  # axis i of a name is axis axes[i] of the value; () where they are the same
+Perm = tuple[int, ...]  # dimension i of a name is dimension perm[i] of the value; (): the same ones
+Made = tuple[Rule | Parts | None, list[Image]]  # a rule, and the images that it takes
+T = TypeVar("T")
 
 PAD_MODES: dict[str, Border] = {
     "constant": "zeros",
@@ -56,7 +40,6 @@ FLOATS: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT16: torch.float16,
 }
 CHANNELS_SECOND = (*CONVOLUTIONS, "AveragePool", "BatchNormalization")
-END = 2**31 - 1  # what exporters write for "to the end"
 STATED_TRAINING = 14  # the opset since which a BatchNormalization says that it is in training
 
 
@@ -80,7 +63,7 @@ class OnnxSteps:
     """The steps of an ONNX graph, and under which names (in which order of axes) it has a value."""
 
     graph: Graph
-    views: Mapping[str, Mapping[str, Axes]]
+    views: Mapping[str, Mapping[str, Perm]]
 
 
 @dataclass(frozen=True)
@@ -89,9 +72,8 @@ class _Place:
 
     node: onnx.NodeProto
     around: Surroundings
-    reads: tuple[str, ...]  # names of what it reads that is no constant
-    axes: Axes  # the order of axes that these are in
-    spatial: int | None  # axes of the images of this graph, if its convolutions agree on that
+    perm: Perm  # the order of axes that its images are in
+    spatial_rank: int | None  # of the images of this graph, if its convolutions agree on that
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -123,15 +105,44 @@ class _Place:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"{self.node.input[index]} is {kind}")
         return tensor
 
-    def sizes(self, name: str) -> tuple[int | None, ...]:
-        """The sizes of an image that is read, channels second; NotFusable if it is none."""
+    def ints(self, index: int) -> list[int]:
+        """A constant input as a list of numbers; empty where it is left out."""
+        return [int(n) for n in self.tensor(index).reshape(-1)] if self.has(index) else []
+
+    def image(self, index: int = 0) -> Image:
+        """An input that is no constant, channels second, as far as anything tells of it."""
+        name = self.node.input[index]
+        if name in self.around.constants:
+            raise NotFusable(Reason.ACTIVATION, f"{self.node.op_type} works on constants")
         known = self.around.known.get(name)
-        if known is None or known.sizes is None:
-            raise NotFusable(Reason.ACTIVATION, f"nothing tells the shape of {name}")
-        axes = len(known.sizes) - 2
-        if known.kind not in FLOATS or axes < 1 or self.spatial not in (axes, None):
-            raise NotFusable(Reason.ACTIVATION, f"{name} is no image of float numbers")
-        return in_order(known.sizes, inverse(self.axes))
+        rank = len(known.sizes) - 2 if known and known.sizes else 0
+        if known is None or known.kind not in FLOATS or rank < 1:
+            return Image(name)
+        return Image(name, rank, self.in_order(known.sizes or ())[1])
+
+    def sized(self, index: int = 0) -> Image:
+        """An input that is an image of a known shape; NotFusable if it is none."""
+        image = self.image(index)
+        if image.spatial_rank is None or self.spatial_rank not in (image.spatial_rank, None):
+            why = f"nothing tells that {image.value} is an image"
+            raise NotFusable(Reason.ACTIVATION, why)
+        return image
+
+    def in_order(self, per_axis: Sequence[T]) -> Sequence[T]:
+        """What is given for each axis of the image that is read, in the order of the value."""
+        if not self.perm:
+            return per_axis
+        if len(self.perm) != len(per_axis):
+            why = f"{len(per_axis)} axes where there are {len(self.perm)}"
+            raise NotFusable(Reason.SIZES, why)
+        return [per_axis[i] for i in inverse(self.perm)]
+
+    def dim(self, axis: int, image: Image) -> int | None:
+        """The dimension of the value that an axis of the image is; None for one that it has not."""
+        count = (image.spatial_rank or 0) + 2
+        if not -count <= axis < count:
+            return None
+        return self.perm[axis % count] if self.perm else axis % count
 
 
 def steps_of(graph: onnx.GraphProto, around: Surroundings) -> OnnxSteps:
@@ -144,8 +155,8 @@ class _Builder:
         self.known = dict(around.known)
         self.graph, self.around = graph, replace(around, known=self.known)
         self.orders = _orders(graph)
-        self.spatial = _spatial_axes(graph, around.constants)
-        self.values: dict[str, tuple[str, Axes]] = {}  # name -> the value that it is, in what order
+        self.spatial_rank = _spatial_rank(graph, around.constants)
+        self.values: dict[str, tuple[str, Perm]] = {}  # name -> the value that it is, in what order
         self.steps: list[Step] = []
         self.needed = {o.name for o in graph.output}
         self.needed |= {name for node in graph.node for name in reads_within(node)}
@@ -157,18 +168,18 @@ class _Builder:
                 self._add(node)
         read = {v for step in self.steps for v in step.reads}
         outputs = frozenset(self._value(n)[0] for n in self.needed)
-        views: dict[str, dict[str, Axes]] = {}
-        for name, (value, axes) in self.values.items():
-            views.setdefault(value, {})[name] = axes
+        views: dict[str, dict[str, Perm]] = {}
+        for name, (value, perm) in self.values.items():
+            views.setdefault(value, {})[name] = perm
         steps = Graph(
             tuple(self.steps),
             tuple(sorted(read - {s.value for s in self.steps})),
             outputs,
-            spatial_rank=self.spatial,
+            spatial_rank=self.spatial_rank,
         )
         return OnnxSteps(steps, views)
 
-    def _value(self, name: str) -> tuple[str, Axes]:
+    def _value(self, name: str) -> tuple[str, Perm]:
         """What a name stands for; a new one is a value, in the order in which it is transposed."""
         return self.values.setdefault(name, (name, self.orders.get(name, ())))
 
@@ -176,23 +187,24 @@ class _Builder:
         reads = tuple(n for n in node.input if n and n not in self.around.constants)
         values = [self._value(n) for n in reads]
         if self._is_transposed(node, reads):
-            value, axes = values[0]
-            self.values[node.output[0]] = value, then(axes, _perm(node))
+            value, perm = values[0]
+            self.values[node.output[0]] = value, then(perm, _perm(node))
             return
-        rules: Sequence[Rule | None]
-        order: Axes = ()
+        made: Sequence[Rule | None]
+        order: Perm = ()
         try:
-            order = _common_order([axes for _, axes in values])
-            place = _Place(node, self.around, reads, order, self.spatial)
-            rules = [planned_rule(rule) for rule in self._rules(place)]
+            order = _common_order([perm for _, perm in values])
+            made, reads = self._rules(_Place(node, self.around, order, self.spatial_rank))
         except NotFusable as refusal:
-            rules, order = [Opaque(refusal.why, refusal.code)], ()
-        if rules[0] is None and node.output[0] not in self.needed:
-            self.values[node.output[0]] = values[0]
+            made, order = [Opaque(refusal.why, refusal.code)], ()
+        # A factor of 1 is a step all the same: the node is there, and a region takes it up.
+        passes = made[0] is None and node.op_type in PASSING
+        if passes and node.output[0] not in self.needed:
+            self.values[node.output[0]] = self._value(reads[0])
             return
-        other = rules[0] if isinstance(rules[0], Opaque) else NO_RESULT
+        other = made[0] if isinstance(made[0], Opaque) else NO_RESULT
         for i, output in enumerate(node.output):
-            rule = rules[i] if i < len(rules) else other
+            rule = made[i] if i < len(made) else other
             if not output:
                 continue
             if isinstance(rule, Opaque):
@@ -202,9 +214,9 @@ class _Builder:
             own = rule or PerChannel(Affine(), like_image=True)
             if isinstance(own, ChannelSlice):
                 self._learn_sizes(output, reads[0], own, order)
-            self.steps.append(Step(output, tuple(v for v, _ in values), own))
+            self.steps.append(Step(output, tuple(self._value(n)[0] for n in reads), own))
 
-    def _learn_sizes(self, name: str, read: str, taken: ChannelSlice, order: Axes) -> None:
+    def _learn_sizes(self, name: str, read: str, taken: ChannelSlice, order: Perm) -> None:
         """What some of the channels are, where ONNX's inference cannot tell from which to which."""
         known = self.known.get(read)
         if known is None or known.sizes is None:
@@ -227,44 +239,40 @@ class _Builder:
             and len(self._value(reads[0])[1]) in (0, len(perm))
         )
 
-    def _rules(self, place: _Place) -> Sequence[Rule | None]:
-        """The rule of each output of a node; None where it only passes its value on.
+    def _rules(self, place: _Place) -> tuple[Sequence[Rule | None], tuple[str, ...]]:
+        """The rule of each output of a node, and the names of the images that they take.
 
         Raises NotFusable.
         """
         node = place.node
         if node.domain not in ("", "ai.onnx"):
-            raise NotFusable(Reason.UNKNOWN_LAYER, f"{node.domain}.{node.op_type} stands between")
+            why = f"no rule describes {node.domain}.{node.op_type}"
+            raise NotFusable(Reason.UNKNOWN_LAYER, why)
         if (node.domain, node.op_type) in self.around.functions:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"the file defines its own {node.op_type}")
         if node.op_type.startswith("Random"):
             raise NotFusable(Reason.RANDOM, f"{node.op_type} draws random numbers")
-        if node.op_type not in (*RULES, "Split"):
-            raise NotFusable(Reason.ACTIVATION, f"{node.op_type} stands between")
-        if not place.reads:
-            raise NotFusable(Reason.ACTIVATION, f"{node.op_type} works on constants")
-        if node.op_type in CHANNELS_SECOND and place.axes:
+        if node.op_type not in OPERATORS:
+            raise rules.not_linear(node.op_type)
+        if node.op_type in CHANNELS_SECOND and place.perm:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"{node.op_type} takes other axes for channels")
-        rules = _split(place) if node.op_type == "Split" else [RULES[node.op_type](place)]
-        if self.read.intersection(filter(None, node.output[len(rules) :])):
+        made, images = OPERATORS[node.op_type](place)
+        parts = [*map(made, range(len(node.output)))] if callable(made) else [made]
+        if self.read.intersection(filter(None, node.output[len(parts) :])):
             raise NotFusable(Reason.SHARED, f"a further output of {node.op_type} is used")
-        # What else it reads must be constant, and what it works on must not be.
-        several = node.op_type in SEVERAL and not isinstance(rules[0], PerChannel)
-        if len(place.reads) != (len(node.input) if several else 1):
-            raise NotFusable(Reason.ACTIVATION, f"{node.op_type} works on constants")
-        return rules
+        return parts, tuple(image.value for image in images)
 
 
-def _common_order(orders: Sequence[Axes]) -> Axes:
+def _common_order(orders: Sequence[Perm]) -> Perm:
     if len(set(orders)) > 1:
         raise NotFusable(Reason.UNKNOWN_LAYER, "it reads images in different orders of axes")
     return orders[0] if orders else ()
 
 
-def _orders(graph: onnx.GraphProto) -> dict[str, Axes]:
+def _orders(graph: onnx.GraphProto) -> dict[str, Perm]:
     """The order of axes of what is transposed for a convolution, and of what that is made from."""
     channels_second = {n.input[0] for n in graph.node if n.op_type in CHANNELS_SECOND}
-    orders: dict[str, Axes] = {}
+    orders: dict[str, Perm] = {}
     for node in reversed(graph.node):
         if not node.output:
             continue
@@ -277,66 +285,44 @@ def _orders(graph: onnx.GraphProto) -> dict[str, Axes]:
     return orders
 
 
-def _perm(node: onnx.NodeProto) -> Axes:
+def _perm(node: onnx.NodeProto) -> Perm:
     """The order of axes that a Transpose says; () if it says none, or what is no order."""
     perm = next((tuple(a.ints) for a in node.attribute if a.name == "perm"), ())
     return perm if sorted(perm) == list(range(len(perm))) else ()
 
 
-def inverse(axes: Axes) -> Axes:
+def inverse(perm: Perm) -> Perm:
     """The order that undoes an order."""
-    return tuple(axes.index(i) for i in range(len(axes)))
+    return tuple(perm.index(i) for i in range(len(perm)))
 
 
-def then(axes: Axes, perm: Axes) -> Axes:
-    """The order of what is transposed; () for the value's own."""
-    both = tuple(axes[i] for i in perm) if axes else perm
+def then(first: Perm, second: Perm) -> Perm:
+    """The order of what is transposed twice; () for the value's own."""
+    both = tuple(first[i] for i in second) if first else second
     return () if both == tuple(sorted(both)) else both
 
 
-def in_order(sizes: tuple[int | None, ...], axes: Axes) -> tuple[int | None, ...]:
-    """Sizes (or pads) of a value in another order of its axes."""
-    if not axes:
-        return sizes
-    if len(axes) != len(sizes):
-        raise NotFusable(Reason.SIZES, f"{len(sizes)} axes where there are {len(axes)}")
-    return tuple(sizes[i] for i in axes)
-
-
-def _spatial_axes(graph: onnx.GraphProto, constants: Constants) -> int | None:
-    axes = {
+def _spatial_rank(graph: onnx.GraphProto, constants: Constants) -> int | None:
+    ranks = {
         len(constants[node.input[1]].dims) - 2
         for node in graph.node
         if node.op_type in CONVOLUTIONS and node.input[1] in constants
     }
-    return axes.pop() if len(axes) == 1 else None
+    return ranks.pop() if len(ranks) == 1 else None
 
 
-def _conv(place: _Place) -> Rule:
-    given = place.attributes
+def _conv(place: _Place) -> Made:
+    given, transposed = place.attributes, place.node.op_type == "ConvTranspose"
     weight = place.numbers(1)
     bias = place.numbers(2) if place.has(2) else None
-    size = tuple(weight.shape[2:])
-    stride, dilation = (_per_axis(given, key, len(size)) for key in ("strides", "dilations"))
-    pads = _pads(given, size, stride, dilation)
-    return ConvStep(Conv(weight, bias, stride, pads, dilation, given.get("group", 1)))
-
-
-def _transposed_conv(place: _Place) -> Rule:
-    given = place.attributes
-    weight = place.numbers(1)
-    bias = place.numbers(2) if place.has(2) else None
-    size = weight.shape[2:]
-    ones = (1,) * len(size)
-    if _per_axis(given, "strides", len(size)) != ones:
-        raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution with a stride")
-    if "output_shape" in given or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+    rank = max(weight.ndim - 2, 0)
+    stride, dilation = (_per_axis(given, key, rank) for key in ("strides", "dilations"))
+    if transposed and ("output_shape" in given or _auto_pad(given).startswith("SAME")):
         raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution of a stated output size")
-    if any(given.get("output_padding", ())):
-        raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution with output padding")
-    dilation = _per_axis(given, "dilations", len(size))
-    crops = _pads(given, tuple(size), ones, dilation)
-    return ConvStep(transposed_conv(weight, bias, crops, dilation, given.get("group", 1)))
+    padding = _padding(given, stride)
+    more = _per_axis(given, "output_padding", rank, default=0)
+    settings = (stride, padding, dilation, transposed, more, given.get("group", 1))
+    return rules.apply("convolution", place.image(), weight, bias, *settings)
 
 
 def _per_axis(given: Mapping[str, Any], key: str, count: int, default: int = 1) -> tuple[int, ...]:
@@ -347,200 +333,123 @@ def _per_axis(given: Mapping[str, Any], key: str, count: int, default: int = 1) 
     return numbers
 
 
-def _pads(
-    given: Mapping[str, Any],
-    size: tuple[int, ...],
-    stride: tuple[int, ...],
-    dilation: tuple[int, ...],
-) -> tuple[tuple[int, int], ...]:
-    """Padding (before, after) per axis: [all befores, all afters], or by auto_pad."""
-    mode = given.get("auto_pad", b"NOTSET").decode()
-    count = len(size)
+def _auto_pad(given: Mapping[str, Any]) -> str:
+    return str(given.get("auto_pad", b"NOTSET").decode())
+
+
+def _padding(given: Mapping[str, Any], stride: tuple[int, ...]) -> Any:
+    """Padding (before, after) per axis from [all befores, all afters], or a word for auto_pad."""
+    mode, rank = _auto_pad(given), len(stride)
     if mode == "VALID":
-        return ((0, 0),) * count
+        return "valid"
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         if any(s != 1 for s in stride):
             raise NotFusable(Reason.UNKNOWN_LAYER, f"auto_pad {mode} depends on the image's size")
-        whole = [d * (k - 1) for k, d in zip(size, dilation, strict=True)]
-        less = [n // 2 for n in whole]
-        pairs = [(a, n - a) for a, n in zip(less, whole, strict=True)]
-        return tuple(p if mode == "SAME_UPPER" else p[::-1] for p in pairs)
-    flat = _per_axis(given, "pads", 2 * count, default=0)
-    return tuple(zip(flat[:count], flat[count:], strict=True))
+        return "same" if mode == "SAME_UPPER" else "same_lower"
+    flat = _per_axis(given, "pads", 2 * rank, default=0)
+    return tuple(zip(flat[:rank], flat[rank:], strict=True))
 
 
-def _batch_norm(place: _Place) -> Rule:
+def _batch_norm(place: _Place) -> Made:
     given = place.attributes
-    scale, shift, mean, variance = (place.numbers(i) for i in range(1, 5))
+    stored = [place.numbers(i) for i in range(1, 5)]
     # Before training was stated, a BatchNormalization that gives statistics was training.
     stated = place.around.opset >= STATED_TRAINING
     training = bool(given.get("training_mode", 0)) if stated else any(place.node.output[1:])
     if given.get("spatial", 1) == 0:
         raise NotFusable(Reason.NOT_PER_CHANNEL, "a BatchNorm has a factor for each pixel")
-    by = batch_norm(scale, shift, mean, variance, given.get("epsilon", 1e-5), training)
-    return PerChannel(by, like_image=True)
+    eps = given.get("epsilon", 1e-5)
+    return rules.apply("batch_norm", place.image(), *stored, training=training, eps=eps)
 
 
-def _arithmetic(place: _Place) -> Rule:
-    node, kind = place.node, place.node.op_type
-    held = [name in place.around.constants for name in node.input]
-    if kind == "Neg":
-        return PerChannel(Affine(-1.0), like_image=True)
-    if not any(held):
-        if kind not in ("Add", "Sum", "Sub"):
-            raise NotFusable(Reason.ACTIVATION, "a product of two activations stands between")
-        _check_summands(place)
-        return Sum((1.0, -1.0) if kind == "Sub" else (1.0,) * len(held))
-    if len(held) != 2 or all(held):
-        raise NotFusable(Reason.ACTIVATION, f"{kind} of constants stands between")
-    first = not held[0]
-    factor = _factor(place, 1 if first else 0)
-    if kind == "Div" and not bool(torch.as_tensor(factor).all()):
-        raise NotFusable(Reason.OVERFLOW, "a division by zero stands between")
-    return PerChannel(combined(SIGNS[kind], factor, value_first=first), like_image=True)
+def _arithmetic(place: _Place) -> Made:
+    kind, names = place.node.op_type, place.node.input
+    images = [place.sized(i) for i, n in enumerate(names) if n not in place.around.constants]
+    dims = (images[0].spatial_rank or 0) + 2 if images else 0
+
+    def factor(index: int) -> Tensor:
+        """A constant that meets an image, its channels second as well."""
+        constant = place.numbers(index)
+        aligned = constant.reshape(*[1] * (dims - constant.ndim), *constant.shape)
+        return aligned.permute(*place.in_order(range(aligned.ndim)))
+
+    constants = place.around.constants
+    operands = [factor(i) if n in constants else place.sized(i) for i, n in enumerate(names)]
+    if kind == "Sum" and len(names) != 2:
+        return rules.apply("add_all", operands)
+    return rules.apply("add" if kind == "Sum" else kind.lower(), *operands)
 
 
-SIGNS = {"Add": "+", "Sum": "+", "Sub": "-", "Mul": "*", "Div": "/"}
-
-
-def _check_summands(place: _Place) -> None:
-    """Values are added channel by channel: a single one is not spread over those of another."""
-    sizes = [place.sizes(name) for name in place.reads]
-    channels = {s[1] for s in sizes}
-    if len({len(s) for s in sizes}) > 1 or len(channels) != 1:
-        raise NotFusable(Reason.CHANNELS, "it adds images of different channels")
-    if None in channels:
-        raise NotFusable(Reason.UNKNOWN_LAYER, "nothing tells how many channels it adds")
-
-
-def _factor(place: _Place, index: int) -> Tensor | float:
-    """A constant as one number or one per channel of the value that it meets."""
-    constant = place.numbers(index)
-    sizes = place.sizes(place.reads[0])
-    if constant.ndim > len(sizes):
-        raise NotFusable(Reason.NOT_PER_CHANNEL, "a factor has more axes than the image")
-    if place.axes:  # as the value is read, channels second
-        aligned = constant.reshape(*[1] * (len(sizes) - constant.ndim), *constant.shape)
-        constant = aligned.permute(*inverse(place.axes))
-    factor = per_channel(constant, len(sizes) - 2)
-    if isinstance(factor, Tensor) and sizes[1] != factor.numel():
-        raise NotFusable(
-            Reason.CHANNELS, f"a factor for {factor.numel()} channels meets {sizes[1] or 'others'}"
-        )
-    return factor
-
-
-def _pad(place: _Place) -> Rule:
-    given = place.attributes
+def _pad(place: _Place) -> Made:
+    given, image = place.attributes, place.sized()
     mode = given.get("mode", b"constant").decode()
-    count = len(place.sizes(place.reads[0]))
+    count = (image.spatial_rank or 0) + 2
     if place.around.opset < 11:
         amounts, fill = list(given["pads"]), float(given.get("value", 0.0))
     else:
-        amounts = [int(n) for n in place.tensor(1).reshape(-1)]
+        amounts = place.ints(1)
         fill = float(place.tensor(2).reshape(())) if place.has(2) else 0.0
-    if place.has(3):
-        amounts = _on_all_axes(amounts, place.tensor(3), count)
-    if mode not in PAD_MODES or count < 3 or len(amounts) != 2 * count:
+    befores, afters = amounts[: len(amounts) // 2], amounts[len(amounts) // 2 :]
+    axes = place.ints(3) if place.has(3) else [*range(count)]
+    if mode not in PAD_MODES or not len(axes) == len(befores) == len(afters):
         raise NotFusable(Reason.UNKNOWN_LAYER, f"a Pad of mode {mode}")
-    if mode == "constant" and fill:
-        raise NotFusable(Reason.BORDERS, f"it pads with {fill:g}, not with zeros")
     if mode != "constant" and min(amounts) < 0:
         raise NotFusable(Reason.BORDERS, f"it crops and pads with {mode}")
-    pairs = _ordered(list(zip(amounts[:count], amounts[count:], strict=True)), place.axes)
-    if any(map(any, pairs[:2])):
-        raise NotFusable(Reason.CHANNELS, "it pads the batch or the channels")
-    return ConvStep(Pad(0, tuple(pairs[2:]), PAD_MODES[mode]))
+    pairs = [(0, 0)] * count
+    for axis, before, after in zip(axes, befores, afters, strict=True):
+        pairs[axis % count] = before, after
+    flat = [n for pair in reversed(place.in_order(pairs)) for n in pair]
+    return rules.apply("pad", image, flat, PAD_MODES[mode], fill)
 
 
-def _on_all_axes(amounts: list[int], axes: Tensor, count: int) -> list[int]:
-    """The amounts of a Pad of chosen axes, written out for every axis."""
-    whole = [0] * 2 * count
-    chosen = [int(n) % count for n in axes.reshape(-1)]
-    for i, axis in enumerate(chosen):
-        whole[axis], whole[count + axis] = amounts[i], amounts[len(chosen) + i]
-    return whole
-
-
-def _ordered(pairs: list[tuple[int, int]], axes: Axes) -> list[tuple[int, int]]:
-    """Pairs per axis in the value's own order."""
-    return [pairs[i] for i in inverse(axes)] if axes else pairs
-
-
-def _slice(place: _Place) -> Rule:
-    """A crop of spatial axes by constant amounts from both ends."""
-    given = place.attributes
+def _slice(place: _Place) -> Made:
+    """A range of each of some axes."""
+    given, image = place.attributes, place.sized()
     if place.around.opset < 10:
         starts, ends = list(given["starts"]), list(given["ends"])
-        which, steps = list(given.get("axes", [])), []
+        axes, steps = list(given.get("axes", [])), []
     else:
-        lists = [place.tensor(i).tolist() if place.has(i) else [] for i in range(1, 5)]
-        starts, ends, which, steps = lists
-    which, steps = which or list(range(len(starts))), steps or [1] * len(starts)
-    count = len(place.sizes(place.reads[0]))
-    if len(which) == 1 and steps == [1] and _is_channels(place, which[0], count):
-        return ChannelSlice(slice(starts[0], None if ends[0] >= END else ends[0]))
-    cuts = [(0, 0)] * count
-    for start, end, axis, step in zip(starts, ends, which, steps, strict=True):
-        to_end = end >= END
-        if step != 1 or start < 0 or not (to_end or end < 0) or not -count <= axis < count:
-            raise NotFusable(Reason.ACTIVATION, "Slice stands between")
-        cuts[axis] = (-start, 0 if to_end else end)
-    cuts = _ordered(cuts, place.axes)
-    if count < 3 or any(map(any, cuts[:2])):
-        raise NotFusable(Reason.ACTIVATION, "Slice stands between")
-    return ConvStep(Pad(0, tuple(cuts[2:])))
+        starts, ends, axes, steps = (place.ints(i) for i in range(1, 5))
+    axes, steps = axes or [*range(len(starts))], steps or [1] * len(starts)
+    index = [slice(None)] * ((image.spatial_rank or 0) + 2)
+    if not len(axes) == len(starts) == len(ends) == len(steps) or any(
+        place.dim(axis, image) is None for axis in axes
+    ):
+        raise NotFusable(Reason.ACTIVATION, "a Slice of axes that the image has not")
+    for axis, *bounds in zip(axes, starts, ends, steps, strict=True):
+        index[axis] = slice(*bounds)
+    return rules.apply("getitem", image, tuple(place.in_order(index)))
 
 
-def _is_channels(place: _Place, axis: int, count: int) -> bool:
-    """Whether an axis of what is read, of so many, is that of the channels."""
-    if not -count <= axis < count:
-        return False
-    return (place.axes[axis % count] if place.axes else axis % count) == 1
+def _concat(place: _Place) -> Made:
+    images = [place.image(i) for i in range(len(place.node.input))]
+    return rules.apply("cat", images, place.dim(place.attributes["axis"], images[0]))
 
 
-def _concat(place: _Place) -> Rule:
-    try:
-        axis, ranks = place.attributes["axis"], {len(place.sizes(name)) for name in place.reads}
-    except NotFusable:
-        ranks = set()
-    if len(ranks) != 1 or not _is_channels(place, axis, ranks.pop()):
-        raise NotFusable(Reason.CONCATENATED, "the arms are concatenated, not added")
-    return Concat()
-
-
-def _split(place: _Place) -> list[Rule | None]:
+def _split(place: _Place) -> Made:
     """The channels in parts, one for each output."""
-    given, count = place.attributes, len(place.node.output)
-    if not _is_channels(place, given.get("axis", 0), len(place.sizes(place.reads[0]))):
-        raise NotFusable(Reason.ACTIVATION, "Split stands between")
-    sizes = given.get("split")
+    given, count, image = place.attributes, len(place.node.output), place.sized()
+    dim, sizes = place.dim(given.get("axis", 0), image), given.get("split")
     if place.around.opset >= 13 and place.has(1):
-        sizes = place.tensor(1).tolist()
+        sizes = place.ints(1)
     if sizes is None:
-        return [ChannelSlice((i, count)) for i in range(count)]
+        return rules.apply("chunk", image, count, dim)
     if len(sizes) != count:
-        raise NotFusable(Reason.ACTIVATION, "Split stands between")
-    return [ChannelSlice(slice(sum(sizes[:i]), sum(sizes[: i + 1]))) for i in range(count)]
+        raise NotFusable(Reason.ACTIVATION, "a Split into more parts than it gives")
+    return rules.apply("split", image, list(sizes), dim)
 
 
-def _average_pool(place: _Place) -> Rule:
+def _average_pool(place: _Place) -> Made:
     given = place.attributes
     size = tuple(given["kernel_shape"])
-    ones = (1,) * len(size)
     stride = _per_axis(given, "strides", len(size))
-    if _per_axis(given, "dilations", len(size)) != ones:
+    if any(d != 1 for d in _per_axis(given, "dilations", len(size))):
         raise NotFusable(Reason.POOLING, "average pooling with dilation")
-    pool = AvgPool(
-        0,
-        size,
-        stride,
-        _pads(given, size, stride, ones),
-        bool(given.get("ceil_mode", 0)),
-        bool(given.get("count_include_pad", 0)),
-    )
-    pool.check()
-    return ConvStep(pool)
+    if f"avg_pool{len(size)}d" not in rules.RULES:
+        raise NotFusable(Reason.POOLING, f"average pooling over {len(size)} axes")
+    flags = bool(given.get("ceil_mode", 0)), bool(given.get("count_include_pad", 0))
+    padding = _padding(given, stride)
+    return rules.apply(f"avg_pool{len(size)}d", place.image(), size, stride, padding, *flags)
 
 
 def is_training_dropout(node: onnx.NodeProto, constants: Constants) -> bool:
@@ -551,29 +460,25 @@ def is_training_dropout(node: onnx.NodeProto, constants: Constants) -> bool:
     return mode is None or bool(numpy_helper.to_array(mode).any())
 
 
-def _passing(place: _Place) -> Rule | None:
-    if is_training_dropout(place.node, place.around.constants):
-        raise NotFusable(Reason.RANDOM, "a Dropout is in training mode")
-    return None
+def _dropout(place: _Place) -> Made:
+    training = is_training_dropout(place.node, place.around.constants)
+    return rules.apply("dropout", place.image(), training=training)
 
 
-RULES: dict[str, Callable[[_Place], Rule | None]] = {
-    "Conv": _conv,
-    "ConvTranspose": _transposed_conv,
+OPERATORS: dict[str, Callable[[_Place], Made]] = {
+    **dict.fromkeys(CONVOLUTIONS, _conv),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Sum"), _arithmetic),
     "BatchNormalization": _batch_norm,
-    "Add": _arithmetic,
-    "Sub": _arithmetic,
-    "Mul": _arithmetic,
-    "Div": _arithmetic,
-    "Neg": _arithmetic,
-    "Sum": _arithmetic,
+    "Neg": lambda place: rules.apply("neg", place.image()),
     "Pad": _pad,
     "Slice": _slice,
     "Concat": _concat,
+    "Split": _split,
     "AveragePool": _average_pool,
-    "Identity": _passing,
-    "Dropout": _passing,
+    "Identity": lambda place: rules.apply("clone", place.image()),
+    "Dropout": _dropout,
 }
-SEVERAL = ("Add", "Sub", "Sum", "Concat")
-NO_RESULT = Opaque("a further output of a node stands between")
-ELEMENTWISE = frozenset(RULES) - set(CHANNELS_SECOND)  # the same in every order of axes
+PASSING = ("Identity", "Dropout")
+NO_RESULT = Opaque("a further output of a node is not linear")
+# The same in every order of axes, but for Split, which gives several values.
+ELEMENTWISE = frozenset(OPERATORS) - {*CHANNELS_SECOND, "Split"}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from acfuse.errors import NotFusable, Reason
-from acfuse.graph.onnx_read import Axes, OnnxSteps, Surroundings, inverse
+from acfuse.graph.onnx_read import OnnxSteps, Perm, Surroundings, inverse
 from acfuse.system.escape import one_line
 
 REFERENCE_OPSET = 15
@@ -89,8 +89,8 @@ class ConvTranspose(OpRun):
         return (whole.numpy(),)
 
 
-def _turned(image: Tensor, axes: Axes) -> Tensor:
-    return image.permute(*axes).contiguous() if axes else image
+def _turned(image: Tensor, perm: Perm) -> Tensor:
+    return image.permute(*perm).contiguous() if perm else image
 
 
 def _in_float64(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from acfuse.algebra import Affine, LinearConv
 from acfuse.errors import NotFusable
-from acfuse.graph.fx_read import layer_rule
+from acfuse.graph.fx_read import is_convolution, layer_rule
 from acfuse.graph.steps import ConvStep, PerChannel
 from acfuse.patterns.pattern import Pattern
 from acfuse.patterns.values import Layer
@@ -33,7 +33,7 @@ def label(
     for pattern in patterns:
         names = pattern.layers(look)
         modules = [m for name in names if (m := submodule(module, name)) is not None]
-        convolutions = sum(hasattr(m, "kernel_size") for m in modules)
+        convolutions = sum(map(is_convolution, modules))
         if convolutions + (pattern.arms(look) > 1) < 2:
             continue
         if len(names) > most and (within is None or {id(m) for m in modules} <= within):

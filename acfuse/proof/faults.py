@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from acfuse.algebra import LinearConv
 from acfuse.findings import Block, Run
+from acfuse.graph.fx_read import is_convolution, is_norm
 from acfuse.proof.certificate import ULP_LIMIT, read_out, unit_in_last_place
 
 Mistake = Callable[[nn.Module], None]
@@ -77,10 +77,10 @@ def _by_numbers(
 
 def _mistakes(module: nn.Module, block: Block) -> Iterator[tuple[str, Mistake]]:
     layers = [(n, module.get_submodule(n)) for n in block.layers]
-    norms = [n for n, m in layers if isinstance(m, BatchNorm)]
-    convolutions = [n for n, m in layers if hasattr(m, "kernel_size")]
+    norms = [n for n, m in layers if is_norm(m)]
+    convolutions = [n for n, m in layers if is_convolution(m)]
     for eps in OTHER_EPS:
-        if norms and any(module.get_submodule(n).eps != eps for n in norms):
+        if any(getattr(module.get_submodule(n), "eps", eps) != eps for n in norms):
             yield f"BatchNorm eps {eps:g}", partial(_set_eps, norms, eps)
     for name in convolutions:
         yield f"the arm of {name} is missing", partial(_switch_off, name)
@@ -120,7 +120,7 @@ def _norm_behind(module: nn.Module, name: str) -> nn.Module | None:
         found = module
         for part in filter(None, (*head.split("."), last.replace("conv", new))):
             found = getattr(found, part, None)  # type: ignore[assignment]
-        if isinstance(found, BatchNorm):
+        if isinstance(found, nn.Module) and is_norm(found):
             return found
     return None
 

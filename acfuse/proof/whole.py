@@ -10,6 +10,7 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
+from acfuse.graph.fx_read import is_norm
 from acfuse.proof.outputs import (
     ALGEBRA_LIMIT,
     NOISE_FACTOR,
@@ -148,9 +149,9 @@ def _rounding(
 def has_fresh_statistics(model: nn.Module) -> bool:
     """Whether some BatchNorm was never trained: its mean is 0 and its variance 1 throughout."""
     for module in model.modules():
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if not is_norm(module):
             continue
-        mean, variance = module.running_mean, module.running_var
+        mean, variance = (module._buffers.get(f"running_{n}") for n in ("mean", "var"))
         if mean is None or variance is None:
             continue
         if not bool(mean.any()) and bool((variance == 1).all()):
@@ -168,13 +169,14 @@ def randomize_batchnorm(model: nn.Module, seed: int = 0) -> nn.Module:
 
     with torch.no_grad():
         for module in twin.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                for tensor, low, high in (
-                    (module.running_mean, -0.3, 0.3),
-                    (module.running_var, 0.5, 2.0),
-                    (module.weight, 0.2, 0.8),  # on the whole smaller: no layer may explode
-                    (module.bias, -0.3, 0.3),
+            if is_norm(module):
+                for name, low, high in (
+                    ("running_mean", -0.3, 0.3),
+                    ("running_var", 0.5, 2.0),
+                    ("weight", 0.2, 0.8),  # on the whole smaller: no layer may explode
+                    ("bias", -0.3, 0.3),
                 ):
-                    if tensor is not None:
+                    tensor = getattr(module, name, None)
+                    if isinstance(tensor, Tensor):
                         tensor.copy_(draw(tensor, low, high))
     return twin

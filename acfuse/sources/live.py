@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from acfuse.algebra import LinearConv
@@ -20,7 +19,7 @@ from acfuse.files.user_code import fit_prefix, load_into
 from acfuse.files.write import Write, writer
 from acfuse.find import find_in_module
 from acfuse.findings import Block, Findings, Size
-from acfuse.graph.fx_read import conv_of
+from acfuse.graph.fx_read import conv_of, convolutions_of
 from acfuse.graph.fx_write import replaced_layers
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
@@ -156,11 +155,8 @@ def size_of(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs | No
     """How large a model is, with what its checkpoint holds."""
     convolutions = sum(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
     graphs = [m.graph for m in model.modules() if isinstance(m, fx.GraphModule)]
-    convolutions += sum(n.target in FUNCTIONS for graph in graphs for n in graph.nodes)
+    convolutions += sum(len(convolutions_of(graph)) for graph in graphs)
     return Size(convolutions, parameters_of(tensors), multiply_adds(model, inputs))
-
-
-FUNCTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def multiply_adds(model: nn.Module, inputs: Inputs | None) -> int | None:

@@ -12,8 +12,7 @@ from acfuse.patterns import PATTERNS
 from acfuse.patterns.match import find_in_tensors
 from acfuse.patterns.registry import assumed
 from sample_models import samples
-
-from .unnamed import UNNAMED
+from tests.families.unnamed import UNNAMED
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 HEAD = """# Families

@@ -12,9 +12,8 @@ from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.notation import parse
 from sample_models import awake
 from sample_models.padded_middle import BNAndPadLayer
+from tests.families.unnamed import COSTLY, PLAIN, UNNAMED
 from tests.proof.proving import certified
-
-from .unnamed import COSTLY, PLAIN, UNNAMED
 
 
 class ComputedKernel(nn.Module):
