@@ -4,6 +4,7 @@ An arm is what leads to a value: the linear steps back to where they begin. Two 
 the same value, with a convolution each, are branches, and a reader wants to know why they stay.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -196,13 +197,17 @@ class _Explainer:
         return None
 
     def _summands(self, arms: Mapping[str, _Arm], step: Step) -> Iterator[_Arm]:
-        """The arms of a sum of sums."""
-        for value in step.reads:
+        """The arms of a sum of sums. Of a sum that is added many times, two count as many."""
+        visits: Counter[str] = Counter()
+        pending = [*reversed(step.reads)]
+        while pending:
+            value = pending.pop()
             inner = self.graph.by_value.get(value)
-            if inner is not None and isinstance(inner.rule, Sum) and arms[value].sources != {value}:
-                yield from self._summands(arms, inner)
-            else:
+            if inner is None or not isinstance(inner.rule, Sum) or arms[value].sources == {value}:
                 yield arms[value]
+            elif visits[value] < 2:
+                visits[value] += 1
+                pending += reversed(inner.reads)
 
     def _between(self, sources: frozenset[str]) -> tuple[Reason, str] | None:
         """What stands between two sources, if one is made from the other."""

@@ -22,7 +22,7 @@ from torch.fx.immutable_collections import immutable_list
 
 from acfuse.errors import NotFusable, Reason
 from acfuse.files.pt2_graph import ProgramModule
-from acfuse.graph.fx_values import RECORDED, Value, parts_made, types_told
+from acfuse.graph.fx_values import KNOWN, RECORDED, Value, parts_made, type_of, types_told
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ class _Reader(fx.Tracer):
         return {id(p): name for name, p in self.module.named_parameters()}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """Every value is one that knows what it may tell."""
+        """Every value is one that knows what it may tell. Its type follows from what it reads."""
+        type_of(node)
         return Value(node, self)
 
     def create_arg(self, a: Any) -> Any:
@@ -188,9 +189,8 @@ class _Reader(fx.Tracer):
         """A module that is called is one step, and torch's own nearly all give one tensor."""
         result = super().call_module(m, forward, args, kwargs)
         several = isinstance(m, SEVERAL_RESULTS) or getattr(m, "return_indices", False)
-        if type(result) is Value and is_layer(m) and not several:
-            result.node.meta["tensor"] = True
-        return result
+        own = is_layer(m) and not isinstance(m, nn.Sequential)  # that gives what its last one does
+        return self._tensor(result) if type(result) is Value and own and not several else result
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Everything but what is asked for, and a plain Sequential, which only names layers."""
@@ -245,7 +245,7 @@ class _Reader(fx.Tracer):
 
     def _tensor(self, value: fx.Proxy) -> fx.Proxy:
         """A value that is a tensor for certain."""
-        value.node.meta["tensor"] = True
+        value.node.meta[KNOWN] = Tensor
         return value
 
 

@@ -34,7 +34,7 @@ class Value(fx.Proxy):
     __itruediv__ = partialmethod(_written_by, operator.itruediv)
 
     def __getattr__(self, name: str) -> "_Attribute":
-        kind = _type_of(self.node)
+        kind = type_of(self.node)
         if name.startswith("__") or (kind is not None and not hasattr(kind, name)):
             raise AttributeError(f"a {kind} has no attribute {name}")
         return _Attribute(self, name)
@@ -68,7 +68,7 @@ def _asked_for_type(value: Any, kinds: Any) -> bool:
     """`isinstance`: what is a tensor for certain is one; what may be anything has no answer."""
     if type(value) not in RECORDED or _isinstance(value, kinds):
         return _isinstance(value, kinds)
-    kind = _type_of(value.node)
+    kind = type_of(value.node)
     if kind is None:
         raise value.tracer.cannot("it asks for the type of a value")
     value.tracer.typed = True
@@ -88,15 +88,20 @@ def types_told() -> Iterator[None]:
 RECORDED = (Value, _Attribute)
 
 
-def _type_of(node: fx.Node) -> type | None:
-    """What a value is with real tensors, where that is certain."""
-    if "tensor" in node.meta:
-        return Tensor
+def type_of(node: fx.Node) -> type | None:
+    """What a value is with real tensors, where that is certain. Remembered with the node."""
+    if KNOWN not in node.meta:
+        node.meta[KNOWN] = _type_made(node)
+    kind: type | None = node.meta[KNOWN]
+    return kind
+
+
+def _type_made(node: fx.Node) -> type | None:
     if node.op == "get_attr":
         return nn.Parameter
     if node.op in ("call_module", "placeholder"):
         return None
-    reads = [_type_of(n) for n in node.all_input_nodes]
+    reads = [type_of(n) for n in node.all_input_nodes]
     if node.op == "call_method":
         name = "shape" if node.target == "size" and len(node.args) == 1 else str(node.target)
         return ATTRIBUTES.get(name) if reads[0] in TENSORS else None
@@ -117,6 +122,7 @@ def parts_made(node: fx.Node) -> int | None:
     return next((len(sizes) for sizes in given if isinstance(sizes, (list, tuple))), None)
 
 
+KNOWN = "acfuse_type"
 TENSORS = {Tensor, nn.Parameter}
 ATTRIBUTES: dict[str, type] = {
     "shape": torch.Size, "size": int, "ndim": int, "dim": int, "numel": int, "dtype": torch.dtype,

@@ -62,7 +62,7 @@ def rewrite_module(
         new = _insert(twin, [(by_name[source], name) for source, name, _ in terms])
         old.replace_all_uses_with(new)
         by_name[output] = new
-        gone = {*dead, *(n for n in unread if n.all_input_nodes and _reaches(n, dead))}
+        gone = {*dead, *(unread & _behind(dead, twin) if unread else ())}
         for node in reversed([n for n in twin.nodes if n in gone]):
             if not node.users:
                 twin.erase_node(node)
@@ -132,8 +132,13 @@ def _insert(graph: fx.Graph, terms: Sequence[tuple[fx.Node, str | None]]) -> fx.
     return total
 
 
-def _reaches(node: fx.Node, dead: Sequence[fx.Node]) -> bool:
-    return any(n in dead or _reaches(n, dead) for n in node.all_input_nodes)
+def _behind(nodes: Sequence[fx.Node], graph: fx.Graph) -> set[fx.Node]:
+    """These nodes and all that is computed from them."""
+    found = set(nodes)
+    for node in graph.nodes:
+        if not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _used_targets(graph: fx.Graph) -> set[str]:

@@ -460,3 +460,30 @@ def test_a_factor_that_changes_nothing_may_stand_on_either_side(neutral, one):
 def test_a_stored_factor_of_one_may_stand_on_either_side():
     for forward in (lambda m, x: m.g * m.a(x) + m.b(x), lambda m, x: m.a(x) * m.g + m.b(x)):
         fused_and_checked(two(forward, g=nn.Parameter(torch.ones(()))))
+
+
+def test_a_long_chain_of_residuals_before_a_block_is_looked_at_once():
+    def run(m, x):
+        for _ in range(60):
+            x = x + torch.relu(x) / 4  # two ways back from each: 2 ** 60 in all
+        torch._assert(x.shape[1] == 4, "channels")
+        return m.a(x) + m.b(x)
+
+    fused_and_checked(two(run))
+
+
+class Pair(nn.Module):
+    """Gives two values, which a Sequential around it gives as well."""
+
+    def forward(self, x):
+        return torch.relu(x), x
+
+
+@pytest.mark.parametrize("inner", [Pair(), nn.Sequential(Pair())])
+def test_what_a_container_gives_is_not_a_tensor_for_certain(inner):
+    def run(m, x):
+        y = m.i(x)
+        y = y[0] if isinstance(y, tuple) else y
+        return m.a(y) + m.b(y)
+
+    fused_and_checked(two(run, i=inner), blocks=0, convolutions=2)

@@ -590,3 +590,13 @@ def test_the_reason_is_what_stands_in_the_arms_and_not_in_front_of_them():
     float64 = awake(copy.deepcopy(net).double(), 0)
     left = fuse_onnx(exported(float64, 1)).refused
     assert [r.code for r in left] == [Reason.ACTIVATION, Reason.POOLING]
+
+
+def test_a_sum_that_is_doubled_many_times_is_explained_once():
+    def run(m, x):
+        y = x
+        for _ in range(60):
+            y = y + y
+        return y, m.a(x)
+
+    refused(two(run))
