@@ -6,12 +6,14 @@ READY := $(VENV)/.ready
 PACKAGES := $(VENV)/.packages
 FLOORS := .venv-floors
 
-.PHONY: help demo test floors trust fuzz check fix samples clean
+.PHONY: help demo test test-kernels floors trust fuzz check fix samples clean
 
 help:
 	@echo "make demo     fuse the trained sample and show the result"
 	@echo "make test     run the tests"
 	@echo "make floors   run the tests with the lowest versions that pyproject.toml allows, in $(FLOORS)"
+	@echo "make test-kernels  run those that compare numbers as on other processors: without AVX,"
+	@echo "              with AVX2 alone, without oneDNN, with two threads (about ten minutes)"
 	@echo "make trust    measure every promise of SECURITY.md (up to 30 minutes)"
 	@echo "make fuzz     draw files that are nearly right by the ten thousand (about ten minutes)"
 	@echo "make check    lint, types and import contracts"
@@ -48,6 +50,18 @@ $(FLOORS)/.ready: pyproject.toml constraints.txt .ci/floors.py
 
 floors: $(FLOORS)/.ready
 	$(FLOORS)/bin/python -m pytest --numprocesses 2
+
+# Every test whose outcome could depend on how a processor rounds: in which order it adds, and which
+# kernels torch chooses for it.
+NUMERIC := tests/algebra tests/families tests/files tests/graph tests/house/test_bounds.py \
+	tests/packages tests/patterns tests/proof tests/sources
+KERNELS := $(BIN)/python -m pytest --quiet $(NUMERIC) --numprocesses
+
+test-kernels: $(READY) $(PACKAGES)
+	ATEN_CPU_CAPABILITY=default $(KERNELS) 2
+	ATEN_CPU_CAPABILITY=avx2 $(KERNELS) 2
+	ACFUSE_TEST_ONEDNN=0 $(KERNELS) 2
+	ACFUSE_TEST_THREADS=2 $(KERNELS) 1
 
 trust: $(READY)
 	$(BIN)/python -m tests.trust

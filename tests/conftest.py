@@ -1,4 +1,7 @@
-"""Settings that every test shares: how many examples, how many threads, which seed."""
+"""Settings that every test shares: how many examples, which kernels, how many threads, which seed.
+
+`make test-kernels` sets ACFUSE_TEST_ONEDNN=0 (convolutions without oneDNN) and ACFUSE_TEST_THREADS.
+"""
 
 import os
 
@@ -25,7 +28,14 @@ settings.register_profile(  # make fuzz
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 torch.set_num_threads(int(os.environ.get("ACFUSE_TEST_THREADS", "1")))
-torch.backends.mkldnn.set_flags(_enabled=os.environ.get("ACFUSE_TEST_ONEDNN") != "0")
+if os.environ.get("ACFUSE_TEST_ONEDNN") == "0":
+    torch.backends.mkldnn.set_flags(_enabled=False)
+
+
+def pytest_report_header() -> str:
+    """Which kernels compute here."""
+    capability, onednn = torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.enabled
+    return f"torch: {capability}, oneDNN {onednn}, threads {torch.get_num_threads()}"
 
 
 @pytest.fixture(autouse=True)
