@@ -7,30 +7,26 @@ name for the fused convolution.
 import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
 
-from acfuse.algebra import LinearConv
 from acfuse.errors import NotFusable, Reason
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
-from acfuse.graph.aliasing import write_once
 from acfuse.graph.copies import copied
-from acfuse.graph.fx_read import is_convolution, spatial_rank_of, steps_of
-from acfuse.graph.fx_trace import Call, Traced, has_hooks, is_layer, reading, trace
+from acfuse.graph.fx_modules import Analysis, ModuleReader
+from acfuse.graph.fx_read import is_convolution
+from acfuse.graph.fx_trace import has_hooks
 from acfuse.graph.fx_write import LiveSite, nodes_between, region_graph, replaced_layers
-from acfuse.graph.regions import as_layer, choose, kernels, planned
+from acfuse.graph.regions import choose, kernel_of, planned
 from acfuse.graph.steps import (
-    ConvStep,
     Graph,
     Identity,
-    LinearSubmodule,
     Miss,
     Opaque,
-    PerChannel,
     Region,
 )
 from acfuse.patterns import Pattern
@@ -75,41 +71,27 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-@dataclass
-class _Analysis:
-    traced: Traced
-    graph: Graph | None
-    layer: LinearSubmodule | Opaque
-
-
 class _Finder:
-    """Reads each module once, innermost first, then chooses regions, outermost first."""
+    """Chooses regions in the modules that were read, outermost first."""
 
     def __init__(self, model: nn.Module, patterns: Sequence[Pattern], *, folds: bool) -> None:
         self.model, self.patterns, self.folds = model, patterns, folds
-        self.paths = {id(m): path for path, m in model.named_modules()}
-        self.analyses: dict[int, _Analysis] = {}
-        self.spatial_rank = spatial_rank_of(model)
-        self.called: set[int] = set()
-        self.twice: set[int] = set()  # called in ways that differ by more than their tensors
+        self.reader = ModuleReader(model, folds=folds)
+        self.paths, self.analyses = self.reader.paths, self.reader.analyses
         self.users: dict[int, set[int]] = {}  # layer -> the modules whose forwards use it
         self.needed: set[int] = set()  # layers and tensors that are used outside of any region
         self.found: list[Block] = []
         self.refused: list[Refused] = []
 
     def run(self) -> Findings:
-        with reading():
-            self._analyse(self.model, None)
-            for module in self.model.modules():
-                if id(module) not in self.analyses and _has_forward(module):
-                    self._analyse(module, None)
+        self.reader.read()
         for analysis in self.analyses.values():
             traced = analysis.traced
             for part in _parts_at(traced.module, traced.used):
                 self.users.setdefault(part, set()).add(id(traced.module))
         done: set[int] = set()
         for module in self.model.modules():
-            if id(module) in self.analyses and id(module) not in self.called:
+            if id(module) in self.analyses and id(module) not in self.reader.called:
                 self._visit(module, done)
         self.found = [*self._with_kept_layers()]
         order = {path: i for i, path in enumerate(self.paths.values())}
@@ -129,115 +111,6 @@ class _Finder:
                 self.refused.append(Refused(found.where, Reason.SHARED, why, found.pattern))
                 continue
             yield replace(found, site=replace(found.site, keep=keep))
-
-    def _analyse(self, module: nn.Module, call: Call | None) -> _Analysis:
-        known = self.analyses.get(id(module))
-        if known is not None:
-            if call is not None and known.traced.call != call:
-                self.twice.add(id(module))
-            return known
-        if call is None:
-            call = Call.default(module, guessed=module is not self.model)
-        analysis = _Analysis(trace(module, call), None, Opaque(""))
-        self.analyses[id(module)] = analysis
-        self._read_steps(module, analysis)
-        inline = self._with_norms_first(module, analysis) if self.folds else set()
-        if inline:
-            inlined = _Analysis(trace(module, analysis.traced.call, inline), None, Opaque(""))
-            self._read_steps(module, inlined)
-            if inlined.graph is not None:
-                analysis.traced, analysis.graph = inlined.traced, inlined.graph
-        analysis.layer = self._as_layer(module, analysis)
-        return analysis
-
-    def _leave(self, module: nn.Module, why: str) -> None:
-        """Takes a module for one that cannot be read, because of how it is called."""
-        if id(module) in self.analyses:
-            self.twice.add(id(module))
-            return
-        refusal = NotFusable(Reason.UNTRACEABLE, f"how it is called is not understood: {why}")
-        traced = Traced(module, Call.default(module), refusal=refusal)
-        self.analyses[id(module)] = _Analysis(traced, None, Opaque(refusal.why, refusal.code))
-
-    def _read_steps(self, module: nn.Module, analysis: _Analysis) -> None:
-        traced = analysis.traced
-        if traced.graph is not None:
-            children = dict(self._children(module, traced.graph))
-            write_once(traced, self._makes_new)
-            analysis.graph = steps_of(traced, children, self.spatial_rank)
-
-    def _with_norms_first(self, module: nn.Module, analysis: _Analysis) -> set[int]:
-        """Modules that a forward calls on a convolution, and that begin with a BatchNorm.
-
-        Such a norm with its activation is read as part of the forward around it, because it is the
-        convolution there that takes the BatchNorm up.
-        """
-        graph, forward = analysis.graph, analysis.traced.graph
-        if graph is None or forward is None:
-            return set()
-        found = set()
-        for node in forward.nodes:
-            step = graph.by_value.get(node.name)
-            if node.op != "call_module" or step is None or len(step.reads) != 1:
-                continue
-            child = module.get_submodule(str(node.target))
-            inner = self.analyses.get(id(child))
-            before = graph.by_value.get(step.reads[0])
-            if inner is None or inner.graph is None or not isinstance(step.rule, Opaque):
-                continue
-            alone = len(graph.readers.get(step.reads[0], ())) == 1
-            convolves = before is not None and isinstance(before.rule, ConvStep | LinearSubmodule)
-            if alone and convolves and id(child) not in self.twice and _norms_first(inner.graph):
-                found.add(id(child))
-        return found
-
-    def _makes_new(self, module: nn.Module) -> bool:
-        analysis = self.analyses.get(id(module))
-        return analysis is not None and analysis.traced.returns_new
-
-    def _children(
-        self, module: nn.Module, graph: fx.Graph
-    ) -> Iterator[tuple[str, LinearSubmodule | Opaque]]:
-        for node in graph.nodes:
-            if node.op != "call_module":
-                continue
-            child = module.get_submodule(str(node.target))
-            if not _has_forward(child):
-                continue
-            self.called.add(id(child))
-            try:
-                call = Call.of(child, node.args, dict(node.kwargs))
-            except TypeError as error:
-                self._leave(child, str(error))
-                call = None
-            analysis = self._analyse(child, call)
-            if call is None or analysis.traced.call != call:
-                yield node.name, Opaque(f"{node.target} is called in several ways", Reason.CALLS)
-            else:
-                yield node.name, analysis.layer
-
-    def _as_layer(self, module: nn.Module, analysis: _Analysis) -> LinearSubmodule | Opaque:
-        """What a module is for the forward around it: one linear layer, or opaque."""
-        name = self.paths[id(module)].rpartition(".")[2] or "model"
-        label = f"{name} ({type(module).__name__})"
-        refusal = analysis.traced.refusal
-        convolves = any(map(is_convolution, module.modules()))
-        if has_hooks(module):
-            return Opaque(f"{label} has hooks", Reason.HOOKS, holds_convolution=convolves)
-        if refusal is not None:
-            why = f"{label}: {refusal.why}"
-            return Opaque(why, refusal.code, holds_convolution=convolves)
-        graph = analysis.graph
-        layer = as_layer(graph) if graph is not None else None
-        if layer is not None and len(layer.graph.inputs) == len(analysis.traced.call.tensors):
-            return layer
-        why = f"{label} is not linear"
-        code = Reason.ACTIVATION
-        opaque = [s.rule for s in graph.steps if isinstance(s.rule, Opaque)] if graph else []
-        if opaque:
-            telling = min(opaque, key=lambda rule: rule.code != Reason.RANDOM)
-            why, code = f"{label}: {telling.why}", telling.code
-        return Opaque(why, code, holds_convolution=convolves)
 
     def _visit(self, module: nn.Module, done: set[int]) -> None:
         """Chooses the regions of a module's own forward, then those of what it still calls."""
@@ -314,7 +187,7 @@ class _Finder:
             return Reason.RANDOM, random[0].why
         if regions and has_hooks(module):
             return Reason.HOOKS, "it has hooks"
-        if regions and id(module) in self.twice:
+        if regions and id(module) in self.reader.twice:
             return Reason.CALLS, "it is called in several ways"
         if regions and any(map(self._writes_its_input, _children_of(module, forward))):
             return Reason.IN_PLACE, "a module that it calls overwrites what it is given"
@@ -360,7 +233,7 @@ class _Finder:
                 continue
             name = free_name(module, base, taken, used)
             taken = taken | {name}
-            terms.append(Term(source, name, partial(_kernel, graph, region, source)))
+            terms.append(Term(source, name, partial(kernel_of, graph, region, source)))
         nodes = {node.name: node for node in forward.nodes}
         return Block(
             where,
@@ -402,7 +275,7 @@ class _Finder:
             why = "its forward does not add these layers up"
             self.refused.append(Refused(where, Reason.NOT_CONFIRMED, why, name))
 
-    def _unread(self, module: nn.Module, analysis: _Analysis) -> bool:
+    def _unread(self, module: nn.Module, analysis: Analysis) -> bool:
         """A forward that cannot be read: whether a pattern knows it, and the numbers agree."""
         unread, refusal = analysis.traced, analysis.traced.refusal
         if refusal is None:
@@ -428,7 +301,7 @@ class _Finder:
     def _by_pattern(self, module: nn.Module) -> Block | None:
         """A block that cannot be read, if a pattern knows it and the numbers agree."""
         pattern = label(module, self.patterns, None)
-        if pattern is None or id(module) in self.twice or has_hooks(module):
+        if pattern is None or id(module) in self.reader.twice or has_hooks(module):
             return None
         found = confirmed(module, pattern)
         if found is None:
@@ -447,18 +320,6 @@ class _Finder:
             _no_reference,
             LiveSite(ignore=found.ignore),
         )
-
-
-def _kernel(graph: Graph, region: Region, source: str) -> LinearConv:
-    value = kernels(graph, region)[source]
-    assert isinstance(value, LinearConv)
-    return value
-
-
-def _norms_first(graph: Graph) -> bool:
-    """Whether the one thing that a forward does with its input is to scale it per channel."""
-    readers = [reader for value in graph.inputs for reader in graph.readers.get(value, ())]
-    return len(graph.inputs) == len(readers) == 1 and isinstance(readers[0].rule, PerChannel)
 
 
 def _children_of(module: nn.Module, forward: fx.Graph) -> list[nn.Module]:
@@ -483,12 +344,6 @@ def _parts_at(module: nn.Module, targets: Iterable[str]) -> set[int]:
 
 def _draws_random_numbers(rule: object) -> TypeGuard[Opaque]:
     return isinstance(rule, Opaque) and rule.code == Reason.RANDOM
-
-
-def _has_forward(module: nn.Module) -> bool:
-    """Whether a module is the user's own and does something: neither a layer nor a container."""
-    implemented = type(module).forward is not nn.modules.module._forward_unimplemented
-    return implemented and not is_layer(module)
 
 
 def _tensor(module: nn.Module, node: fx.Node) -> Any:

@@ -70,6 +70,13 @@ def kernels(graph: Graph, region: Region) -> dict[str, LinearConv | Identity]:
     return terms | {s: solid[s].without_shift() for s in others}
 
 
+def kernel_of(graph: Graph, region: Region, source: str) -> LinearConv:
+    """That of one source, which is not added as it is."""
+    value = kernels(graph, region)[source]
+    assert isinstance(value, LinearConv)
+    return value
+
+
 def _combined(graph: Graph, region: Region, *, numbers: bool) -> LinearCombination:
     bound: dict[str, LinearCombination] = {source: {source: IDENTITY} for source in region.sources}
     return Combiner(graph, numbers).of(graph, region.output, bound)

@@ -37,7 +37,7 @@ from acfuse.graph.onnx_values import (
     replaceable,
 )
 from acfuse.graph.onnx_write import Layers, Placed, lowered, put_back, read_anywhere, sweep
-from acfuse.graph.regions import choose, kernels
+from acfuse.graph.regions import choose, kernel_of, kernels
 from acfuse.graph.steps import Identity, Region
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.onnx_runtime import compare_files
@@ -286,7 +286,7 @@ def _find_in_graph(
         terms = tuple(
             Term(s)
             if isinstance(v, Identity)
-            else Term(s, "conv", partial(_kernel, steps, region, s))
+            else Term(s, "conv", partial(kernel_of, steps.graph, region, s))
             for s, v in values.items()
         )
         found.append(
@@ -311,12 +311,6 @@ def _dtype_of(region: Region, around: Surroundings) -> torch.dtype:
     if known is None or known.kind not in FLOATS:
         raise NotFusable(Reason.UNKNOWN_LAYER, f"nothing tells the type of {region.output}")
     return FLOATS[known.kind]
-
-
-def _kernel(steps: OnnxSteps, region: Region, source: str) -> LinearConv:
-    value = kernels(steps.graph, region)[source]
-    assert isinstance(value, LinearConv)
-    return value
 
 
 def with_tensors(fused: OnnxFused, file: onnx.ModelProto, name: str) -> OnnxFused:

@@ -1,0 +1,167 @@
+"""Every module of a live model as steps: each read once, for itself, innermost first."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from acfuse.errors import NotFusable, Reason
+from acfuse.graph.aliasing import write_once
+from acfuse.graph.fx_read import is_convolution, spatial_rank_of, steps_of
+from acfuse.graph.fx_trace import Call, Traced, has_hooks, is_layer, reading, trace
+from acfuse.graph.regions import as_layer
+from acfuse.graph.steps import ConvStep, Graph, LinearSubmodule, Opaque, PerChannel
+
+
+@dataclass
+class Analysis:
+    """What was read of a module: its forward, its steps, and what it is for a forward around it."""
+
+    traced: Traced
+    graph: Graph | None
+    layer: LinearSubmodule | Opaque
+
+
+class ModuleReader:
+    """Reads the modules of a model. With `folds`, BatchNorms are read where a convolution is.
+
+    `analyses` are by a module's id. `called` are the modules that some forward calls, `twice` those
+    that are called in ways that differ by more than their tensors.
+    """
+
+    def __init__(self, model: nn.Module, *, folds: bool) -> None:
+        self.model, self.folds = model, folds
+        self.paths = {id(m): path for path, m in model.named_modules()}
+        self.analyses: dict[int, Analysis] = {}
+        self.spatial_rank = spatial_rank_of(model)
+        self.called: set[int] = set()
+        self.twice: set[int] = set()
+
+    def read(self) -> None:
+        """Reads all of them."""
+        with reading():
+            self._analyse(self.model, None)
+            for module in self.model.modules():
+                if id(module) not in self.analyses and _has_forward(module):
+                    self._analyse(module, None)
+
+    def _analyse(self, module: nn.Module, call: Call | None) -> Analysis:
+        known = self.analyses.get(id(module))
+        if known is not None:
+            if call is not None and known.traced.call != call:
+                self.twice.add(id(module))
+            return known
+        if call is None:
+            call = Call.default(module, guessed=module is not self.model)
+        analysis = Analysis(trace(module, call), None, Opaque(""))
+        self.analyses[id(module)] = analysis
+        self._read_steps(module, analysis)
+        inline = self._with_norms_first(module, analysis) if self.folds else set()
+        if inline:
+            inlined = Analysis(trace(module, analysis.traced.call, inline), None, Opaque(""))
+            self._read_steps(module, inlined)
+            if inlined.graph is not None:
+                analysis.traced, analysis.graph = inlined.traced, inlined.graph
+        analysis.layer = self._as_layer(module, analysis)
+        return analysis
+
+    def _leave(self, module: nn.Module, why: str) -> None:
+        """Takes a module for one that cannot be read, because of how it is called."""
+        if id(module) in self.analyses:
+            self.twice.add(id(module))
+            return
+        refusal = NotFusable(Reason.UNTRACEABLE, f"how it is called is not understood: {why}")
+        traced = Traced(module, Call.default(module), refusal=refusal)
+        self.analyses[id(module)] = Analysis(traced, None, Opaque(refusal.why, refusal.code))
+
+    def _read_steps(self, module: nn.Module, analysis: Analysis) -> None:
+        traced = analysis.traced
+        if traced.graph is not None:
+            children = dict(self._children(module, traced.graph))
+            write_once(traced, self._makes_new)
+            analysis.graph = steps_of(traced, children, self.spatial_rank)
+
+    def _with_norms_first(self, module: nn.Module, analysis: Analysis) -> set[int]:
+        """Modules that a forward calls on a convolution, and that begin with a BatchNorm.
+
+        Such a norm with its activation is read as part of the forward around it, because it is the
+        convolution there that takes the BatchNorm up.
+        """
+        graph, forward = analysis.graph, analysis.traced.graph
+        if graph is None or forward is None:
+            return set()
+        found = set()
+        for node in forward.nodes:
+            step = graph.by_value.get(node.name)
+            if node.op != "call_module" or step is None or len(step.reads) != 1:
+                continue
+            child = module.get_submodule(str(node.target))
+            inner = self.analyses.get(id(child))
+            before = graph.by_value.get(step.reads[0])
+            if inner is None or inner.graph is None or not isinstance(step.rule, Opaque):
+                continue
+            alone = len(graph.readers.get(step.reads[0], ())) == 1
+            convolves = before is not None and isinstance(before.rule, ConvStep | LinearSubmodule)
+            if alone and convolves and id(child) not in self.twice and _norms_first(inner.graph):
+                found.add(id(child))
+        return found
+
+    def _makes_new(self, module: nn.Module) -> bool:
+        analysis = self.analyses.get(id(module))
+        return analysis is not None and analysis.traced.returns_new
+
+    def _children(
+        self, module: nn.Module, graph: fx.Graph
+    ) -> Iterator[tuple[str, LinearSubmodule | Opaque]]:
+        for node in graph.nodes:
+            if node.op != "call_module":
+                continue
+            child = module.get_submodule(str(node.target))
+            if not _has_forward(child):
+                continue
+            self.called.add(id(child))
+            try:
+                call = Call.of(child, node.args, dict(node.kwargs))
+            except TypeError as error:
+                self._leave(child, str(error))
+                call = None
+            analysis = self._analyse(child, call)
+            if call is None or analysis.traced.call != call:
+                yield node.name, Opaque(f"{node.target} is called in several ways", Reason.CALLS)
+            else:
+                yield node.name, analysis.layer
+
+    def _as_layer(self, module: nn.Module, analysis: Analysis) -> LinearSubmodule | Opaque:
+        """What a module is for the forward around it: one linear layer, or opaque."""
+        name = self.paths[id(module)].rpartition(".")[2] or "model"
+        label = f"{name} ({type(module).__name__})"
+        refusal = analysis.traced.refusal
+        convolves = any(map(is_convolution, module.modules()))
+        if has_hooks(module):
+            return Opaque(f"{label} has hooks", Reason.HOOKS, holds_convolution=convolves)
+        if refusal is not None:
+            why = f"{label}: {refusal.why}"
+            return Opaque(why, refusal.code, holds_convolution=convolves)
+        graph = analysis.graph
+        layer = as_layer(graph) if graph is not None else None
+        if layer is not None and len(layer.graph.inputs) == len(analysis.traced.call.tensors):
+            return layer
+        why = f"{label} is not linear"
+        code = Reason.ACTIVATION
+        opaque = [s.rule for s in graph.steps if isinstance(s.rule, Opaque)] if graph else []
+        if opaque:
+            telling = min(opaque, key=lambda rule: rule.code != Reason.RANDOM)
+            why, code = f"{label}: {telling.why}", telling.code
+        return Opaque(why, code, holds_convolution=convolves)
+
+
+def _norms_first(graph: Graph) -> bool:
+    """Whether the one thing that a forward does with its input is to scale it per channel."""
+    readers = [reader for value in graph.inputs for reader in graph.readers.get(value, ())]
+    return len(graph.inputs) == len(readers) == 1 and isinstance(readers[0].rule, PerChannel)
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether a module is the user's own and does something: neither a layer nor a container."""
+    implemented = type(module).forward is not nn.modules.module._forward_unimplemented
+    return implemented and not is_layer(module)
