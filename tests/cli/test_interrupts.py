@@ -48,6 +48,8 @@ def stuck(folder, body=f"time.sleep({HANG})", grace=HANG):
         stderr=subprocess.PIPE,
         text=True,
         cwd=folder,
+        # A shell that runs the tests in the background has them, and so their children, ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         wait_for(folder.parent / "writing", process)
