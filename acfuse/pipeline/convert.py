@@ -91,8 +91,8 @@ def prove(
 
 def export(source: Source, fused: Fused, job: Job, progress: Progress = silent) -> Exports:
     """The files besides the fused one, each compared with the original, or why there is none."""
-    if fused.onnx_file is not None:
-        return Exports(onnx=fused.onnx_file)
+    if fused.onnx_file is not None:  # it is written as it is
+        return Exports()
     onnx, pt2 = None, None
     checks: list[Check] = []
     notes = []
@@ -170,7 +170,7 @@ def concluded(
         proofs,
         (source.size(job.inputs), fused.size(job.inputs)),
         (*source.file.notes, *fused.findings.messages, *exports.notes),
-        exports.onnx,
+        exports.onnx or fused.onnx_file,
         exports.pt2,
         digests=source.file.digests,
         diagnosis="" if bad is None else fused.diagnose(bad),

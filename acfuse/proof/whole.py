@@ -36,6 +36,8 @@ FRESH_NOTE = (
     "checked on a copy with random ones"
 )
 
+EXACT, STORED = "float64 outputs", "the stored weights, run in float64,"  # in messages
+
 
 def compare_models(
     original: nn.Module,
@@ -63,19 +65,19 @@ def compare_models(
     expected = [run(true, g, torch.float64) for g in given]
     progress("algebra of the whole model, in float64")
     limit = _algebra_limit(true, given[0], expected[0])
-    checks = [_in_float64("algebra", fuse(true), given, expected, limit)]
+    checks = [_in_float64("algebra", EXACT, fuse(true), given, expected, limit)]
     if has_fresh_statistics(original):
         before = randomize_batchnorm(original)
         truth = [run(before, g, torch.float64) for g in given]
         limit = _algebra_limit(before, given[0], truth[0])
         name = "algebra, random statistics"
-        check = _in_float64(name, fuse_anew(before), given, truth, limit)
+        check = _in_float64(name, EXACT, fuse_anew(before), given, truth, limit)
         checks.append(replace(check, note=FRESH_NOTE))
     progress("stored weights, in float64")
     noise = noise_of_rounding(true, given, expected, dtype)
     stored = copy.deepcopy(fused).double().eval()
     limit = max(STORED_LIMIT * torch.finfo(dtype).eps, ALGEBRA_LIMIT)
-    checks.append(_in_float64("weights", stored, given, expected, limit, noise))
+    checks.append(_in_float64("weights", STORED, stored, given, expected, limit, noise))
     progress(f"rounding in {str(dtype).removeprefix('torch.')}")
     checks.append(_rounding(original, fused, given, expected, noise, len(usual), dtype, tolerance))
     return tuple(checks)
@@ -100,6 +102,7 @@ def _algebra_limit(model: nn.Module, given: dict[str, Tensor], expected: Sequenc
 
 def _in_float64(
     name: str,
+    what: str,
     model: nn.Module,
     given: Sequence[dict[str, Tensor]],
     expected: Sequence[Sequence[Tensor]],
@@ -111,7 +114,7 @@ def _in_float64(
     for g, true, own in zip(given, expected, noise, strict=False):
         difference.compare(true, partial(run, model, g, torch.float64), own)
     error, limit = difference.worst(limit)
-    detail = f"outputs in float64 differ by {error:.1e} of the largest (at most {limit:.0e})"
+    detail = f"{what} differ by {error:.1e} of the largest (at most {limit:.0e})"
     detail = difference.failure or detail
     return Check(name, error <= limit, error, limit, difference.absolute, detail=detail)
 

@@ -90,3 +90,30 @@ def test_the_test_above_would_find_it():
     for line in ("isinstance(source, LiveSource)", "isinstance(x, LiveModel | BareTensors)",
                  'source.suffix == ".onnx"', 'container.kind == "module"'):  # fmt: skip
         assert ASKS.search(line)
+
+
+@pytest.mark.parametrize("command", [["verify"], ["convert", "net.onnx", "-n"]])
+def test_what_an_onnx_file_is_stands_in_every_description(tmp_path, monkeypatch, data, command):
+    monkeypatch.chdir(tmp_path)
+    Path("net.onnx").write_bytes(data)
+    worked(run("convert", "net.onnx"))
+    described = worked(run(*command, "--format", "json")).json["onnx"]
+    assert described["nodes"]["Conv"] == 3
+    assert described["outputs"]
+
+
+@pytest.mark.parametrize("place", [(0, 0, 1, 1), (0, 0, 0, 0), (1, 2, 2, 0)])
+def test_the_file_that_is_verified_is_the_one_that_is_run(tmp_path, monkeypatch, data, place):
+    monkeypatch.chdir(tmp_path)
+    Path("net.onnx").write_bytes(data)
+    worked(run("convert", "net.onnx"))
+    fused = onnx.load("net.fused.onnx")
+    tensor = next(t for t in fused.graph.initializer if t.name.endswith("output_0.weight"))
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[place] += 1.0
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(fused, "altered.onnx")
+    result = run("verify", "net.onnx", "altered.onnx", "--format", "json")
+    assert result.exit_code == 1
+    assert result.json["onnx"]["nodes"]["Conv"] == 3
+    assert [check["passed"] for check in result.json["checks"]] == [False]
