@@ -367,12 +367,3 @@ def _layers_called(module: nn.Module, nodes: Sequence[fx.Node]) -> list[tuple[st
 
 
 TARGETING = ("call_module", "get_attr")
-
-
-def _is_used(module: nn.Module, name: str, used: set[str]) -> bool:
-    if any(target == name or target.startswith(name + ".") for target in used):
-        return True
-    if "." in name or name in module._modules or not hasattr(module, name):
-        return False
-    # What is None holds the place of the fused convolution in many a training form.
-    return vars(module).get(name, module) is not None or hasattr(type(module), name)
