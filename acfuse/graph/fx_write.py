@@ -1,10 +1,12 @@
 """Puts regions back: the module with its forward rewritten, or the region alone to be measured."""
 
 import copy
+import linecache
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,21 +14,60 @@ from torch import Tensor, fx, nn
 from acfuse.graph.fx_read import metadata_only
 
 
-class Rewritten(fx.GraphModule):
-    """A module whose forward was rewritten: everything else of the module is as it was.
+class FusedForward:
+    """What a rewritten module has beside its own class: a forward that runs `acfuse_graph`.
 
-    Unlike a plain GraphModule it keeps, also when copied, what its forward does not use (training
-    heads, plain attributes). It pickles as a plain GraphModule, which torch alone can load.
+    The module stays an instance of the class that it was, with its methods and properties, and
+    everything that its forward does not use. It is copied and pickled as that class and its graph,
+    so that loading it needs the class and acfuse, and reads no forward again.
     """
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Rewritten":
-        """A copy with all sub-modules, tensors and attributes."""
-        twin = Rewritten(self, copy.deepcopy(self.graph), type(self).__name__)
+    if TYPE_CHECKING:  # torch.jit compiles the types of what is annotated
+        acfuse_graph: fx.Graph
+
+    def __init_subclass__(cls) -> None:
+        """Nothing: what a user's class does for its sub-classes is not meant for this one."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = with_forward(_own_class(self), copy.deepcopy(self.acfuse_graph), {})
         memo[id(self)] = twin
-        for name, value in vars(self).items():
-            if name != "_graph":
-                vars(twin)[name] = copy.deepcopy(value, memo)
+        vars(twin).update(copy.deepcopy(_kept(self), memo))
         return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return with_forward, (_own_class(self), self.acfuse_graph, _kept(self))
+
+
+def _own_class(module: object) -> type[Any]:
+    """The class that a module has, or had before it was rewritten."""
+    kind = type(module)
+    if issubclass(kind, fx.GraphModule):  # each has a class to itself
+        return fx.GraphModule
+    return kind.__mro__[2] if issubclass(kind, FusedForward) else kind
+
+
+def _kept(module: object) -> dict[str, Any]:
+    return {name: v for name, v in vars(module).items() if name not in ("acfuse_graph", "_graph")}
+
+
+def with_forward(kind: type[Any], graph: fx.Graph, state: Mapping[str, Any]) -> nn.Module:
+    """A module of a class with this state, whose forward is this graph."""
+    code = graph.python_code("self")
+    file = f"<forward of {kind.__name__}, fused {next(_numbers)}>"  # for tracebacks and torch.jit
+    linecache.cache[file] = (len(code.src), None, code.src.splitlines(keepends=True), file)
+    scope = dict(code.globals)
+    exec(compile(code.src, file, "exec"), scope)  # what torch.fx wrote, of names that were checked
+    own = {"forward": scope["forward"], "__module__": kind.__module__, "__doc__": kind.__doc__,
+           "__qualname__": kind.__qualname__}  # fmt: skip
+    metaclass: Any = type(kind)
+    fused: nn.Module = object.__new__(metaclass(kind.__name__, (FusedForward, kind), own))
+    vars(fused).update(state, acfuse_graph=graph)
+    if kind is fx.GraphModule:
+        vars(fused)["_graph"] = graph
+    return fused
+
+
+_numbers = count(1)
 
 
 NewLayer = tuple[str, str, nn.Module] | tuple[str, None, None]
@@ -38,7 +79,7 @@ def rewrite_module(
     regions: Mapping[str, Sequence[NewLayer]],
     fixed: Mapping[str, object],
     keep: Collection[str] = (),
-) -> Rewritten:
+) -> nn.Module:
     """`module` with each region's output made by new layers. Takes the given module apart.
 
     `regions` maps the name of the output node of each region to its summands: (source node, name of
@@ -71,12 +112,7 @@ def rewrite_module(
     used = {*_used_targets(twin), *keep}
     _exchange(module, before - used, used, layers)
     add_constants(module, twin)
-    rewritten = Rewritten(module, twin, type(module).__name__)
-    for name, value in vars(module).items():
-        if name in ("_modules", "_parameters", "_buffers") or name not in vars(rewritten):
-            vars(rewritten)[name] = value
-    rewritten.training = module.training
-    return rewritten
+    return with_forward(_own_class(module), twin, _kept(module))
 
 
 def add_constants(module: nn.Module, graph: fx.Graph) -> None:

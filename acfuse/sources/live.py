@@ -20,7 +20,7 @@ from acfuse.files.write import Write, writer
 from acfuse.find import find_in_module
 from acfuse.findings import Block, Findings, Size
 from acfuse.graph.fx_read import conv_of, convolutions_of
-from acfuse.graph.fx_write import replaced_layers
+from acfuse.graph.fx_write import FusedForward, replaced_layers
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
 from acfuse.proof import Check, Inputs, Tolerance, diagnose
@@ -154,7 +154,11 @@ def stored_in(model: nn.Module, block: Block) -> list[LinearConv | None]:
 def size_of(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs | None) -> Size:
     """How large a model is, with what its checkpoint holds."""
     convolutions = sum(isinstance(m, nn.modules.conv._ConvNd) for m in model.modules())
-    graphs = [m.graph for m in model.modules() if isinstance(m, fx.GraphModule)]
+    graphs = [
+        m.acfuse_graph if isinstance(m, FusedForward) else m.graph
+        for m in model.modules()
+        if isinstance(m, FusedForward | fx.GraphModule)
+    ]
     convolutions += sum(len(convolutions_of(graph)) for graph in graphs)
     return Size(convolutions, parameters_of(tensors), multiply_adds(model, inputs))
 

@@ -2,10 +2,12 @@
 
 import copy
 import io
+import pickle
+from typing import ClassVar
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import acfuse
 from acfuse.errors import AcfuseError, InputError
@@ -58,6 +60,17 @@ def _network():
 
 def _fuse(model, **settings):
     return fused_copy(model, find_in_module(model, PATTERNS).found, **settings)
+
+
+def saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
 
 
 def test_only_the_modules_that_change_are_rewritten():
@@ -153,15 +166,67 @@ def test_a_fused_model_can_be_copied_cast_and_trained_on():
     assert trained.stages[0].after.weight.grad is not None
 
 
-def test_a_fused_model_is_saved_whole_and_loaded_without_acfuse():
-    fused = _fuse(_network().stages[0])
-    file = io.BytesIO()
-    torch.save(fused, file)
-    assert b"acfuse" not in file.getvalue()
-    file.seek(0)
-    loaded = torch.load(file, weights_only=False)
+@pytest.mark.parametrize("again", [copy.deepcopy, copy.copy, saved_and_loaded, pickled])
+def test_a_fused_model_is_copied_and_loaded_without_reading_its_forward_again(again, monkeypatch):
+    fused = _fuse(_network())
+    monkeypatch.setattr(fx.Tracer, "trace", _must_not_be_called)
+    other = again(fused)
     image = torch.randn(1, 4, 9, 7)
-    assert torch.equal(loaded(image), fused(image))
+    assert torch.equal(other(image), fused(image))
+    assert [type(m).__name__ for m in other.modules()] == [
+        type(m).__name__ for m in fused.modules()
+    ]
+    assert list(other.state_dict()) == list(fused.state_dict())
+    assert other.stages[0].note == fused.stages[0].note
+    assert str(other.stages[0].acfuse_graph) == str(fused.stages[0].acfuse_graph)
+
+
+def _must_not_be_called(*_):
+    raise AssertionError("a forward is traced")
+
+
+class Counted(Block):
+    """A block that its network asks things of."""
+
+    kinds: ClassVar[list[type]] = []
+
+    def __init_subclass__(cls) -> None:
+        Counted.kinds.append(cls)
+
+    def __len__(self) -> int:
+        return 3
+
+    @property
+    def pixels(self) -> int:
+        return 7
+
+    def described(self) -> str:
+        return f"{type(self).__name__} of {self.note['made']}"
+
+
+def test_a_rewritten_module_is_still_what_it_was():
+    block = awake(Counted(), 0)
+    fused = _fuse(block)
+    assert isinstance(fused, Counted)
+    assert type(fused).__name__ == "Counted"
+    assert (len(fused), fused.pixels, fused.described()) == (3, 7, "Counted of by hand")
+    assert Counted.kinds == []
+    assert not hasattr(fused, "wide")
+    assert isinstance(acfuse.fuse(nn.Sequential(block)).model[0], Counted)
+    assert acfuse.fuse(fused).found == ()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_fused_model_is_exported_compiled_and_scripted_as_the_original_was():
+    fused = _fuse(_network())
+    image = torch.randn(1, 4, 9, 7)
+    bound = rounding(fused, image)
+    exported = torch.export.export(fused, (image,)).module()
+    assert_within(exported(image), fused(image), bound)
+    assert_within(torch.jit.script(fused)(image), fused(image), bound)
+    assert_within(torch.jit.trace(fused, image)(image), fused(image), bound)
+    compiled = torch.compile(fused, backend="eager", fullgraph=True)
+    assert_within(compiled(image), fused(image), bound)
 
 
 def test_a_fused_state_dict_loads_into_the_fused_structure_of_other_weights():
