@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from acfuse.errors import NotFusable, Reason
-from acfuse.graph.aliasing import write_once
+from acfuse.graph.aliasing import Effect, write_once
 from acfuse.graph.fx_read import is_convolution, spatial_rank_of, steps_of
 from acfuse.graph.fx_trace import Call, Traced, has_hooks, is_layer, reading, trace
 from acfuse.graph.regions import as_layer
@@ -78,7 +78,7 @@ class ModuleReader:
         traced = analysis.traced
         if traced.graph is not None:
             children = dict(self._children(module, traced.graph))
-            write_once(traced, self._makes_new)
+            write_once(traced, self._effect)
             analysis.graph = steps_of(traced, children, self.spatial_rank)
 
     def _with_norms_first(self, module: nn.Module, analysis: Analysis) -> set[int]:
@@ -106,9 +106,15 @@ class ModuleReader:
                 found.add(id(child))
         return found
 
-    def _makes_new(self, module: nn.Module) -> bool:
-        analysis = self.analyses.get(id(module))
-        return analysis is not None and analysis.traced.returns_new
+    def _effect(self, module: nn.Module, node: fx.Node) -> Effect:
+        """What the call of a module does with the memory of what it reads, as far as it was read."""
+        analysis, reads = self.analyses.get(id(module)), node.all_input_nodes
+        traced = analysis.traced if analysis is not None else None
+        if traced is None or traced.graph is None or has_hooks(module):
+            return Effect(reads, reads)
+        inputs = {n.name for n in traced.graph.nodes if n.op == "placeholder"}
+        written = reads if inputs & traced.mutated else ()
+        return Effect(() if traced.returns_new else reads, written)
 
     def _children(
         self, module: nn.Module, graph: fx.Graph

@@ -27,7 +27,7 @@ from acfuse.graph.fx_trace import (
     has_hooks,
     watched_randomness,
 )
-from acfuse.graph.fx_values import function_name
+from acfuse.graph.fx_values import ASSERTS, METADATA, METADATA_ATTRIBUTES, function_name
 from acfuse.graph.rules import RULES, Image, Parts
 from acfuse.graph.steps import (
     ConvStep,
@@ -60,9 +60,6 @@ LAYERS: dict[type[nn.Module], tuple[str, str]] = {
     nn.modules.padding._ReplicationPadNd: ("replication_pad2d", "padding"),
     nn.modules.padding._CircularPadNd: ("_pad_circular", "padding"),
 }  # fmt: skip
-METADATA = {"size", "dim", "ndimension", "numel", "stride", "is_floating_point", "element_size"}
-METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "requires_grad", "is_cuda"}
-ASSERTS = {"_assert", "_assert_is_none"}
 ACTIVATIONS = {name.lower() for name in nn.modules.activation.__all__}
 
 # What torch calls an operator beside aten's own name.
@@ -142,6 +139,7 @@ class _Builder:
         spatial_rank: int | None,
     ) -> None:
         self.module, self.graph, self.mutated = traced.module, graph, traced.mutated
+        self.writers = set(traced.writes.values())
         self.children, self.spatial_rank = children, spatial_rank
         self.names: dict[fx.Node, str] = {}  # node -> value; passing nodes share a name
         self.constants: dict[fx.Node, Any] = {}
@@ -176,9 +174,9 @@ class _Builder:
 
     def _is_constant(self, node: fx.Node) -> bool:
         reads = node.all_input_nodes
-        if node.op == "get_attr":
-            return node.name not in self.mutated
-        return (
+        if node.name in self.mutated or node.name in self.writers:
+            return False
+        return node.op == "get_attr" or (
             node.op in ("call_function", "call_method")
             and bool(reads)
             and all(r in self.constants for r in reads)

@@ -5,9 +5,11 @@ not hide another. What is read is brought into a form in which every value is wr
 """
 
 import dis
+import gc
 import inspect
 import operator
 import random
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +24,16 @@ from torch.fx.immutable_collections import immutable_list
 
 from acfuse.errors import NotFusable, Reason
 from acfuse.files.pt2_graph import ProgramModule
-from acfuse.graph.fx_values import KNOWN, RECORDED, Value, parts_made, type_of, types_told
+from acfuse.graph.fx_values import (
+    ASSERTS,
+    KNOWN,
+    RECORDED,
+    Value,
+    function_name,
+    parts_made,
+    type_of,
+    types_told,
+)
 
 
 @dataclass(frozen=True)
@@ -106,15 +117,54 @@ class Traced:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is one of torch's own, with torch's own forward."""
-    forward = inspect.getattr_static(module, "forward", None)
-    places = (getattr(forward, "__module__", None), type(module).__module__)
-    return any(place is not None and place.startswith("torch.nn.") for place in places)
+    """Whether a module is one of torch's own, and computes what torch's class of it does.
+
+    A sub-class or an instance that brings a method or property in its place is no longer that.
+    """
+    kind = type(module)
+    return _is_torchs_own(kind) and not (vars(module).keys() & _members(kind))
+
+
+@lru_cache(maxsize=4096)
+def _is_torchs_own(kind: Any) -> bool:
+    mine = [k for k in kind.__mro__ if not k.__module__.startswith("torch.nn.")]
+    base = next(k for k in kind.__mro__ if k not in mine or k is object)
+    brought = {name for k in kind.__mro__[: kind.__mro__.index(base)] for name in vars(k)}
+    return base not in (nn.Module, object) and not (brought & _members(base)) - HARMLESS
+
+
+@lru_cache(maxsize=4096)
+def _members(kind: Any) -> frozenset[str]:
+    """The methods and properties of a class."""
+    return frozenset(
+        name for k in kind.__mro__ if k is not object for name, value in vars(k).items()
+        if callable(value) or isinstance(value, (property, classmethod, staticmethod))
+    )  # fmt: skip
+
+
+# What a sub-class may bring and still compute the same.
+HARMLESS = {"__init__", "__repr__", "__init_subclass__", "extra_repr", "reset_parameters",
+            "_load_from_state_dict", "_save_to_state_dict", "state_dict", "load_state_dict",
+            "__setstate__", "__getstate__", "_get_name"}  # fmt: skip
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether calling the module runs anything besides its forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def calls_plainly(module: nn.Module) -> bool:
+    """Whether calling a module is nn.Module's own way to run its forward."""
+    places = (k for k in type(module).__mro__ if CALLING & vars(k).keys())
+    return next(places, nn.Module) is nn.Module and not CALLING & vars(module).keys()
+
+
+CALLING = {"__call__", "_call_impl", "_wrapped_call_impl"}
 
 
 SEVERAL_RESULTS = (nn.RNNBase, nn.MultiheadAttention, nn.AdaptiveLogSoftmaxWithLoss)
@@ -124,7 +174,8 @@ class _Reader(fx.Tracer):
     """A tracer that takes one module alone, with the arguments of one call, along one path.
 
     `answers` are given to what the forward asks of its values (`if x.shape[0] == 1`); after them it
-    is told True. `asked` are the values that it asked about; `typed` says that it asked for a type.
+    is told True. `asked` are the values that it asked about, `spelled` what it was told where it
+    wrote one as text; `typed` says that it asked for a type.
     """
 
     def __init__(
@@ -134,6 +185,7 @@ class _Reader(fx.Tracer):
         self.module = self.root = module
         self.call, self.answers, self.inline = call, answers, inline
         self.asked: list[fx.Node] = []
+        self.spelled: list[str] = []
         self.typed = False
         self.unreadable = ""
         self.graph = fx.Graph(tracer_cls=type(self))
@@ -145,12 +197,16 @@ class _Reader(fx.Tracer):
             if isinstance(value, Tensor)
         }
         self.stored: dict[int, fx.Proxy] = {}
+        self.made: list[weakref.ref[fx.Proxy]] = []
 
     def read(self) -> None:
         """Runs the forward on values that record what is done to them."""
         positional, keywords = self._arguments()
         result = self.module.forward(*positional, **keywords)
         self.create_node("output", "output", (self.create_arg(result),), {})
+        said = [str(n.args[1:]) for n in self.graph.nodes if function_name(n) in ASSERTS]
+        if any(not any(text in message for message in said) for text in self.spelled):
+            raise self.cannot("it writes a value as text, beyond the message of an assertion")
 
     @cached_property
     def parameter_names(self) -> dict[int, str]:
@@ -160,7 +216,19 @@ class _Reader(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Every value is one that knows what it may tell. Its type follows from what it reads."""
         type_of(node)
-        return Value(node, self)
+        value = Value(node, self)
+        self.made.append(weakref.ref(value))
+        return value
+
+    def keeps_values(self) -> bool:
+        """Whether a value outlives the forward: it was put on a module, in a list or elsewhere."""
+        stored = {id(value) for value in self.stored.values()}
+
+        def is_kept() -> bool:
+            values = [value for made in self.made if (value := made()) is not None]
+            return any(id(value) not in stored for value in values)
+
+        return is_kept() and (gc.collect() >= 0 and is_kept())  # a cycle of its own is no keeping
 
     def create_arg(self, a: Any) -> Any:
         """A value is its node, before anything asks for its type.
@@ -269,6 +337,8 @@ def reading() -> Iterator[None]:
     def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if _current is None:
             return call(module, *args, **kwargs)
+        if not calls_plainly(module):
+            raise _current.cannot(f"the call of {type(module).__name__} is overridden")
         return _current.call_module(module, partial(call, module), args, kwargs)
 
     def recorded_look_up(module: nn.Module, name: str) -> Any:
@@ -399,6 +469,8 @@ def _follow(
         try:
             with types_told():
                 reader.read()
+            if reader.keeps_values():
+                error = reader.cannot("it keeps a value beyond the call")
         except Exception as raised:  # what a stranger's forward does under tracing is open
             error = raised
         finally:

@@ -17,6 +17,17 @@ import torch
 from torch import Tensor, fx, nn
 
 
+IN_PLACE_METHODS = tuple(
+    name for name in dir(operator) if name[0] == "i" and hasattr(operator, name[1:])
+    and hasattr(Tensor, f"__{name}__")
+)  # fmt: skip
+IN_PLACE = {*IN_PLACE_METHODS, "setitem", "delitem"}
+METADATA = {"size", "dim", "ndimension", "numel", "stride", "is_floating_point", "element_size"}
+METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "requires_grad", "is_cuda"}
+ASSERTS = {"_assert", "_assert_is_none"}
+OWN_ATTRIBUTES = {"node", "tracer", "root", "attr", "_node"}
+
+
 class Value(fx.Proxy):
     """A value of a traced forward, which answers like the tensor that it stands for, or not at all.
 
@@ -24,20 +35,26 @@ class Value(fx.Proxy):
     forward catches the error: it might take another way with real tensors.
     """
 
-    def _written_by(self, operation: Callable[..., Any], other: object) -> fx.Proxy:
-        written: fx.Proxy = self.tracer.create_proxy("call_function", operation, (self, other), {})
-        return written
-
-    __iadd__ = partialmethod(_written_by, operator.iadd)
-    __isub__ = partialmethod(_written_by, operator.isub)
-    __imul__ = partialmethod(_written_by, operator.imul)
-    __itruediv__ = partialmethod(_written_by, operator.itruediv)
-
     def __getattr__(self, name: str) -> "_Attribute":
         kind = type_of(self.node)
         if name.startswith("__") or (kind is not None and not hasattr(kind, name)):
             raise AttributeError(f"a {kind} has no attribute {name}")
         return _Attribute(self, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if "tracer" in vars(self) and name not in OWN_ATTRIBUTES:  # once it is made
+            raise self._unreadable(f"it sets the {name} of a value")
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        spelled: list[str] = vars(self)["tracer"].spelled
+        spelled.append(f"<{self.node.name}, asked {len(spelled)}>")
+        return spelled[-1]
+
+    __str__ = __repr__
+
+    def __format__(self, how: str) -> str:
+        return format(str(self), how)
 
     def __index__(self) -> int:
         raise self._unreadable("it uses a size or a number of its input as a plain number")
@@ -52,6 +69,18 @@ class Value(fx.Proxy):
     def _unreadable(self, why: str) -> Exception:
         reader: Any = self.tracer
         return reader.cannot(why)  # type: ignore[no-any-return]
+
+
+def _in_place(operation: Callable[..., Any]) -> Callable[[Value, object], fx.Proxy]:
+    def written(self: Value, other: object) -> fx.Proxy:
+        made: fx.Proxy = self.tracer.create_proxy("call_function", operation, (self, other), {})
+        return made
+
+    return written
+
+
+for _name in IN_PLACE_METHODS:  # without these, `y **= 2` would be read as `y = y ** 2`
+    setattr(Value, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
 class _Attribute(Value, fx.proxy.Attribute):
