@@ -48,6 +48,8 @@ class Reason(StrEnum):
     OVERFLOW = "ACF221"  # the fused weights do not fit into the stored dtype
     CALLS = "ACF222"  # a module is called in ways that differ by more than their tensors
     WINDOW = "ACF223"  # a window is too large to be multiplied out and proved
+    UNLIKE = "ACF224"  # run beside the original, what was rewritten does something else
+    NOT_RUN = "ACF225"  # it could not be run beside the original
     FRESH_STATISTICS = "ACF230"  # BatchNorms that were never trained make a weak test
     FIXED_AXIS = "ACF231"  # an axis that was asked to be dynamic stays fixed
 

@@ -20,7 +20,13 @@ from acfuse.graph.copies import copied
 from acfuse.graph.fx_modules import Analysis, ModuleReader
 from acfuse.graph.fx_read import is_convolution
 from acfuse.graph.fx_trace import has_hooks
-from acfuse.graph.fx_write import LiveSite, nodes_between, region_graph, replaced_layers
+from acfuse.graph.fx_write import (
+    LiveSite,
+    can_be_asserted,
+    nodes_between,
+    region_graph,
+    replaced_layers,
+)
 from acfuse.graph.regions import choose, kernel_of, planned
 from acfuse.graph.steps import (
     Graph,
@@ -97,7 +103,32 @@ class _Finder:
         order = {path: i for i, path in enumerate(self.paths.values())}
         self.found.sort(key=lambda f: order[f.where])
         self.refused.sort(key=lambda r: order.get(r.where, 0))
-        return Findings(tuple(self.found), tuple(self.refused))
+        root = self.analyses[id(self.model)].traced
+        convolutions = filter(None, map(_image_of, self.model.modules()))
+        first = next(convolutions, None)  # what the first one reads, where nothing tells more
+        inputs = {name: self._image(self.model, name) or first for name in root.call.tensors}
+        images = {name: image for name, image in inputs.items() if image is not None}
+        return Findings(tuple(self.found), tuple(self.refused), images=images)
+
+    def _image(self, module: nn.Module, name: str) -> tuple[int, int] | None:
+        """(channels, spatial axes) of what a module is given for a parameter, where it tells."""
+        analysis = self.analyses.get(id(module))
+        if analysis is None or analysis.traced.graph is None or analysis.graph is None:
+            return None
+        nodes = analysis.traced.graph.nodes
+        node = next((n for n in nodes if n.op == "placeholder" and n.target == name), None)
+        if node is None or node.name in analysis.graph.widths:
+            return None if node is None else analysis.graph.widths[node.name]
+        for user in node.users:
+            if user.op != "call_module":
+                continue
+            child = module.get_submodule(str(user.target))
+            inner = self.analyses.get(id(child))
+            names = inner.traced.call.tensors if inner is not None else ()
+            for place, argument in zip(names, user.args, strict=False):
+                if argument is node and (image := self._image(child, place)) is not None:
+                    return image
+        return None
 
     def _with_kept_layers(self) -> Iterator[Block]:
         """Adds to each block which of its layers some forward still uses when all is fused."""
@@ -187,18 +218,13 @@ class _Finder:
             return Reason.RANDOM, random[0].why
         if regions and has_hooks(module):
             return Reason.HOOKS, "it has hooks"
+        fixed = self._fixed(module).items()
+        loose = [name for name, value in fixed if not can_be_asserted(value)]
+        if regions and loose:
+            return Reason.CALLS, f"nothing tells when {loose[0]} is another than it was here"
         if regions and id(module) in self.reader.twice:
             return Reason.CALLS, "it is called in several ways"
-        if regions and any(map(self._writes_its_input, _children_of(module, forward))):
-            return Reason.IN_PLACE, "a module that it calls overwrites what it is given"
         return None
-
-    def _writes_its_input(self, module: nn.Module) -> bool:
-        analysis = self.analyses.get(id(module))
-        if analysis is None or analysis.traced.graph is None:
-            return False
-        inputs = {n.name for n in analysis.traced.graph.nodes if n.op == "placeholder"}
-        return bool(inputs & analysis.traced.mutated)
 
     def _found(
         self,
@@ -248,6 +274,12 @@ class _Finder:
                 region_graph(nodes[region.output], [nodes[s] for s in plan]),
                 forward,
                 self._fixed(module),
+                call=self.analyses[id(module)].traced.call,
+                images={
+                    str(n.target): graph.widths[n.name]
+                    for n in forward.nodes
+                    if n.op == "placeholder" and n.name in graph.widths
+                },
             ),
             region.is_block,
         )
@@ -320,6 +352,12 @@ class _Finder:
             _no_reference,
             LiveSite(ignore=found.ignore),
         )
+
+
+def _image_of(layer: nn.Module) -> tuple[int, int] | None:
+    """(channels, spatial axes) of what a layer reads, if it is a convolution."""
+    is_conv = isinstance(layer, nn.modules.conv._ConvNd)
+    return (layer.in_channels, len(layer.kernel_size)) if is_conv else None
 
 
 def _children_of(module: nn.Module, forward: fx.Graph) -> list[nn.Module]:

@@ -1,6 +1,6 @@
 """What was found in a model: the blocks that are one convolution each, and what was refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,7 +118,10 @@ class Suspect:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that was looked at. `again` looks at another model of the same kind."""
+    """Everything that was looked at. `again` looks at another model of the same kind.
+
+    `images` are the (channels, spatial axes) of what a live model is given, as far as it tells.
+    """
 
     found: tuple[Block, ...]
     refused: tuple[Refused, ...]
@@ -126,6 +129,7 @@ class Findings:
     state: tuple[str, ...] = ()  # what had been fused before
     suspects: tuple[Suspect, ...] = ()  # what looks like branches, and matches no pattern
     again: Callable[[Any], "Findings"] | None = field(default=None, repr=False, compare=False)
+    images: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
 
     @property
     def messages(self) -> tuple[str, ...]:

@@ -19,13 +19,13 @@ from acfuse.system.memory import trim_heap
 def fused_copy(
     model: nn.Module, found: Sequence[Block], *, dtype: torch.dtype | None = None
 ) -> nn.Module:
-    """A fused copy of a live model, in eval mode. The given model is not touched.
+    """A fused copy of a live model, each part in the mode that it has. The given one stays.
 
     Fused weights are rounded once, to the dtype of the weights that they replace, or to `dtype`.
     The weights that are replaced are not copied first.
     """
     borrowed = _replaced_weights(model, found)
-    work = copied(model, borrowed).eval()
+    work = copied(model, borrowed)
     by_module: dict[str, list[Block]] = {}
     for block in found:
         by_module.setdefault(block.where, []).append(block)

@@ -2,8 +2,8 @@
 
 A value is new only if torch itself says so: the operator's schema names no alias, and it is a
 kernel and no composition of others, whose schema promises less (einsum may give a view). Whatever
-else torch has may give back what it reads, and writes where its name or arguments say so. What torch
-does not have, and a module that cannot be read, may do both with all that it reads.
+else torch has may give back what it reads, and writes where its name or arguments say so. What
+torch does not have, and a module that cannot be read, may do both with all that it reads.
 """
 
 import inspect
@@ -25,7 +25,7 @@ PLACES = (torch, F, operator, torch._C._nn, torch.special, torch.linalg, torch.f
 NEW = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
        "batch_norm", "instance_norm", "layer_norm", "group_norm", "linear", "matmul", "softmax",
        "log_softmax", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_avg_pool1d",
-       "adaptive_avg_pool2d", "adaptive_avg_pool3d", "truediv", "pow", "matmul"}  # fmt: skip
+       "adaptive_avg_pool2d", "adaptive_avg_pool3d", "truediv", "pow"}  # fmt: skip
 NEW_LAYERS = tuple(
     f"torch.nn.modules.{name}"
     for name in ("conv", "batchnorm", "instancenorm", "normalization", "activation", "pooling")
@@ -177,17 +177,20 @@ def _makes_new(name: str) -> bool:
     if packet is None or name.endswith("_"):
         return False
     overloads = [getattr(packet, overload) for overload in packet.overloads()]
-    plain = [o for o in overloads if not any(map(_is_written, o._schema.arguments))]
+    plain = [
+        o for o in overloads
+        if _is_composed(o) is not None and not any(map(_is_written, o._schema.arguments))
+    ]  # fmt: skip
     views = any(r.alias_info is not None for o in plain for r in o._schema.returns)
     return bool(plain) and not views and not any(map(_is_composed, plain))
 
 
-def _is_composed(target: torch._ops.OpOverload) -> bool:
-    """Whether an operator is made of others; so is what the dispatcher does not have."""
+def _is_composed(target: torch._ops.OpOverload) -> bool | None:
+    """Whether an operator is made of others; None for one that the dispatcher does not have."""
     try:
         return torch._C._dispatch_has_kernel_for_dispatch_key(
             target.name(),  # type: ignore[no-untyped-call]
             "CompositeImplicitAutograd",
         )
-    except RuntimeError:
-        return True
+    except RuntimeError:  # of numbers and lists
+        return None

@@ -107,7 +107,7 @@ class ModuleReader:
         return found
 
     def _effect(self, module: nn.Module, node: fx.Node) -> Effect:
-        """What the call of a module does with the memory of what it reads, as far as it was read."""
+        """What a module does with the memory of what it is given, as far as it was read."""
         analysis, reads = self.analyses.get(id(module)), node.all_input_nodes
         traced = analysis.traced if analysis is not None else None
         if traced is None or traced.graph is None or has_hooks(module):

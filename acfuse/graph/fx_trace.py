@@ -121,7 +121,7 @@ def is_layer(module: nn.Module) -> bool:
 
     A sub-class or an instance that brings a method or property in its place is no longer that.
     """
-    kind = type(module)
+    kind: Any = type(module)
     return _is_torchs_own(kind) and not (vars(module).keys() & _members(kind))
 
 

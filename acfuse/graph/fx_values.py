@@ -10,12 +10,10 @@ import builtins
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partialmethod
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-
 
 IN_PLACE_METHODS = tuple(
     name for name in dir(operator) if name[0] == "i" and hasattr(operator, name[1:])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from acfuse.graph.fx_read import metadata_only
+from acfuse.graph.fx_trace import Call
 
 
 class FusedForward:
@@ -29,7 +30,11 @@ class FusedForward:
         """Nothing: what a user's class does for its sub-classes is not meant for this one."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        twin = with_forward(_own_class(self), copy.deepcopy(self.acfuse_graph), {})
+        if isinstance(self, fx.GraphModule):  # whoever changes its graph changes its class
+            twin: Any = with_forward(fx.GraphModule, copy.deepcopy(self.acfuse_graph), {})
+        else:
+            twin = object.__new__(type(self))
+            twin.__dict__["acfuse_graph"] = self.acfuse_graph
         memo[id(self)] = twin
         vars(twin).update(copy.deepcopy(_kept(self), memo))
         return twin
@@ -47,7 +52,9 @@ def _own_class(module: object) -> type[Any]:
 
 
 def _kept(module: object) -> dict[str, Any]:
-    return {name: v for name, v in vars(module).items() if name not in ("acfuse_graph", "_graph")}
+    """Its state. A forward of the instance itself is what was read, and is replaced."""
+    replaced = ("acfuse_graph", "_graph", "forward")
+    return {name: value for name, value in vars(module).items() if name not in replaced}
 
 
 def with_forward(kind: type[Any], graph: fx.Graph, state: Mapping[str, Any]) -> nn.Module:
@@ -108,7 +115,7 @@ def rewrite_module(
             if not node.users:
                 twin.erase_node(node)
     layers = {name: layer for s in regions.values() for _, name, layer in s if name and layer}
-    _obey_or_refuse(twin, fixed)
+    _assert_arguments(module, twin, fixed)
     used = {*_used_targets(twin), *keep}
     _exchange(module, before - used, used, layers)
     add_constants(module, twin)
@@ -122,27 +129,36 @@ def add_constants(module: nn.Module, graph: fx.Graph) -> None:
             vars(module)[str(node.target)] = node.meta["constant"]
 
 
-def _obey_or_refuse(graph: fx.Graph, fixed: Mapping[str, object]) -> None:
+def can_be_asserted(value: object) -> bool:
+    """Whether equality tells that an argument is what it was when the forward was read."""
+    try:
+        return bool(copy.deepcopy(value) == value)
+    except Exception:
+        return False
+
+
+def _assert_arguments(module: nn.Module, graph: fx.Graph, fixed: Mapping[str, object]) -> None:
     """Asserts that arguments which are no tensors are what they were when the forward was read."""
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     if not placeholders:
         return
-    with graph.inserting_after(placeholders[-1]):
+    with graph.inserting_before(placeholders[-1].next):
         for node in placeholders:
             if node.target not in fixed:
                 continue
-            value = fixed[str(node.target)]
+            value: Any = fixed[str(node.target)]
+            message = f"{node.target} was {value!r} when this module was fused"
             if value is torch.Tensor:
                 holds = graph.call_function(torch.is_tensor, (node,))
                 message = f"{node.target} was a tensor when this module was fused"
-                holds.append(graph.create_node("call_function", torch._assert, (holds, message)))
-                continue
-            same = operator.eq if isinstance(value, (int, float, str)) else operator.is_
-            if same is operator.is_ and value is not None:
-                continue  # no constant that a graph could hold
-            message = f"{node.target} was {value!r} when this module was fused"
-            holds = graph.call_function(same, (node, value))  # type: ignore[arg-type]
-            holds.append(graph.create_node("call_function", torch._assert, (holds, message)))
+            elif value is None or isinstance(value, (int, float, str)):
+                same: Any = operator.is_ if value is None else operator.eq
+                holds = graph.call_function(same, (node, value))
+            else:  # no constant that a graph could hold
+                vars(module)[f"acfuse_{node.target}"] = value
+                known = graph.get_attr(f"acfuse_{node.target}")
+                holds = graph.call_function(operator.eq, (node, known))
+            graph.call_function(torch._assert, (holds, message))
 
 
 def _insert(graph: fx.Graph, terms: Sequence[tuple[fx.Node, str | None]]) -> fx.Node:
@@ -281,7 +297,8 @@ class LiveSite:
     `output` is the node of the sum in the `forward` of its module, `subgraph` the part of it that
     is replaced, as a graph of its own. Where the forward could not be read, both are None, and
     `ignore` names the layers behind the sum. `fixed` are the arguments with which the forward was
-    read, `keep` the layers and tensors that are used elsewhere as well.
+    read, `keep` the layers and tensors that are used elsewhere as well. `call` is how the module
+    is called, `images` the (channels, spatial axes) of what it is given, where the forward tells.
     """
 
     output: str = ""
@@ -290,6 +307,8 @@ class LiveSite:
     fixed: Mapping[str, object] = field(default_factory=dict)
     keep: frozenset[str] = frozenset()
     ignore: tuple[str, ...] = ()
+    call: Call | None = None
+    images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def replaced_layers(module: nn.Module, site: LiveSite) -> Callable[..., Tensor]:

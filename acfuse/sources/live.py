@@ -24,8 +24,10 @@ from acfuse.graph.fx_write import FusedForward, replaced_layers
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
 from acfuse.proof import Check, Inputs, Tolerance, diagnose
+from acfuse.proof.evidence import unlike
 from acfuse.proof.running import floating_dtype, named_shapes
 from acfuse.proof.whole import compare_models
+from acfuse.proof.witness import Given
 from acfuse.rewrite import fused_copy, fused_tensors, without_nonfinite
 from acfuse.sources.bare import fitting, parameters_of, untouched
 from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
@@ -39,6 +41,7 @@ class LiveSource(Source):
     tensors: Mapping[str, Tensor] = field(repr=False)
     container: Container = field(default_factory=lambda: Container("state_dict"))
     file: SourceFile = field(default_factory=SourceFile)
+    example: Given | None = field(default=None, repr=False)
     ignores = dict.fromkeys(("assume", "bn_eps"), "the model's own code decides that")
     needs_inputs = True
 
@@ -65,7 +68,19 @@ class LiveSource(Source):
         return without_nonfinite(findings) if options.allow_nonfinite else findings
 
     def fuse(self, findings: Findings) -> "LiveFused":
-        return LiveFused(findings, fused_copy(self.model, findings.found), self)
+        """A fused copy, without the blocks that do something else when they are run."""
+
+        def exact(found: Sequence[Block]) -> nn.Module:
+            return fused_copy(self.model, found, dtype=torch.float64).double()
+
+        while True:
+            fused = fused_copy(self.model, findings.found)
+            refused = unlike(self.model, fused, findings, exact, self.example)
+            if not refused:
+                return LiveFused(findings, fused, self)
+            places = {r.where for r in refused}
+            found = tuple(b for b in findings.found if b.where not in places)
+            findings = replace(findings, found=found, refused=(*findings.refused, *refused))
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ WRITES: dict[str, Callable[[nn.Module, Tensor], object]] = {
     "index_add": _index_add,
     "nested": _nested,
     "copy": lambda m, u: u.copy_(u.flip(2)),
-    "set": lambda m, u: u.set_((u * 2)),
+    "set": lambda m, u: u.set_(u * 2),
     "swap": lambda m, u: u.swapaxes_(2, 3),
     "functional_inplace": lambda m, u: F.relu6(u, True),
     "functional_inplace_named": lambda m, u: F.hardtanh(u, 0.1, 0.9, inplace=True),
@@ -199,7 +199,7 @@ QUESTIONS: dict[str, Callable[[nn.Module, Tensor], bool]] = {
     "device": lambda m, x: str(x.device) == "cpu",
     "device_type": lambda m, x: x.device.type == "cpu",
     "text": lambda m, x: f"{x.dtype}".startswith("torch"),
-    "format": lambda m, x: "{}".format(x.ndim) == "4",  # noqa: UP030, UP032
+    "format": lambda m, x: "{}".format(x.ndim) == "4",  # noqa: UP032
     "repr": lambda m, x: repr(x.shape).startswith("torch.Size"),
     "none": lambda m, x: m.sub(x) is None,
     "hasattr": lambda m, x: hasattr(x, "acfuse_no_such_thing"),
@@ -429,12 +429,12 @@ class Argued(nn.Module):
         super().__init__()
         self.a, self.b = conv(3), conv(1)
         self.forward = self._with_default(default)
-        self.double = double
+        self.doubles = double
 
     def _with_default(self, default: object) -> Callable[..., Tensor]:
         def forward(x, mode=default):
             y = arms(self, x)
-            return torch.relu(y * 2 if self.double(mode) else y)
+            return torch.relu(y * 2 if self.doubles(mode) else y)
 
         return forward
 
@@ -444,11 +444,11 @@ class ArguedBlock(nn.Module):
 
     def __init__(self, double: Callable[[Any], bool]) -> None:
         super().__init__()
-        self.a, self.b, self.double = conv(3), conv(1), double
+        self.a, self.b, self.doubles = conv(3), conv(1), double
 
     def forward(self, x, mode=None):
         y = arms(self, x)
-        return torch.relu(y * 2 if self.double(mode) else y)
+        return torch.relu(y * 2 if self.doubles(mode) else y)
 
 
 class Asked(nn.Module):

@@ -1,0 +1,244 @@
+"""A rewritten module beside the original, as its user wrote it: one call of each, and all it shows.
+
+A certificate proves that what was read of a forward is one convolution. That it was read right is
+shown by running the forward: what it gives (structure, types, numbers, whether it has gradients),
+what it writes into its inputs, and what it leaves behind in buffers, attributes and lists.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from acfuse.proof.running import floating_dtype, moved_by_rounding
+from acfuse.system.escape import one_line
+
+LOOSE = 2.0**10  # units of rounding: a difference that is larger is looked at again
+NOISE_FACTOR = 16  # times the original's own answer to inputs that are one unit of rounding away
+EXACT = 1e-10  # of the largest number, in float64, with weights that were not rounded
+DEPTH = 4  # of lists in lists, and objects in objects, that are looked at
+INTERNAL = frozenset(vars(nn.Module())) - {"training"} | {"acfuse_graph", "_graph"}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a module is called with."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def cast(self, dtype: torch.dtype | None) -> "Given":
+        """A copy, with floating tensors in a dtype (None: each in its own)."""
+
+        def one(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            value = value.detach().clone()
+            return value.to(dtype) if dtype and value.is_floating_point() else value
+
+        args, kwargs = _pytree.tree_map(one, (self.args, dict(self.kwargs)))
+        return Given(args, kwargs)
+
+    def moved(self, dtype: torch.dtype) -> "Given":
+        """The same, every floating number one unit of rounding away."""
+        eps = torch.finfo(dtype).eps
+
+        def one(value: Any) -> Any:
+            floating = isinstance(value, Tensor) and value.is_floating_point()
+            return value * (1 + eps) if floating else value
+
+        return Given(*_pytree.tree_map(one, (self.args, dict(self.kwargs))))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one call of a module shows. `failure` is the error with which it ended."""
+
+    failure: str = ""
+    structure: Any = None
+    results: tuple[Any, ...] = ()
+    inputs: tuple[Any, ...] = ()
+    left: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+def difference(
+    original: nn.Module,
+    fused: nn.Module,
+    given: Given,
+    exact: Callable[[], nn.Module],
+) -> str | None:
+    """What one call shows of two modules that should not differ, in words; "" if nothing.
+
+    None: the original does not take such a call, which shows nothing. Numbers may differ by
+    rounding: what looks larger may be no more than the original's own noise, and is compared in
+    float64, where `exact` gives the fused module with weights that were not rounded. The modules are left with whatever the call does to them.
+    """
+    dtype = floating_dtype(original)
+    if torch.finfo(dtype).bits < 32:
+        dtype = torch.float32
+        original, fused = (copy.deepcopy(m).to(dtype) for m in (original, fused))
+    before = seen(original, given.cast(dtype), seed=1)
+    if before.failure:
+        return None
+    unlike, error = compared(before, seen(fused, given.cast(dtype), seed=2))
+    if unlike or error <= LOOSE * torch.finfo(dtype).eps:
+        return unlike
+    said = f"its result differs by {error:.1e} of the largest number"
+    near = seen(_moved(original, dtype), given.cast(dtype).moved(dtype), seed=1)
+    if error > NOISE_FACTOR * compared(before, near)[1]:
+        return said
+    true = seen(copy.deepcopy(original).double(), given.cast(torch.float64), seed=1)
+    if true.failure:  # it pins a dtype
+        return ""
+    wide = given.cast(torch.float64).moved(torch.float64)
+    near = seen(copy.deepcopy(original).double(), wide, seed=1)
+    unlike, error = compared(true, seen(exact(), given.cast(torch.float64), seed=2))
+    return unlike or ("" if error <= max(EXACT, 100 * compared(true, near)[1]) else said)
+
+
+def _moved(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy, each of its weights one unit of rounding away, up or down at random."""
+    near, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in near.parameters():
+            if tensor.is_floating_point():
+                tensor.copy_(moved_by_rounding(tensor.double(), dtype, generator))
+    return near
+
+
+def seen(model: nn.Module, given: Given, seed: int) -> Seen:
+    """Calls a module, with gradients where it takes that."""
+    before = _state(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            result = _called(model, given)
+        except Exception as error:
+            return Seen(failure=one_line(error, 200) or type(error).__name__)
+    leaves, structure = _pytree.tree_flatten(result)
+    after = _state(model)
+    changed = {k: v for k, v in after.items() if k not in before or before[k] != v}
+    left = {key: tuple(_values(model, key)) for key in changed}
+    left |= {f"{key} (gone)": () for key in before.keys() - after.keys()}
+    return Seen("", structure, tuple(leaves), tuple(_leaves(given)), left)
+
+
+def _called(model: nn.Module, given: Given) -> Any:
+    try:
+        with torch.enable_grad():
+            return model(*given.args, **given.kwargs)
+    except RuntimeError as error:
+        if "requires grad" not in str(error):  # what writes into its weights runs without only
+            raise
+        with torch.no_grad():
+            return model(*given.args, **given.kwargs)
+
+
+def _leaves(given: Given) -> list[Any]:
+    return _pytree.tree_leaves((given.args, dict(given.kwargs)))
+
+
+def compared(before: Seen, after: Seen) -> tuple[str, float]:
+    """What differs beyond numbers, in words, and by how much numbers differ, of the largest."""
+    if after.failure:
+        return f"it fails ({after.failure})", 0.0
+    if before.structure != after.structure:
+        return "it gives a result of another structure", 0.0
+    if before.left.keys() != after.left.keys():
+        key = sorted(before.left.keys() ^ after.left.keys())[0]
+        return f"its call changes {key}", 0.0
+    worst = 0.0
+    pairs = [("result", before.results, after.results), ("input", before.inputs, after.inputs)]
+    pairs += [(key, value, after.left[key]) for key, value in before.left.items()]
+    for name, ours, theirs in pairs:
+        if len(ours) != len(theirs):
+            return f"its {name} is another", 0.0
+        for one, other in zip(ours, theirs, strict=True):
+            unlike, error = _compared_leaf(one, other)
+            if unlike:
+                return f"its {name} {unlike}", 0.0
+            worst = max(worst, error)
+    return "", worst
+
+
+def _compared_leaf(one: Any, other: Any) -> tuple[str, float]:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        same = type(one) is type(other) and (one is other or _is_equal(one, other))
+        return ("" if same else f"is {other!r:.40}, not {one!r:.40}"), 0.0
+    for what in ("shape", "dtype", "requires_grad"):
+        ours, theirs = getattr(one, what), getattr(other, what)
+        if ours != theirs:
+            return f"has the {what} {theirs}, not {ours}", 0.0
+    if one.numel() == 0 or one.is_meta:
+        return "", 0.0
+    a, b = one.detach(), other.detach()
+    if not a.is_floating_point():
+        return ("" if torch.equal(a, b) else "has other numbers"), 0.0
+    a, b = a.double(), b.double()
+    apart = (a - b).abs()
+    apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, apart).nan_to_num(nan=torch.inf)
+    finite = a[a.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    return "", float(apart.max()) / (scale or 1.0)
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:
+        return False
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    """What a model holds beside its structure, by path, in a form that can be compared."""
+    state: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        for name, value in _held(module):
+            state[f"{path}.{name}" if path else name] = _described(value, DEPTH)
+    return state
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    yield from module._parameters.items()
+    yield from module._buffers.items()
+    for name, value in vars(module).items():
+        if name not in INTERNAL:
+            yield name, value
+
+
+def _values(model: nn.Module, key: str) -> Iterator[Any]:
+    """The leaves of what a model holds at a path."""
+    path, _, name = key.rpartition(".")
+    module = model.get_submodule(path)
+    value = dict(_held(module)).get(name)
+    for leaf in _pytree.tree_leaves(value):
+        yield leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and not tensor.is_complex() and not tensor.is_meta
+
+
+def _described(value: Any, depth: int) -> Any:
+    """A value as something that is equal if, and only if, nothing in it was changed."""
+    if isinstance(value, Tensor):
+        detached = value.detach()
+        total = str(float(detached.sum())) if _has_numbers(value) else ""
+        return id(value), tuple(value.shape), total
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return repr(value)
+    if depth == 0 or isinstance(value, nn.Module):
+        return id(value)
+    if isinstance(value, Mapping):
+        return [(repr(k), _described(v, depth - 1)) for k, v in value.items()]
+    if isinstance(value, (list, tuple)) or type(value).__name__ == "deque":
+        return [_described(v, depth - 1) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
+    if hasattr(value, "__dict__") and not isinstance(value, type):
+        return id(value), _described(vars(value), depth - 1)
+    return id(value)
