@@ -356,8 +356,9 @@ class _Finder:
 
 def _image_of(layer: nn.Module) -> tuple[int, int] | None:
     """(channels, spatial axes) of what a layer reads, if it is a convolution."""
-    is_conv = isinstance(layer, nn.modules.conv._ConvNd)
-    return (layer.in_channels, len(layer.kernel_size)) if is_conv else None
+    if not isinstance(layer, nn.modules.conv._ConvNd):
+        return None
+    return layer.in_channels, len(layer.kernel_size)
 
 
 def _children_of(module: nn.Module, forward: fx.Graph) -> list[nn.Module]:

@@ -5,7 +5,9 @@ Without inputs of the user's, images are made up: the layers tell how many chann
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import starmap
 from typing import Any
 
 import torch
@@ -17,10 +19,12 @@ from acfuse.graph.copies import copied
 from acfuse.proof.witness import Given, difference
 
 Group = Sequence[tuple[int, tuple[int, ...]]]  # (batch, sizes) of each image that is tried
+Make = Callable[[], Iterable[Given]]  # inputs of one group: made when they are asked for
 Images = Mapping[str, tuple[int, int]]  # (channels, spatial axes) of an argument
 
 SMALL: Group = ((2, (5, 4, 3)), (1, (4, 7, 6)), (0, (4, 5, 3)))  # a batch of 0: without that axis
 MIDDLE: Group = ((1, (33, 36, 8)), (2, (36, 35, 9)))
+WHOLE: Group = ((2, (33, 36, 8)),)
 LARGE: tuple[Group, ...] = (((1, (224, 224, 16)),), ((1, (256, 256, 16)),), ((1, (28, 28, 28)),),
                             ((1, (64, 64, 32)),), ((1, (299, 299, 16)),))  # fmt: skip
 NOT_RUN = "no input is known with which it runs: give example inputs"
@@ -38,25 +42,44 @@ def unlike(
     `exact` gives the model with some blocks fused and no weight rounded, in float64. `example` is
     an input of the whole model. Neither model is changed.
     """
-    places: dict[str, list[Block]] = {}
-    for block in findings.found:
-        places.setdefault(block.where, []).append(block)
-    if not places:
+    if not findings.found:
         return ()
-    trial = _Trial(copied(model), copied(fused), findings.found, exact)
-    wholes = [[example]] if example else _made_up(model, None, findings.images, MIDDLE, *LARGE)
-    calls = trial.calls_within(wholes, [*places])
-    refused = []
-    for path, blocks in places.items():
+    with torch.random.fork_rng(devices=[]):
+        trial = _Trial(copied(model), copied(fused), findings.found, exact)
+        wholes: list[Make] = [lambda: (example,)] if example is not None else []
+        wholes = wholes or _made_up(model, None, findings.images, WHOLE, *LARGE)
+        said, calls = trial.whole(wholes)
+        refused = [*_in_itself(model, trial, calls)]
+        if said and not refused:
+            refused = [*trial.traced_back(calls)]
+        unseen = _changed(model, trial.original) ^ _changed(fused, trial.fused)
+    if unseen and not refused:
+        why = f"its call changes {min(unseen)}"
+        refused = [Refused(b.where, Reason.UNLIKE, why, b.pattern) for b in findings.found]
+    return tuple(refused)
+
+
+def _in_itself(
+    model: nn.Module, trial: "_Trial", calls: Mapping[str, Sequence[Given]]
+) -> Iterator[Refused]:
+    """What each rewritten module shows, called for itself."""
+    for path, blocks in trial.places.items():
         module, site = model.get_submodule(path), blocks[0].site
-        made = _made_up(module, site.call, site.images, SMALL, MIDDLE, *LARGE)
-        said = trial.difference(path, [*made, calls.get(path, [])])
+        small = SMALL[1:] if path in calls else SMALL  # with the whole model it runs on others
+        made = _made_up(module, site.call, site.images, small, MIDDLE, *LARGE)
+        said = trial.difference(path, [*made, partial(list, calls.get(path, ()))])
         if said != "":
             code, why = (Reason.NOT_RUN, NOT_RUN) if said is None else (Reason.UNLIKE, said)
-            refused += [Refused(path, code, why, block.pattern) for block in blocks]
-    if refused or "" in places or not trial.difference("", wholes):
-        return tuple(refused)
-    return tuple(trial.traced_back(calls))
+            yield from (Refused(path, code, why, block.pattern) for block in blocks)
+
+
+def _changed(before: nn.Module, after: nn.Module) -> set[str]:
+    """The tensors whose numbers a module changed without a trace, by name."""
+    now = after.state_dict(keep_vars=True)
+    return {
+        name for name, tensor in before.state_dict(keep_vars=True).items()
+        if name in now and not torch.equal(tensor, now[name]) and not bool(tensor.isnan().any())
+    }  # fmt: skip
 
 
 class _Trial:
@@ -70,8 +93,11 @@ class _Trial:
         exact: Callable[[Sequence[Block]], nn.Module],
     ) -> None:
         self.original, self.fused, self.found, self.exact = original, fused, found, exact
+        self.places: dict[str, list[Block]] = {}
+        for block in found:
+            self.places.setdefault(block.where, []).append(block)
 
-    def difference(self, path: str, groups: Sequence[Sequence[Given]]) -> str | None:
+    def difference(self, path: str, groups: Sequence[Make]) -> str | None:
         """What the first inputs that the original takes show of a module; None if it takes none."""
         original, fused = self.original.get_submodule(path), self.fused.get_submodule(path)
 
@@ -81,43 +107,39 @@ class _Trial:
             )
 
         for group in groups:
-            said = [difference(original, fused, given, exact) for given in group]
+            said = [difference(original, fused, given, exact) for given in group()]
             shown = [text for text in said if text is not None]
             if shown:
                 return next(filter(None, shown), "")
         return None
 
-    def calls_within(
-        self, groups: Sequence[Sequence[Given]], paths: Sequence[str]
-    ) -> dict[str, list[Given]]:
-        """How the modules that are fused, and those around them, are called by the first input."""
-        around = {p for path in paths for p in _around(path)}
+    def whole(self, groups: Sequence[Make]) -> tuple[str | None, Mapping[str, Sequence[Given]]]:
+        """What the whole model shows, and how the modules that are fused are called by it.
+
+        So are those around them.
+        """
         calls: dict[str, list[Given]] = {}
+
+        def note(path: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+            calls.setdefault(path, []).append(Given(args, kwargs).cast(None))
+
+        around = {p for path in self.places for p in _around(path)}
+        modules = [(p, self.original.get_submodule(p)) for p in {*self.places, *around} if p]
         hooks = [
-            self.original.get_submodule(path).register_forward_pre_hook(
-                lambda _, args, kwargs, path=path: calls.setdefault(path, []).append(
-                    Given(args, kwargs).cast(None)
-                ),
-                with_kwargs=True,
-            )
-            for path in sorted({*paths, *around} - {""})
+            m.register_forward_pre_hook(partial(note, p), with_kwargs=True) for p, m in modules
         ]
         try:
-            for group in groups:
-                for given in group[:1]:
-                    calls.clear()
-                    if _takes(self.original, given):
-                        return calls
+            said = self.difference("", groups) if self.places.keys() != {""} else ""
         finally:
             for hook in hooks:
                 hook.remove()
-        return {}
+        return said, {path: given for path, given in calls.items() if said is not None}
 
-    def traced_back(self, calls: Mapping[str, list[Given]]) -> Iterator[Refused]:
+    def traced_back(self, calls: Mapping[str, Sequence[Given]]) -> Iterator[Refused]:
         """The blocks inside of the smallest modules that differ, where the whole model does."""
         inner: list[tuple[str, str]] = []
         for path in sorted(calls, key=len, reverse=True):
-            said = self.difference(path, [calls[path][:1]])
+            said = self.difference(path, [partial(list, calls[path][:1])])
             if said and not any(_is_within(found, path) for found, _ in inner):
                 inner.append((path, said))
         for block in self.found:
@@ -138,17 +160,7 @@ def _around(path: str) -> Iterator[str]:
         yield path
 
 
-def _takes(model: nn.Module, given: Given) -> bool:
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            given = given.cast(None)
-            model(*given.args, **given.kwargs)
-    except Exception:
-        return False
-    return True
-
-
-def _made_up(module: nn.Module, call: Any, images: Images, *groups: Group) -> list[list[Given]]:
+def _made_up(module: nn.Module, call: Any, images: Images, *groups: Group) -> list[Make]:
     """Calls of a module with random images of the channels that its layers ask for.
 
     `call` says which arguments are tensors, and what the others are; without one, each argument
@@ -190,4 +202,4 @@ def _made_up(module: nn.Module, call: Any, images: Images, *groups: Group) -> li
                 kwargs[p.name] = value
         return Given(tuple(args), kwargs)
 
-    return [[made(batch, sizes) for batch, sizes in group] for group in groups]
+    return [partial(starmap, made, group) for group in groups]

@@ -6,6 +6,7 @@ what it writes into its inputs, and what it leaves behind in buffers, attributes
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from acfuse.graph.fx_trace import is_layer
 from acfuse.proof.running import floating_dtype, moved_by_rounding
 from acfuse.system.escape import one_line
 
@@ -75,7 +77,8 @@ def difference(
 
     None: the original does not take such a call, which shows nothing. Numbers may differ by
     rounding: what looks larger may be no more than the original's own noise, and is compared in
-    float64, where `exact` gives the fused module with weights that were not rounded. The modules are left with whatever the call does to them.
+    float64, where `exact` gives the fused module with weights that were not rounded. The modules
+    are left with whatever the call does to them.
     """
     dtype = floating_dtype(original)
     if torch.finfo(dtype).bits < 32:
@@ -111,14 +114,13 @@ def _moved(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def seen(model: nn.Module, given: Given, seed: int) -> Seen:
-    """Calls a module, with gradients where it takes that."""
+    """Calls a module, with gradients where it takes that, after seeding torch's random numbers."""
     before = _state(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            result = _called(model, given)
-        except Exception as error:
-            return Seen(failure=one_line(error, 200) or type(error).__name__)
+    torch.default_generator.manual_seed(seed)
+    try:
+        result = _called(model, given)
+    except Exception as error:
+        return Seen(failure=one_line(error, 200) or type(error).__name__)
     leaves, structure = _pytree.tree_flatten(result)
     after = _state(model)
     changed = {k: v for k, v in after.items() if k not in before or before[k] != v}
@@ -178,6 +180,9 @@ def _compared_leaf(one: Any, other: Any) -> tuple[str, float]:
     a, b = one.detach(), other.detach()
     if not a.is_floating_point():
         return ("" if torch.equal(a, b) else "has other numbers"), 0.0
+    largest, scale = float((a - b).abs().max()), float(a.abs().max())
+    if math.isfinite(largest) and math.isfinite(scale):
+        return "", largest / (scale or 1.0)
     a, b = a.double(), b.double()
     apart = (a - b).abs()
     apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, apart).nan_to_num(nan=torch.inf)
@@ -197,6 +202,8 @@ def _state(model: nn.Module) -> dict[str, Any]:
     """What a model holds beside its structure, by path, in a form that can be compared."""
     state: dict[str, Any] = {}
     for path, module in model.named_modules():
+        if is_layer(module):
+            state[f"{path}.*"] = tuple(map(id, vars(module).values()))
         for name, value in _held(module):
             state[f"{path}.{name}" if path else name] = _described(value, DEPTH)
     return state
@@ -205,9 +212,10 @@ def _state(model: nn.Module) -> dict[str, Any]:
 def _held(module: nn.Module) -> Iterator[tuple[str, Any]]:
     yield from module._parameters.items()
     yield from module._buffers.items()
-    for name, value in vars(module).items():
-        if name not in INTERNAL:
-            yield name, value
+    if not is_layer(module):
+        for name, value in vars(module).items():
+            if name not in INTERNAL:
+                yield name, value
 
 
 def _values(model: nn.Module, key: str) -> Iterator[Any]:
@@ -219,22 +227,20 @@ def _values(model: nn.Module, key: str) -> Iterator[Any]:
         yield leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
-def _has_numbers(tensor: Tensor) -> bool:
-    return tensor.numel() > 0 and not tensor.is_complex() and not tensor.is_meta
-
-
 def _described(value: Any, depth: int) -> Any:
     """A value as something that is equal if, and only if, nothing in it was changed."""
-    if isinstance(value, Tensor):
-        detached = value.detach()
-        total = str(float(detached.sum())) if _has_numbers(value) else ""
-        return id(value), tuple(value.shape), total
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
-        return repr(value)
+    if isinstance(value, Tensor):  # of numbers that change unseen, the caller takes care
+        return id(value), value.shape, 0 if value.is_inference() else value._version
+    if value is None or isinstance(value, (bool, int, str, bytes)):
+        return value
+    if isinstance(value, (float, complex)):
+        return repr(value)  # NaN is what it was
     if depth == 0 or isinstance(value, nn.Module):
         return id(value)
     if isinstance(value, Mapping):
         return [(repr(k), _described(v, depth - 1)) for k, v in value.items()]
+    if isinstance(value, tuple) and all(type(v) is int for v in value):
+        return value
     if isinstance(value, (list, tuple)) or type(value).__name__ == "deque":
         return [_described(v, depth - 1) for v in value]
     if isinstance(value, (set, frozenset)):

@@ -281,7 +281,7 @@ STATES: dict[str, Callable[[Any, Tensor, Tensor], object]] = {
 }
 
 
-# ---------------------------------------------------------------- modules that are not what they seem
+# ---------------------------------------------------------------- modules with a twist
 
 
 class Doubled(nn.Module):

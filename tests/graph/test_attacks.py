@@ -18,7 +18,7 @@ SHAPES = ((1, 4, 6, 9), (2, 4, 7, 5), (1, 4, 37, 40))
 
 
 def observed(model: nn.Module, image: Tensor) -> dict[str, Any]:
-    """Everything that one call shows: what it gives, writes, keeps, and whether it has gradients."""
+    """What one call shows: what it gives, writes and keeps, and whether it has gradients."""
     CALLS.clear()
     image = image.clone()
     given: Any
@@ -29,7 +29,7 @@ def observed(model: nn.Module, image: Tensor) -> dict[str, Any]:
         return {"raises": type(error).__name__}
     leaves = [leaf for leaf in _pytree.tree_leaves(given) if isinstance(leaf, Tensor)]
     kept = {
-        name: [v for v in _pytree.tree_leaves(value)]
+        name: _pytree.tree_leaves(value)
         for name in ("calls", "cache", "last", "count", "steps", "mean")
         if (value := getattr(model, name, None)) is not None
     }
