@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from acfuse.pipeline.convert import convert as convert_job
 from acfuse.pipeline.convert import prove
 from acfuse.pipeline.job import Conversion, Job
 from acfuse.proof import Inputs, Proofs, Tolerance
+from acfuse.proof.witness import Given, example_of
 from acfuse.sources.bare import BareFused, BareSource
 from acfuse.sources.base import FindOptions, Fused
 from acfuse.sources.live import LiveFused, LiveSource, load_fused
@@ -38,15 +40,30 @@ Shape = tuple[int, ...]
 
 
 def fuse(
-    model: nn.Module, *, fold_bn: bool = False, patterns: Sequence[Pattern] = PATTERNS
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
+    *,
+    fold_bn: bool = False,
+    patterns: Sequence[Pattern] = PATTERNS,
 ) -> LiveFused:
     """Fuses every block of a model for inference. The given model is untouched.
 
-    With `fold_bn`, lone convolutions take up the BatchNorm behind them as well. A model in training
-    mode is read as it would be in eval mode.
+    Each block is run beside the layers that it replaces, and so is the whole model: on
+    `example_inputs` (a tensor, or the model's arguments by place or by name), else on images that
+    are made up. With `fold_bn`, lone convolutions take up the BatchNorm behind them as well. A
+    model in training mode is read as it would be in eval mode.
     """
     model = copy.deepcopy(model).eval() if model.training else model
-    return LiveSource.of(model).fuse(find_in_module(model, patterns, folds=fold_bn))
+    source = LiveSource.of(model, _given(example_inputs))
+    return source.fuse(find_in_module(model, patterns, folds=fold_bn))
+
+
+def _given(inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None) -> Given | None:
+    if inputs is None:
+        return None
+    if isinstance(inputs, Mapping):
+        return Given(kwargs=inputs)
+    return Given(inputs if isinstance(inputs, tuple) else (inputs,))
 
 
 def fuse_tensors(
@@ -79,7 +96,9 @@ def verify(
     original = copy.deepcopy(original).eval()
     findings = find_in_module(original, patterns, folds=fold_bn)
     inputs = Inputs(tuple((None, shape) for shape in input_shapes)) if input_shapes else None
-    return prove(LiveFused(findings, fused, LiveSource.of(original)), inputs, Tolerance(atol, rtol))
+    example = example_of(original, inputs) if inputs is not None else None
+    expected = LiveSource.of(original, example).fuse(findings)
+    return prove(replace(expected, model=fused), inputs, Tolerance(atol, rtol))
 
 
 def convert(source: str | Path, *, input_shape: Shape | None = None, **options: Any) -> Conversion:

@@ -1,15 +1,14 @@
 """Puts regions back: the module with its forward rewritten, or the region alone to be measured."""
 
 import copy
-import linecache
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.graph_module import _forward_from_src
 
 from acfuse.graph.fx_read import metadata_only
 from acfuse.graph.fx_trace import Call
@@ -60,12 +59,10 @@ def _kept(module: object) -> dict[str, Any]:
 def with_forward(kind: type[Any], graph: fx.Graph, state: Mapping[str, Any]) -> nn.Module:
     """A module of a class with this state, whose forward is this graph."""
     code = graph.python_code("self")
-    file = f"<forward of {kind.__name__}, fused {next(_numbers)}>"  # for tracebacks and torch.jit
-    linecache.cache[file] = (len(code.src), None, code.src.splitlines(keepends=True), file)
-    scope = dict(code.globals)
-    exec(compile(code.src, file, "exec"), scope)  # what torch.fx wrote, of names that were checked
-    own = {"forward": scope["forward"], "__module__": kind.__module__, "__doc__": kind.__doc__,
+    forward = _forward_from_src(code.src, code.globals)
+    own = {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__,
            "__qualname__": kind.__qualname__}  # fmt: skip
+    own |= {name: _is_done for name in CONVERSIONS if hasattr(kind, name)}
     metaclass: Any = type(kind)
     fused: nn.Module = object.__new__(metaclass(kind.__name__, (FusedForward, kind), own))
     vars(fused).update(state, acfuse_graph=graph)
@@ -74,7 +71,14 @@ def with_forward(kind: type[Any], graph: fx.Graph, state: Mapping[str, Any]) -> 
     return fused
 
 
-_numbers = count(1)
+# What authors call the conversion to their own deploy form. Many call it on all that have it.
+CONVERSIONS = ("fuse", "fuse_convs", "switch_to_deploy", "reparameterize", "reparameterize_layer",
+               "convert_to_deploy", "repvgg_convert", "full_fusion", "partial_fusion",
+               "prep_model_for_conversion", "merge_kernel", "reparam")  # fmt: skip
+
+
+def _is_done(self: nn.Module, *_: Any, **__: Any) -> None:
+    """Nothing: this module is fused."""
 
 
 NewLayer = tuple[str, str, nn.Module] | tuple[str, None, None]

@@ -26,7 +26,7 @@ def convert(job: Job, progress: Progress = silent) -> Conversion:
     with _reserved(job):
         source = _opened_to_fuse(job, progress)
         findings = find(source, job, progress)
-        fused = source.fuse(findings)
+        fused = fuse(source, findings, job, progress)
         proofs = prove(fused, job.inputs, job.tolerance, progress)
         exports = export(source, fused, job, progress) if proofs.passed else Exports()
         return save(concluded(job, source, fused, proofs, exports), fused)
@@ -72,7 +72,18 @@ def _opened_to_fuse(job: Job, progress: Progress) -> Source:
 def find(source: Source, job: Job, progress: Progress = silent) -> Findings:
     """The blocks of a source. Raises NothingToFuse where there are none, unless that is allowed."""
     progress("finding blocks")
-    findings = source.find(job.find_options)
+    return _some(source.find(job.find_options), source, job)
+
+
+def fuse(source: Source, findings: Findings, job: Job, progress: Progress = silent) -> Fused:
+    """The fused source, without blocks that do something else when run. Raises NothingToFuse."""
+    progress("fusing, and running what is fused")
+    fused = source.fuse(findings)
+    _some(fused.findings, source, job)
+    return fused
+
+
+def _some(findings: Findings, source: Source, job: Job) -> Findings:
     if not findings.found and not job.allow_empty:
         raise nothing_to_fuse(job.source, findings, source.hint)
     return findings

@@ -67,6 +67,7 @@ class Job:
             self.bn_eps,
             self.allow_nonfinite,
             frozenset(name for name, is_given in given.items() if is_given),
+            self.inputs,
         )
 
     @property

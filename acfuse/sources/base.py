@@ -28,7 +28,8 @@ def silent(_: str) -> None:
 class OpenOptions:
     """What a user says of a file beside its name.
 
-    `asked` are the settings that not every kind of source can use and that were given.
+    `asked` are the settings that not every kind of source can use and that were given, `inputs`
+    are what a network may be run on.
     """
 
     model: str | None = None
@@ -37,6 +38,7 @@ class OpenOptions:
     bn_eps: float | None = None
     allow_nonfinite: bool = False
     asked: frozenset[str] = frozenset()
+    inputs: Inputs | None = None
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,9 @@ class LiveSource(Source):
     needs_inputs = True
 
     @classmethod
-    def of(cls, model: nn.Module) -> "LiveSource":
-        """A model that was never in a file."""
-        return cls(model, model.state_dict())
+    def of(cls, model: nn.Module, example: Given | None = None) -> "LiveSource":
+        """A model that was never in a file, and what it may be called with."""
+        return cls(model, model.state_dict(), example=example)
 
     @property
     def network(self) -> nn.Module:

@@ -10,6 +10,7 @@ from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.read import read_tensors
 from acfuse.files.tensor_check import check_numbers, norms_of
 from acfuse.files.user_code import build_model, fit_prefix, load_into
+from acfuse.proof.witness import example_of
 from acfuse.sources.bare import BareSource
 from acfuse.sources.base import OpenOptions, Source, SourceFile
 from acfuse.sources.live import LiveSource
@@ -27,6 +28,8 @@ def open_source(path: Path, options: OpenOptions) -> Source:
         return _open_onnx(path, options)
     source = _open_torch(path, options)
     model = source.network
+    if isinstance(source, LiveSource) and options.inputs is not None:
+        source = replace(source, example=example_of(source.model, options.inputs))
     norms = norms_of(source.tensors, model, options.bn_eps)
     odd = check_numbers(source.tensors, norms, path.name, allow_nonfinite=options.allow_nonfinite)
     _refuse_without_effect(path, source.ignores, options)
@@ -47,7 +50,8 @@ def _open_torch(path: Path, options: OpenOptions) -> LiveSource | BareSource:
     if container.network is not None:
         if options.model is not None:
             raise UsageError(f"{path.name} holds a whole model; --model is for state dicts.")
-        return LiveSource(container.network.eval(), tensors, container, file)
+        network = container.network
+        return LiveSource(network.eval() if network.training else network, tensors, container, file)
     if options.model is None:
         return BareSource(tensors, container, file)
     network = build_model(options.model, options.model_args)
