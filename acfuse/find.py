@@ -155,8 +155,8 @@ class _Finder:
                 return
             self.needed |= _parts_at(module, analysis.traced.used)
             for child in module.children():
-                for inner in child.modules():
-                    if id(inner) in self.analyses:
+                for inner in child.modules():  # those that a forward calls are visited with it
+                    if id(inner) in self.analyses and id(inner) not in self.reader.called:
                         self._visit(inner, done)
             return
         absorbed = self._choose(module, analysis.graph, graph)

@@ -81,6 +81,13 @@ def _is_done(self: nn.Module, *_: Any, **__: Any) -> None:
     """Nothing: this module is fused."""
 
 
+@dataclass(frozen=True)
+class Rank:
+    """What stands for a tensor of which the number of axes matters."""
+
+    axes: int
+
+
 NewLayer = tuple[str, str, nn.Module] | tuple[str, None, None]
 
 
@@ -96,8 +103,8 @@ def rewrite_module(
     `regions` maps the name of the output node of each region to its summands: (source node, name of
     the new layer, layer), or (source node, None, None) where the source is added as it is. Layers
     that nobody calls any more are gone; new ones stand where the first of them stood. `fixed` are
-    the arguments whose values the forward was read with (the class Tensor: that it is some tensor):
-    with others it raises AssertionError.
+    the arguments whose values the forward was read with (the class Tensor: that it is some tensor;
+    a Rank: one of so many axes): with others it raises AssertionError.
     Layers and tensors to `keep` stay, because others use them.
     """
     twin = fx.Graph()
@@ -152,7 +159,11 @@ def _assert_arguments(module: nn.Module, graph: fx.Graph, fixed: Mapping[str, ob
                 continue
             value: Any = fixed[str(node.target)]
             message = f"{node.target} was {value!r} when this module was fused"
-            if value is torch.Tensor:
+            if isinstance(value, Rank):
+                rank = graph.call_method("dim", (node,))
+                holds = graph.call_function(operator.eq, (rank, value.axes))
+                message = f"{node.target} had {value.axes} axes when this module was fused"
+            elif value is torch.Tensor:
                 holds = graph.call_function(torch.is_tensor, (node,))
                 message = f"{node.target} was a tensor when this module was fused"
             elif value is None or isinstance(value, (int, float, str)):
@@ -230,6 +241,9 @@ def _exchange(
     for name, layer in layers.items():
         owner, _, last = name.rpartition(".")
         if _is_module(module, name):
+            if owner and id(module.get_submodule(owner)) in gone:  # all that is left of it
+                above, _, own_name = owner.rpartition(".")
+                module.get_submodule(above)._modules[own_name] = nn.Module().eval()
             module.get_submodule(owner)._modules[last] = layer
             placed.add(name)
     names = list(module._modules)

@@ -6,6 +6,7 @@ Without inputs of the user's, images are made up: the layers tell how many chann
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import starmap
 from typing import Any
@@ -16,13 +17,15 @@ from torch import Tensor, nn
 from acfuse.errors import Reason
 from acfuse.findings import Block, Findings, Refused
 from acfuse.graph.copies import copied
+from acfuse.graph.fx_write import Rank
 from acfuse.proof.witness import Given, difference
 
 Group = Sequence[tuple[int, tuple[int, ...]]]  # (batch, sizes) of each image that is tried
 Make = Callable[[], Iterable[Given]]  # inputs of one group: made when they are asked for
 Images = Mapping[str, tuple[int, int]]  # (channels, spatial axes) of an argument
 
-SMALL: Group = ((2, (5, 4, 3)), (1, (4, 7, 6)), (0, (4, 5, 3)))  # a batch of 0: without that axis
+SMALL: Group = ((2, (5, 4, 3)), (1, (4, 7, 6)))
+SINGLE: Group = ((0, (4, 5, 3)),)  # an image that is no batch
 MIDDLE: Group = ((1, (33, 36, 8)), (2, (36, 35, 9)))
 WHOLE: Group = ((2, (33, 36, 8)),)
 LARGE: tuple[Group, ...] = (((1, (224, 224, 16)),), ((1, (256, 256, 16)),), ((1, (28, 28, 28)),),
@@ -30,20 +33,32 @@ LARGE: tuple[Group, ...] = (((1, (224, 224, 16)),), ((1, (256, 256, 16)),), ((1,
 NOT_RUN = "no input is known with which it runs: give example inputs"
 
 
-def unlike(
+@dataclass(frozen=True)
+class Evidence:
+    """What running fused modules showed.
+
+    `refused` are the blocks that do not do what the original does, `batched` the places of those
+    that do it for batches of images only, where the original takes single images as well.
+    """
+
+    refused: tuple[Refused, ...] = ()
+    batched: frozenset[str] = frozenset()
+
+
+def evidence(
     model: nn.Module,
     fused: nn.Module,
     findings: Findings,
     exact: Callable[[Sequence[Block]], nn.Module],
     example: Given | None = None,
-) -> tuple[Refused, ...]:
-    """A refusal for each block of a fused model that does not do what the original does.
+) -> Evidence:
+    """What shows when the blocks of a fused model are run beside the original.
 
     `exact` gives the model with some blocks fused and no weight rounded, in float64. `example` is
     an input of the whole model. Neither model is changed.
     """
     if not findings.found:
-        return ()
+        return Evidence()
     with torch.random.fork_rng(devices=[]):
         trial = _Trial(copied(model), copied(fused), findings.found, exact)
         wholes: list[Make] = [lambda: (example,)] if example is not None else []
@@ -52,11 +67,12 @@ def unlike(
         refused = [*_in_itself(model, trial, calls)]
         if said and not refused:
             refused = [*trial.traced_back(calls)]
+        single = {path for path in trial.places if _takes_single_images(model, trial, path)}
         unseen = _changed(model, trial.original) ^ _changed(fused, trial.fused)
     if unseen and not refused:
         why = f"its call changes {min(unseen)}"
         refused = [Refused(b.where, Reason.UNLIKE, why, b.pattern) for b in findings.found]
-    return tuple(refused)
+    return Evidence(tuple(refused), frozenset(single))
 
 
 def _in_itself(
@@ -71,6 +87,14 @@ def _in_itself(
         if said != "":
             code, why = (Reason.NOT_RUN, NOT_RUN) if said is None else (Reason.UNLIKE, said)
             yield from (Refused(path, code, why, block.pattern) for block in blocks)
+
+
+def _takes_single_images(model: nn.Module, trial: "_Trial", path: str) -> bool:
+    """Whether a module takes an image that is no batch, and makes another of it when fused."""
+    module, site = model.get_submodule(path), trial.places[path][0].site
+    if any(isinstance(value, Rank) for value in site.fixed.values()):  # which it refuses
+        return False
+    return bool(trial.difference(path, _made_up(module, site.call, site.images, SINGLE)))
 
 
 def _changed(before: nn.Module, after: nn.Module) -> set[str]:

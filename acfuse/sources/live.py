@@ -20,11 +20,11 @@ from acfuse.files.write import Write, writer
 from acfuse.find import find_in_module
 from acfuse.findings import Block, Findings, Size
 from acfuse.graph.fx_read import conv_of, convolutions_of
-from acfuse.graph.fx_write import FusedForward, replaced_layers
+from acfuse.graph.fx_write import FusedForward, Rank, replaced_layers
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
 from acfuse.proof import Check, Inputs, Tolerance, diagnose
-from acfuse.proof.evidence import unlike
+from acfuse.proof.evidence import evidence
 from acfuse.proof.running import floating_dtype, named_shapes
 from acfuse.proof.whole import compare_models
 from acfuse.proof.witness import Given
@@ -75,12 +75,23 @@ class LiveSource(Source):
 
         while True:
             fused = fused_copy(self.model, findings.found)
-            refused = unlike(self.model, fused, findings, exact, self.example)
-            if not refused:
+            shown = evidence(self.model, fused, findings, exact, self.example)
+            if not shown.refused and not shown.batched:
                 return LiveFused(findings, fused, self)
-            places = {r.where for r in refused}
-            found = tuple(b for b in findings.found if b.where not in places)
-            findings = replace(findings, found=found, refused=(*findings.refused, *refused))
+            places = {r.where for r in shown.refused}
+            found = [
+                _of_batches(b) if b.where in shown.batched else b
+                for b in findings.found
+                if b.where not in places
+            ]
+            refused = (*findings.refused, *shown.refused)
+            findings = replace(findings, found=tuple(found), refused=refused)
+
+
+def _of_batches(block: Block) -> Block:
+    """A block that asserts that it is given batches of images."""
+    ranks = {name: Rank(axes + 2) for name, (_, axes) in block.site.images.items()}
+    return replace(block, site=replace(block.site, fixed={**block.site.fixed, **ranks}))
 
 
 @dataclass(frozen=True)

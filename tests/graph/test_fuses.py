@@ -81,11 +81,6 @@ def _looks_at_shapes(m, x):
     return (y + m.b(x)).view(batch, -1)
 
 
-def _keeps_a_value(m, x):
-    m.seen = m.i(x)  # of which nothing says that it is a tensor
-    return m.a(m.seen) + m.b(m.seen)
-
-
 def _batch_norm(m, x, training=False):
     y = F.batch_norm(
         m.a(x), m.n.running_mean, m.n.running_var, m.n.weight, m.n.bias, training, 0.1, 1e-3
@@ -188,7 +183,6 @@ FORMS = {
     "source_overwritten_later": two(_source_overwritten_later),
     "source_overwritten_between": two(_source_overwritten_between),
     "shapes": two(_looks_at_shapes),
-    "keeps_a_value": two(_keeps_a_value, i=Net(lambda m, x: torch.relu(x))),
     "a_dictionary": two(lambda m, x: {"sum": m.a(x) + m.b(x), "input": x}),
     "a_list_of_arms": Net(lambda m, x: sum(arm(x) for arm in m.arms),
                           arms=nn.ModuleList([conv(3), conv(1), nn.Identity()])),
