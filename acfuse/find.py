@@ -19,7 +19,6 @@ from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_modules import Analysis, ModuleReader
 from acfuse.graph.fx_read import is_convolution
-from acfuse.graph.fx_trace import has_hooks
 from acfuse.graph.fx_write import (
     LiveSite,
     can_be_asserted,
@@ -27,6 +26,7 @@ from acfuse.graph.fx_write import (
     region_graph,
     replaced_layers,
 )
+from acfuse.graph.own_layers import has_hooks
 from acfuse.graph.regions import choose, kernel_of, planned
 from acfuse.graph.steps import (
     Graph,

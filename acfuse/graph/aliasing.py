@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from acfuse.graph.fx_trace import Traced, is_layer
+from acfuse.graph.fx_trace import Traced
 from acfuse.graph.fx_values import IN_PLACE, METADATA, METADATA_ATTRIBUTES, function_name
+from acfuse.graph.own_layers import is_layer
 
 PLACES = (torch, F, operator, torch._C._nn, torch.special, torch.linalg, torch.fft)
 # Compositions of torch that always end in a kernel, beside those whose schema says it.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from acfuse.graph.fx_trace import is_layer
+from acfuse.graph.own_layers import is_layer
 
 
 def copied(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Module:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from acfuse.graph.fx_trace import is_layer
+from acfuse.graph.own_layers import is_layer
 from acfuse.proof.running import (
     Inputs,
     floating_dtype,
