@@ -148,12 +148,12 @@ class _Trial:
             calls.setdefault(path, []).append(Given(args, kwargs).cast(None))
 
         around = {p for path in self.places for p in _around(path)}
-        modules = [(p, self.original.get_submodule(p)) for p in {*self.places, *around} if p]
+        modules = [(p, self.original.get_submodule(p)) for p in {*self.places, *around, ""}]
         hooks = [
             m.register_forward_pre_hook(partial(note, p), with_kwargs=True) for p, m in modules
         ]
         try:
-            said = self.difference("", groups) if self.places.keys() != {""} else ""
+            said = self.difference("", groups)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -162,7 +162,7 @@ class _Trial:
     def traced_back(self, calls: Mapping[str, Sequence[Given]]) -> Iterator[Refused]:
         """The blocks inside of the smallest modules that differ, where the whole model does."""
         inner: list[tuple[str, str]] = []
-        for path in sorted(calls, key=len, reverse=True):
+        for path in sorted(calls.keys() - {""}, key=len, reverse=True):
             said = self.difference(path, [partial(list, calls[path][:1])])
             if said and not any(_is_within(found, path) for found, _ in inner):
                 inner.append((path, said))
