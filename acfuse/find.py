@@ -4,9 +4,7 @@ The traced forward is the evidence; a named pattern adds the label and the autho
 name for the fused convolution.
 """
 
-import gc
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeGuard
@@ -37,6 +35,7 @@ from acfuse.graph.steps import (
 )
 from acfuse.patterns import Pattern
 from acfuse.patterns.live import confirmed, free_name, label
+from acfuse.system.memory import no_collection
 
 
 def find_in_module(
@@ -50,7 +49,7 @@ def find_in_module(
     against the model itself.
     """
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}
-    with _no_collection():
+    with no_collection():
         findings = _Finder(copied(model, shared), patterns, folds=folds).run()
     found = tuple(
         replace(b, reference=partial(replaced_layers, model.get_submodule(b.where), b.site))
@@ -63,18 +62,6 @@ def find_in_module(
 def _no_reference() -> Run:
     """What stands for the reference until the model itself is known, and not its copy."""
     raise AssertionError("a block is proved against the model, not against the copy that is read")
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without the search for cycles: what is made here stays, and it takes a third of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class _Finder:

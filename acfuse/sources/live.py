@@ -31,6 +31,7 @@ from acfuse.proof.witness import Given
 from acfuse.rewrite import fused_copy, fused_tensors, without_nonfinite
 from acfuse.sources.bare import fitting, parameters_of, untouched
 from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
+from acfuse.system.memory import no_collection
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ class LiveSource(Source):
             return fused_copy(self.model, found, dtype=torch.float64).double()
 
         while True:
-            fused = fused_copy(self.model, findings.found)
-            shown = evidence(self.model, fused, findings, exact, self.example)
+            with no_collection():
+                fused = fused_copy(self.model, findings.found)
+                shown = evidence(self.model, fused, findings, exact, self.example)
             if not shown.refused and not shown.batched:
                 return LiveFused(findings, fused, self)
             places = {r.where for r in shown.refused}
