@@ -1,4 +1,4 @@
-"""How long finding, fusing, and running what was fused take: `python benchmarks/find.py [TIMM_MODEL ...]`.
+"""How long finding, fusing, and running take: `python benchmarks/find.py [TIMM_MODEL ...]`.
 
 Stacks of 10, 100 and 1,000 ACNet blocks show how the time grows; named models come from timm, if it
 is installed, with random weights. Medians of three runs, in seconds of this process's CPU time.

@@ -24,10 +24,10 @@ Group = Sequence[tuple[int, tuple[int, ...]]]  # (batch, sizes) of each image th
 Make = Callable[[], Iterable[Given]]  # inputs of one group: made when they are asked for
 Images = Mapping[str, tuple[int, int]]  # (channels, spatial axes) of an argument
 
-SMALL: Group = ((2, (5, 4, 3)), (1, (4, 7, 6)))
+SMALL: Group = ((2, (5, 4, 3)), (1, (4, 5, 6)))
 SINGLE: Group = ((0, (4, 5, 3)),)  # an image that is no batch
 MIDDLE: Group = ((1, (33, 36, 8)), (2, (36, 35, 9)))
-WHOLE: Group = ((2, (33, 36, 8)),)
+WHOLE: Group = ((2, (17, 20, 8)),)
 LARGE: tuple[Group, ...] = (((1, (224, 224, 16)),), ((1, (256, 256, 16)),), ((1, (28, 28, 28)),),
                             ((1, (64, 64, 32)),), ((1, (299, 299, 16)),))  # fmt: skip
 NOT_RUN = "no input is known with which it runs: give example inputs"
@@ -62,7 +62,7 @@ def evidence(
     with torch.random.fork_rng(devices=[]):
         trial = _Trial(copied(model), copied(fused), findings.found, exact)
         wholes: list[Make] = [lambda: (example,)] if example is not None else []
-        wholes = wholes or _made_up(model, None, findings.images, WHOLE, *LARGE)
+        wholes = wholes or _made_up(model, None, findings.images, WHOLE, MIDDLE, *LARGE)
         said, calls = trial.whole(wholes)
         refused = [*_in_itself(model, trial, calls)]
         if said and not refused:

@@ -228,8 +228,10 @@ def load_fused(
         for tensor in (*trained.parameters(), *trained.buffers()):
             if tensor.is_floating_point():
                 tensor.uniform_(0.5, 1.5, generator=generator)
-    fused = fused_copy(trained, find_in_module(trained, patterns).found)
-    folded = fused_copy(trained, find_in_module(trained, patterns, folds=True).found)
+    fused, folded = (
+        LiveSource.of(trained).fuse(find_in_module(trained, patterns, folds=folds)).model
+        for folds in (False, True)
+    )
     # Were lone BatchNorms folded as well? Then only the folded network has these keys.
     network = folded if _has_keys(folded, tensors) and not _has_keys(fused, tensors) else fused
     load_into(network, fit_prefix(tensors, network)[1], name)
