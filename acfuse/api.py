@@ -8,13 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from acfuse.errors import UsageError
 from acfuse.find import find_in_module
+from acfuse.graph.fx_trace import Call
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.pipeline.convert import convert as convert_job
 from acfuse.pipeline.convert import prove
 from acfuse.pipeline.job import Conversion, Job
 from acfuse.proof import Inputs, Proofs, Tolerance
-from acfuse.proof.witness import Given, example_of
+from acfuse.proof.witness import Given, example_of, seen
 from acfuse.sources.bare import BareFused, BareSource
 from acfuse.sources.base import FindOptions, Fused
 from acfuse.sources.live import LiveFused, LiveSource, load_fused
@@ -54,8 +56,21 @@ def fuse(
     model in training mode is read as it would be in eval mode.
     """
     model = copy.deepcopy(model).eval() if model.training else model
-    source = LiveSource.of(model, _given(example_inputs))
-    return source.fuse(find_in_module(model, patterns, folds=fold_bn))
+    given = _given(example_inputs)
+    call = None if given is None else _call_of(model, given)
+    findings = find_in_module(model, patterns, folds=fold_bn, call=call)
+    return LiveSource.of(model, given).fuse(findings)
+
+
+def _call_of(model: nn.Module, given: Given) -> Call | None:
+    """How a model is called with some inputs. Raises UsageError where it does not take them."""
+    shown = seen(copy.deepcopy(model), given.cast(None))
+    if shown.failure:
+        raise UsageError(f"example_inputs: the model does not take them ({shown.failure}).")
+    try:
+        return Call.given(model, given.args, given.kwargs)
+    except TypeError:
+        return None
 
 
 def _given(inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None) -> Given | None:
@@ -98,7 +113,11 @@ def verify(
     inputs = Inputs(tuple((None, shape) for shape in input_shapes)) if input_shapes else None
     example = example_of(original, inputs) if inputs is not None else None
     expected = LiveSource.of(original, example).fuse(findings)
-    return prove(replace(expected, model=fused), inputs, Tolerance(atol, rtol))
+    left = expected.findings
+    names = dict(fused.named_modules(remove_duplicate=False))
+    there = tuple(b for b in left.found if all(name in names for name in b.names))
+    given = replace(expected, findings=replace(left, found=there), model=fused)
+    return prove(given, inputs, Tolerance(atol, rtol))
 
 
 def convert(source: str | Path, *, input_shape: Shape | None = None, **options: Any) -> Conversion:

@@ -12,11 +12,12 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx, nn
 
-from acfuse.errors import NotFusable, Reason
+from acfuse.errors import InputError, NotFusable, Reason
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_modules import Analysis, ModuleReader
 from acfuse.graph.fx_read import is_convolution
+from acfuse.graph.fx_trace import Call
 from acfuse.graph.fx_write import (
     LiveSite,
     can_be_asserted,
@@ -35,22 +36,37 @@ from acfuse.graph.steps import (
 )
 from acfuse.patterns import Pattern
 from acfuse.patterns.live import confirmed, free_name, label
+from acfuse.system.escape import one_line
 from acfuse.system.memory import no_collection
 
 
 def find_in_module(
-    model: nn.Module, patterns: Sequence[Pattern], *, folds: bool = False
+    model: nn.Module,
+    patterns: Sequence[Pattern],
+    *,
+    folds: bool = False,
+    call: Call | None = None,
 ) -> Findings:
     """The blocks of a live model in eval mode. The model is read, never changed.
 
     With `folds`, lone convolutions take up the BatchNorm behind them as well. Reading a forward
     runs it, and a forward may leave marks on its module: it is done on a copy, which shares the
     parameters, because forwards are read without computing on them. What is found is proved
-    against the model itself.
+    against the model itself. `call` is how the model is called, where that is known. Raises
+    InputError for a model that cannot be copied.
     """
+    if any(tensor.is_meta for tensor in model.parameters()):
+        raise InputError("the model's weights are on the device meta: there are none. Load them.")
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}
     with no_collection():
-        findings = _Finder(copied(model, shared), patterns, folds=folds).run()
+        try:
+            twin = copied(model, shared)
+        except Exception as error:
+            raise InputError(
+                f"the model cannot be copied ({one_line(error, 200)}). Remove what it holds that "
+                "copy.deepcopy does not take, such as an old weight_norm or a pruning mask."
+            ) from error
+        findings = _Finder(twin, patterns, folds=folds, call=call).run()
     found = tuple(
         replace(b, reference=partial(replaced_layers, model.get_submodule(b.where), b.site))
         for b in findings.found
@@ -67,9 +83,16 @@ def _no_reference() -> Run:
 class _Finder:
     """Chooses regions in the modules that were read, outermost first."""
 
-    def __init__(self, model: nn.Module, patterns: Sequence[Pattern], *, folds: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        patterns: Sequence[Pattern],
+        *,
+        folds: bool,
+        call: Call | None = None,
+    ) -> None:
         self.model, self.patterns, self.folds = model, patterns, folds
-        self.reader = ModuleReader(model, folds=folds)
+        self.reader = ModuleReader(model, folds=folds, call=call)
         self.paths, self.analyses = self.reader.paths, self.reader.analyses
         self.users: dict[int, set[int]] = {}  # layer -> the modules whose forwards use it
         self.needed: set[int] = set()  # layers and tensors that are used outside of any region

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import fx, nn
 
 from acfuse.errors import NotFusable, Reason
@@ -26,12 +27,13 @@ class Analysis:
 class ModuleReader:
     """Reads the modules of a model. With `folds`, BatchNorms are read where a convolution is.
 
+    `call` is how the model itself is called, if that is known.
     `analyses` are by a module's id. `called` are the modules that some forward calls, `twice` those
     that are called in ways that differ by more than their tensors.
     """
 
-    def __init__(self, model: nn.Module, *, folds: bool) -> None:
-        self.model, self.folds = model, folds
+    def __init__(self, model: nn.Module, *, folds: bool, call: Call | None = None) -> None:
+        self.model, self.folds, self.call = model, folds, call
         self.paths = {id(m): path for path, m in model.named_modules()}
         self.analyses: dict[int, Analysis] = {}
         self.spatial_rank = spatial_rank_of(model)
@@ -41,7 +43,7 @@ class ModuleReader:
     def read(self) -> None:
         """Reads all of them."""
         with reading():
-            self._analyse(self.model, None)
+            self._analyse(self.model, self.call)
             for module in self.model.modules():
                 if id(module) not in self.analyses and _has_forward(module):
                     self._analyse(module, None)
@@ -170,5 +172,7 @@ def _norms_first(graph: Graph) -> bool:
 
 def _has_forward(module: nn.Module) -> bool:
     """Whether a module is the user's own and does something: neither a layer nor a container."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return True
     implemented = type(module).forward is not nn.modules.module._forward_unimplemented
     return implemented and not is_layer(module)

@@ -62,6 +62,20 @@ class Call:
         )
 
     @classmethod
+    def given(cls, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Call":
+        """The call that a user makes, with real tensors. Raises TypeError for another form."""
+        bound = _signature(module).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments.items()
+        lists = tuple(
+            (n, type(v), len(v)) for n, v in given
+            if type(v) in (list, tuple) and v and all(isinstance(e, Tensor) for e in v)
+        )  # fmt: skip
+        tensors = tuple(n for n, v in given if isinstance(v, Tensor))
+        others = {*tensors, *(name for name, *_ in lists)}
+        return cls(tensors, tuple((n, v) for n, v in given if n not in others), lists)
+
+    @classmethod
     def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
         """The call that a node of another graph makes. Raises TypeError for one of another form."""
         bound = _signature(module).bind(*args, **kwargs)
@@ -89,6 +103,8 @@ LISTS: dict[type, type] = {list: immutable_list, tuple: tuple}  # what fx makes 
 def _signature(module: nn.Module) -> inspect.Signature:
     """The parameters of a forward."""
     bound = module.forward
+    if isinstance(module, torch.jit.ScriptModule):
+        return inspect.Signature()
     return _known(bound.__func__) if inspect.ismethod(bound) else inspect.signature(bound)
 
 
@@ -147,6 +163,7 @@ class _Reader(fx.Tracer):
             if isinstance(value, Tensor)
         }
         self.stored: dict[int, fx.Proxy] = {}
+        self.modes = _modes()
         self.made: list[weakref.ref[fx.Proxy]] = []
 
     def read(self) -> None:
@@ -162,6 +179,12 @@ class _Reader(fx.Tracer):
     def parameter_names(self) -> dict[int, str]:
         """The name of each parameter, seen from the module that is read."""
         return {id(p): name for name, p in self.module.named_parameters()}
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """A step, in the mode in which the forward was called: no graph says `with no_grad()`."""
+        if _modes() != self.modes:
+            raise self.cannot("part of it runs in another mode (no_grad, autocast)")
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Every value is one that knows what it may tell. Its type follows from what it reads."""
@@ -267,6 +290,15 @@ class _Reader(fx.Tracer):
         return value
 
 
+def _modes() -> tuple[bool, ...]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+    )
+
+
 def _indexed(several: fx.Proxy, index: int) -> fx.Proxy:
     part: fx.Proxy = several[index]  # type: ignore[index]
     return part
@@ -337,6 +369,7 @@ def watched_randomness() -> Iterator[Callable[[], bool]]:
             np.random.set_state(before[2])
 
 
+TRACING = (TypeError, AttributeError, NameError)  # of values that are no tensors, rather
 QUESTIONS = 16  # that a forward may ask of its values on one path
 PATHS = 32  # through a forward
 
@@ -357,7 +390,7 @@ class _Path:
         Other errors come of tracing alone, as where compiled code is given a value. What tells
         them apart, without the source, is the instruction at which the innermost frame stands.
         """
-        if self.error is None or self.reader.unreadable:
+        if self.error is None or self.reader.unreadable or isinstance(self.error, TRACING):
             return False
         last = self.error.__traceback__
         while last is not None and last.tb_next is not None:
@@ -380,6 +413,9 @@ def trace(module: nn.Module, call: Call, inline: Collection[int] = ()) -> Traced
     error is asserted not to be given; of the others all have to do the same. The graph of an
     exported program is its forward, and is not read again.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        why = "it is compiled by torch.jit"
+        return Traced(module, call, refusal=NotFusable(Reason.UNTRACEABLE, why))
     if isinstance(module, ProgramModule):
         _erase_unread(module.graph)
         return Traced(module, call, module.graph, used=_used(module.graph))
@@ -412,10 +448,10 @@ def _follow(
     module: nn.Module, call: Call, answers: tuple[bool, ...], inline: Collection[int]
 ) -> _Path:
     global _current
-    reader = _Reader(module, call, answers, inline)
-    outer, _current = _current, reader
     error: Exception | None = None
-    with watched_randomness() as drawn, torch.no_grad():
+    with watched_randomness() as drawn, torch.enable_grad():
+        reader = _Reader(module, call, answers, inline)
+        outer, _current = _current, reader
         try:
             with types_told():
                 reader.read()

@@ -35,11 +35,18 @@ class FusedForward:
             twin = object.__new__(type(self))
             twin.__dict__["acfuse_graph"] = self.acfuse_graph
         memo[id(self)] = twin
-        vars(twin).update(copy.deepcopy(_kept(self), memo))
+        twin.__setstate__(copy.deepcopy(_state(self), memo))
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return with_forward, (_own_class(self), self.acfuse_graph, _kept(self))
+        return with_forward, (_own_class(self), self.acfuse_graph, {}), _state(self)
+
+
+def _state(module: Any) -> dict[str, Any]:
+    """What a copy of a rewritten module is given: what its class says, if it says so."""
+    own = type(module).__getstate__ is not object.__getstate__  # type: ignore[comparison-overlap]
+    state = module.__getstate__() if own else vars(module)
+    return {name: value for name, value in state.items() if name not in REPLACED}
 
 
 def _own_class(module: object) -> type[Any]:
@@ -52,8 +59,10 @@ def _own_class(module: object) -> type[Any]:
 
 def _kept(module: object) -> dict[str, Any]:
     """Its state. A forward of the instance itself is what was read, and is replaced."""
-    replaced = ("acfuse_graph", "_graph", "forward")
-    return {name: value for name, value in vars(module).items() if name not in replaced}
+    return {name: value for name, value in vars(module).items() if name not in REPLACED}
+
+
+REPLACED = ("acfuse_graph", "_graph", "forward")
 
 
 def with_forward(kind: type[Any], graph: fx.Graph, state: Mapping[str, Any]) -> nn.Module:
@@ -63,8 +72,9 @@ def with_forward(kind: type[Any], graph: fx.Graph, state: Mapping[str, Any]) -> 
     own = {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__,
            "__qualname__": kind.__qualname__}  # fmt: skip
     own |= {name: _is_done for name in CONVERSIONS if hasattr(kind, name)}
-    metaclass: Any = type(kind)
-    fused: nn.Module = object.__new__(metaclass(kind.__name__, (FusedForward, kind), own))
+    # The metaclass of a user may do more than make a class: it is not asked.
+    fused_kind: Any = type.__new__(type(kind), kind.__name__, (FusedForward, kind), own)
+    fused: nn.Module = object.__new__(fused_kind)
     vars(fused).update(state, acfuse_graph=graph)
     if kind is fx.GraphModule:
         vars(fused)["_graph"] = graph
@@ -130,7 +140,21 @@ def rewrite_module(
     used = {*_used_targets(twin), *keep}
     _exchange(module, before - used, used, layers)
     add_constants(module, twin)
+    if _is_sequence(module, twin):  # it needs no other forward than its own
+        return module
     return with_forward(_own_class(module), twin, _kept(module))
+
+
+def _is_sequence(module: nn.Module, graph: fx.Graph) -> bool:
+    """Whether a graph is what an nn.Sequential does with the layers that it has."""
+    first, *calls, output = graph.nodes
+    names = [str(node.target) for node in calls if node.op == "call_module"]
+    chained = all(
+        node.args == (before,) for before, node in zip([first, *calls], calls, strict=False)
+    )
+    own = type(module) is nn.Sequential and "forward" not in vars(module)
+    plain = len(names) == len(calls) and output.args == ((calls or [first])[-1],)
+    return own and plain and chained and names == [*module._modules]
 
 
 def add_constants(module: nn.Module, graph: fx.Graph) -> None:

@@ -45,7 +45,7 @@ def submodule(module: nn.Module, name: str) -> nn.Module | None:
     """The module at a path; None where there is none."""
     found: Any = module
     for part in name.split("."):
-        found = found._modules.get(part) if isinstance(found, nn.Module) else None
+        found = dict(found.named_children()).get(part) if isinstance(found, nn.Module) else None
     return found if isinstance(found, nn.Module) else None
 
 

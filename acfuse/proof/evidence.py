@@ -19,6 +19,7 @@ from acfuse.findings import Block, Findings, Refused
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_write import Rank
 from acfuse.proof.witness import Given, difference
+from acfuse.system.escape import one_line
 
 Group = Sequence[tuple[int, tuple[int, ...]]]  # (batch, sizes) of each image that is tried
 Make = Callable[[], Iterable[Given]]  # inputs of one group: made when they are asked for
@@ -28,8 +29,8 @@ SMALL: Group = ((2, (5, 4, 3)), (1, (4, 5, 6)))
 SINGLE: Group = ((0, (4, 5, 3)),)  # an image that is no batch
 MIDDLE: Group = ((1, (33, 36, 8)), (2, (36, 35, 9)))
 WHOLE: Group = ((2, (17, 20, 8)),)
-LARGE: tuple[Group, ...] = (((1, (224, 224, 16)),), ((1, (256, 256, 16)),), ((1, (28, 28, 28)),),
-                            ((1, (64, 64, 32)),), ((1, (299, 299, 16)),))  # fmt: skip
+SQUARE = (28, 32, 64, 96, 112, 128, 160, 192, 224, 256, 299, 384)  # that heads of rows are made for
+LARGE: tuple[Group, ...] = tuple(((1, (size, size, 16)),) for size in SQUARE)
 NOT_RUN = "no input is known with which it runs: give example inputs"
 
 
@@ -60,11 +61,15 @@ def evidence(
     if not findings.found:
         return Evidence()
     with torch.random.fork_rng(devices=[]):
-        trial = _Trial(copied(model), copied(fused), findings.found, exact)
+        try:
+            trial = _Trial(copied(model), copied(fused), findings.found, exact)
+        except Exception as error:  # of whatever its attributes are
+            why = f"it cannot be copied, to be run ({one_line(error, 200)})"
+            return Evidence(tuple(Refused(b.where, Reason.NOT_RUN, why) for b in findings.found))
         wholes: list[Make] = [lambda: (example,)] if example is not None else []
         wholes = wholes or _made_up(model, None, findings.images, WHOLE, MIDDLE, *LARGE)
         said, calls = trial.whole(wholes)
-        refused = [*_in_itself(model, trial, calls)]
+        refused = [*_in_itself(model, trial, calls, whole_was_run=said is not None)]
         if said and not refused:
             refused = [*trial.traced_back(calls)]
         single = {path for path in trial.places if _takes_single_images(model, trial, path)}
@@ -76,14 +81,24 @@ def evidence(
 
 
 def _in_itself(
-    model: nn.Module, trial: "_Trial", calls: Mapping[str, Sequence[Given]]
+    model: nn.Module,
+    trial: "_Trial",
+    calls: Mapping[str, Sequence[Given]],
+    *,
+    whole_was_run: bool,
 ) -> Iterator[Refused]:
-    """What each rewritten module shows, called for itself."""
+    """What each rewritten module shows, called for itself.
+
+    Of one that nobody was seen to call, only the whole model shows how it is called, and what
+    those around it want of its layers.
+    """
     for path, blocks in trial.places.items():
         module, site = model.get_submodule(path), blocks[0].site
         small = SMALL[1:] if path in calls else SMALL  # with the whole model it runs on others
         made = _made_up(module, site.call, site.images, small, MIDDLE, *LARGE)
         said = trial.difference(path, [*made, partial(list, calls.get(path, ()))])
+        if said == "" and path and site.call and site.call.guessed and not whole_was_run:
+            said = None
         if said != "":
             code, why = (Reason.NOT_RUN, NOT_RUN) if said is None else (Reason.UNLIKE, said)
             yield from (Refused(path, code, why, block.pattern) for block in blocks)

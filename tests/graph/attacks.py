@@ -544,6 +544,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "call_overridden": Doubled,
     "call_overridden_inside": lambda: nn.Sequential(Doubled(), nn.ReLU()),
     "no_grad": lambda: Quiet(torch.no_grad),
+    "no_grad_for_an_arm": lambda: net(lambda m, x: m.a(x) + torch.no_grad()(m.b)(x)),
     "inference": lambda: Quiet(torch.inference_mode),
     "autocast": lambda: Quiet(lambda: torch.autocast("cpu", dtype=torch.bfloat16)),
     "conv_forward_of_class": lambda: Net(

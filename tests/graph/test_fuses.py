@@ -112,7 +112,6 @@ FUNCTIONAL = {
     "torch_neg": two(lambda m, x: torch.neg(m.a(x) - m.b(x))),
     "python_sum": two(lambda m, x: sum([m.a(x), m.b(x), m.c(x)]), c=conv((1, 3))),
     "divided": two(lambda m, x: m.a(x) / m.g + m.b(x) / 2, g=weight(4, 1, 1)),
-    "no_grad": two(lambda m, x: m.a(x) + torch.no_grad()(m.b)(x)),
 }  # fmt: skip
 
 FACTORS = {
