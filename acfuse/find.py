@@ -35,7 +35,7 @@ from acfuse.graph.steps import (
     Region,
 )
 from acfuse.patterns import Pattern
-from acfuse.patterns.live import confirmed, free_name, label
+from acfuse.patterns.live import free_name, label, layers_of, submodule, value_of
 from acfuse.system.escape import one_line
 from acfuse.system.memory import no_collection
 
@@ -180,7 +180,7 @@ class _Finder:
 
     def _choose(self, module: nn.Module, graph: Graph, forward: fx.Graph) -> set[fx.Node]:
         where = self.paths[id(module)]
-        known = self._by_pattern(module) if self._hides_unread(module, forward) else None
+        known = self._assumed(module) if self._hides_unread(module, forward) else None
         if known is not None:
             self.found.append(known)
             return set(forward.nodes)
@@ -318,49 +318,49 @@ class _Finder:
             self.refused.append(Refused(where, Reason.NOT_CONFIRMED, why, name))
 
     def _unread(self, module: nn.Module, analysis: Analysis) -> bool:
-        """A forward that cannot be read: whether a pattern knows it, and the numbers agree."""
-        unread, refusal = analysis.traced, analysis.traced.refusal
+        """A forward that cannot be read: whether the user says what it is."""
+        refusal = analysis.traced.refusal
         if refusal is None:
             return False
-        where = self.paths[id(module)]
-        if refusal.code == Reason.UNTRACEABLE and not unread.decides:
-            found = self._by_pattern(module)
-            if found is not None:
-                self.found.append(found)
-                return True
+        found = self._assumed(module)
+        if found is not None:
+            self.found.append(found)
+            return True
         pattern = label(module, self.patterns, None)
-        name = pattern.name if pattern else None
-        self.refused.append(Refused(where, refusal.code, refusal.why, name))
+        name, why = pattern.name if pattern else None, refusal.why
+        if pattern and (pattern.assumption or not pattern.ambiguity):
+            why += f". If it is what the pattern says, --assume {name} fuses it"
+        self.refused.append(Refused(self.paths[id(module)], refusal.code, why, name))
         return False
 
     def _hides_unread(self, module: nn.Module, forward: fx.Graph) -> bool:
-        """Whether a forward calls something that cannot be read, and that does not decide."""
+        """Whether a forward calls something that cannot be read."""
         inner = [self.analyses.get(id(m)) for m in _children_of(module, forward)]
-        unread = [known.traced for known in inner if known is not None and known.graph is None]
-        codes = {traced.refusal.code for traced in unread if traced.refusal is not None}
-        return codes == {Reason.UNTRACEABLE} and not any(traced.decides for traced in unread)
+        return any(known is not None and known.graph is None for known in inner)
 
-    def _by_pattern(self, module: nn.Module) -> Block | None:
-        """A block that cannot be read, if a pattern knows it and the numbers agree."""
+    def _assumed(self, module: nn.Module) -> Block | None:
+        """A block that cannot be read, if the user says that it is what its pattern says."""
         pattern = label(module, self.patterns, None)
-        if pattern is None or id(module) in self.reader.twice or has_hooks(module):
+        if pattern is None or not pattern.is_assumed:
             return None
-        found = confirmed(module, pattern)
-        if found is None:
+        if id(module) in self.reader.twice or has_hooks(module):
             return None
-        layers = [module.get_submodule(name) for name in found.layers]
+        value = value_of(module, pattern)
+        if value is None:
+            return None
+        names = layers_of(module, pattern)
+        layers = [module.get_submodule(name) for name in names]
+        ignore = tuple(n for n in pattern.ignore if submodule(module, n) is not None)
         return Block(
             self.paths[id(module)],
             pattern.name,
-            (Term("x", pattern.fused, lambda: found.value),),
+            (Term("x", pattern.fused, lambda: value),),
             next(layers[0].parameters()).dtype,
-            Cost(
-                (sum(map(is_convolution, layers)), 1),
-                (0, found.value.geometry.multiply_adds),
-            ),
-            found.layers,
+            Cost((sum(map(is_convolution, layers)), 1), (0, value.geometry.multiply_adds)),
+            names,
             _no_reference,
-            LiveSite(ignore=found.ignore),
+            LiveSite(ignore=ignore),
+            assumed=True,
         )
 
 

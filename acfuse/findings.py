@@ -58,6 +58,7 @@ class Block:
     reference: Callable[[], Run] = field(repr=False)
     site: Any = field(default=None, repr=False)
     is_block: bool = True  # False: a fold, which only takes up a BatchNorm or a factor
+    assumed: bool = False  # True: by the user's word, because the forward cannot be read
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -37,8 +37,6 @@ class Sample(NamedTuple):
     """What the block takes up besides its layers: bare factors, and a fused tensor out of date."""
     bn_eps: float | None = None
     """What the network's BatchNorms are built with, where the pattern does not say it."""
-    live: bool = True
-    """False where the forward is not read, or is one convolution already: for bare tensors only."""
     assume: tuple[str, ...] = ()
     """The patterns that have to be assumed for bare tensors."""
     bare: bool = True

@@ -101,10 +101,10 @@ class LinearAddBlock(nn.Module):
 
 def _in_frame(
     make: Callable[[], nn.Module], a: int, b: int, family: str, fused: str = "fused_conv", *,
-    eps: float | None = None, bare: bool = True, live: bool = True, absorbed: tuple[str, ...] = (),
+    eps: float | None = None, bare: bool = True, absorbed: tuple[str, ...] = (),
 ) -> Sample:  # fmt: skip
     build, keys = built(lambda: framed(make(), a, b)), (f"body.{fused}.weight",)
-    return Sample(build, images(3), 1, family, keys, "", absorbed, bn_eps=eps, live=live, bare=bare)
+    return Sample(build, images(3), 1, family, keys, "", absorbed, bn_eps=eps, bare=bare)
 
 
 def _qarep(make: Callable[[], nn.Module], a: int, b: int, assume: str = "") -> Sample:

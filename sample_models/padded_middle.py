@@ -1,6 +1,6 @@
 """Blocks with chains of convolutions, padded at their beginning or with what stands for zero.
 
-Where a forward writes a border in place it is not read: those are found among bare tensors.
+A border that is written in place is captured, and found to be a pad of what the layers read.
 SPAN's published forward is one convolution in eval mode; the one here is that of its branches.
 
 Source: arXiv:2103.13425 (DingXiaoH/DiverseBranchBlock), arXiv:2311.12770 (hongyuanyu/SPAN),
@@ -146,7 +146,7 @@ def _in_frame(make: Callable[[], nn.Module], a: int, b: int, family: str, fused:
     build, keys = built(lambda: framed(make(), a, b)), (f"body.{fused}.weight",)
     if family == "conv3xc":
         return Sample(build, images(3), 1, family, keys, absorbed=("body.eval_conv",))
-    return Sample(build, images(3), 1, family, keys, live=False)
+    return Sample(build, images(3), 1, family, keys)
 
 
 def _dbb(a: int, b: int, kernel_size: int = 3, groups: int = 1, **more: int) -> Sample:

@@ -56,7 +56,7 @@ class ModuleReader:
             return known
         if call is None:
             call = Call.default(module, guessed=module is not self.model)
-        analysis = Analysis(trace(module, call), None, Opaque(""))
+        analysis = Analysis(self._read_forward(module, call), None, Opaque(""))
         self.analyses[id(module)] = analysis
         self._read_steps(module, analysis)
         inline = self._with_norms_first(module, analysis) if self.folds else set()
@@ -67,6 +67,16 @@ class ModuleReader:
                 analysis.traced, analysis.graph = inlined.traced, inlined.graph
         analysis.layer = self._as_layer(module, analysis)
         return analysis
+
+    def _read_forward(self, module: nn.Module, call: Call) -> Traced:
+        """A forward as it is read; one that cannot be read, as it is captured."""
+        traced = trace(module, call)
+        known = traced.refusal is None or traced.refusal.code != Reason.UNTRACEABLE
+        if known or traced.decides:
+            return traced
+        from acfuse.graph.fx_capture import captured  # slow to load, and seldom needed
+
+        return captured(traced, self.spatial_rank)
 
     def _leave(self, module: nn.Module, why: str) -> None:
         """Takes a module for one that cannot be read, because of how it is called."""

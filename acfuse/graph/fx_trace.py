@@ -345,6 +345,17 @@ def reading() -> Iterator[None]:
 
 
 @contextmanager
+def read_by(reader: Any) -> Iterator[None]:
+    """Within it calls of modules and uses of parameters are given to another reader, or to none."""
+    global _current
+    outer, _current = _current, reader
+    try:
+        yield
+    finally:
+        _current = outer
+
+
+@contextmanager
 def watched_randomness() -> Iterator[Callable[[], bool]]:
     """Tells at its end if random numbers were drawn; gives the generators back as they were."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()

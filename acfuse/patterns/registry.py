@@ -13,15 +13,16 @@ GROUP = "acfuse.patterns"
 
 
 def assumed(patterns: Sequence[Pattern], names: Iterable[str]) -> tuple[Pattern, ...]:
-    """The patterns, some of them taken at their word. Raises UsageError for one that cannot be."""
+    """The patterns, some of them taken at their word. Raises UsageError for one that cannot be.
+
+    Of a pattern whose tensors decide it is the forward of a live model that may not be read.
+    """
     wanted = set(names)
     known = {pattern.name: pattern for pattern in patterns}
     for name in sorted(wanted):
         if name not in known:
             raise UsageError(f"--assume: there is no pattern {name!r}. See `acfuse patterns`.")
-        if not known[name].ambiguity:
-            raise UsageError(f"--assume: {name} is found without it: its tensors decide.")
-        if not known[name].assumption:
+        if known[name].ambiguity and not known[name].assumption:
             raise UsageError(f"--assume: {name} cannot be assumed: {known[name].ambiguity}.")
     return tuple(replace(p, is_assumed=True) if p.name in wanted else p for p in patterns)
 

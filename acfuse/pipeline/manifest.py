@@ -113,6 +113,7 @@ def findings_json(findings: Findings, proofs: Proofs) -> dict[str, Any]:
                 "fused": list(block.names),
                 "replaced": list(block.layers),
                 "block": block.is_block,
+                "assumed": block.assumed,
                 "convolutions": list(block.convolutions),
                 "certificate": certificate,
             }

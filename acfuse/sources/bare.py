@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from acfuse.algebra import LinearConv, lower
-from acfuse.errors import InputError
+from acfuse.errors import InputError, UsageError
 from acfuse.files.read import read_tensors
 from acfuse.files.records import Container, ReadOptions
 from acfuse.files.write import Write, writer
@@ -32,6 +32,9 @@ class BareSource(Source):
         return size_of(self.tensors)
 
     def find(self, options: FindOptions) -> Findings:
+        needless = [p.name for p in options.patterns if p.is_assumed and not p.ambiguity]
+        if needless:
+            raise UsageError(f"--assume: {needless[0]} is found without it: its tensors decide.")
         findings = find_in_tensors(self.tensors, options.patterns, options.bn_eps)
         return without_nonfinite(findings) if options.allow_nonfinite else findings
 

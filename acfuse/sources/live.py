@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from acfuse.algebra import LinearConv
-from acfuse.errors import InputError
+from acfuse.errors import InputError, UsageError
 from acfuse.files.read import read_tensors
 from acfuse.files.records import Container, ReadOptions
 from acfuse.files.user_code import fit_prefix, load_into
@@ -43,7 +43,7 @@ class LiveSource(Source):
     container: Container = field(default_factory=lambda: Container("state_dict"))
     file: SourceFile = field(default_factory=SourceFile)
     example: Given | None = field(default=None, repr=False)
-    ignores = dict.fromkeys(("assume", "bn_eps"), "the model's own code decides that")
+    ignores = dict.fromkeys(("bn_eps",), "the model's own code decides that")
     needs_inputs = True
 
     @classmethod
@@ -65,7 +65,8 @@ class LiveSource(Source):
     def find(self, options: FindOptions) -> Findings:
         findings = find_in_module(self.model, options.patterns, folds=options.fold_bn)
         state = state_of(self.tensors, findings.found, options.patterns)
-        findings = replace(findings, state=state)
+        notes = _taken_at_their_word(findings, options.patterns)
+        findings = replace(findings, state=state, notes=notes)
         return without_nonfinite(findings) if options.allow_nonfinite else findings
 
     def fuse(self, findings: Findings) -> "LiveFused":
@@ -168,6 +169,22 @@ class LiveFused(Fused):
         module = self.source.model.get_submodule(block.where)
         rerun = partial(replaced_layers, site=block.site)
         return diagnose(block, self.stored(block), module, rerun)
+
+
+def _taken_at_their_word(findings: Findings, patterns: Sequence[Pattern]) -> tuple[str, ...]:
+    """What --assume was needed for. Raises UsageError where it was not."""
+    assumed = {block.pattern: block.where for block in findings.found if block.assumed}
+    needless = [p.name for p in patterns if p.is_assumed and p.name not in assumed]
+    if needless:
+        raise UsageError(
+            f"--assume {needless[0]} has no effect: the model has no such block whose forward "
+            "cannot be read. Remove it."
+        )
+    return tuple(
+        f"{name}: {where or 'the model'} cannot be read, and is what the pattern says, as "
+        "--assume says"
+        for name, where in assumed.items()
+    )
 
 
 def stored_in(model: nn.Module, block: Block) -> list[LinearConv | None]:

@@ -36,12 +36,6 @@ An eps of `given` has no usual value: `--bn-eps` is asked for.
 | family | live | bare | source |
 |---|---|---|---|
 """
-NOT_LIVE = {
-    "dbb": "found by its pattern, and tried on images: it writes borders in place",
-    "rrrb": "found by its pattern, and tried on images: it writes borders in place",
-}
-
-
 BARE = {"pplcnet": "found; its factor stays behind the convolution, as in the authors' deploy form"}
 NOT_ONNX = {"dbb": "in parts", "rrrb": "in parts"}
 
@@ -54,8 +48,7 @@ def sampled():
         if not sample.blocks:
             continue
         model = sample.build()
-        if sample.live:
-            live |= {block.pattern for block in find_in_module(model, PATTERNS).found}
+        live |= {block.pattern for block in find_in_module(model, PATTERNS).found}
         patterns = assumed(PATTERNS, sample.assume)
         found = find_in_tensors(model.state_dict(), patterns, sample.bn_eps).found
         bare |= {block.pattern for block in found}
@@ -67,14 +60,14 @@ def table() -> str:
     live, bare = sampled()
     rows = []
     for p in PATTERNS:
-        found = "found" if p.name in live else NOT_LIVE[p.family]
+        assert p.name in live, p.name
         bare_form = f"refused: {p.ambiguity}" if p.ambiguity else BARE.get(p.family, "found")
         if p.assumption:
             bare_form = f"`--assume`, if {p.assumption}; otherwise {bare_form}"
         onnx = NOT_ONNX.get(p.family, "found")
         eps = "given" if p.bn_eps is None else f"{p.bn_eps:g}"
         rows.append(
-            f"| {p.name} | `{p.fused}` | {eps} | {found} | {bare_form} | {onnx} | {p.source} |"
+            f"| {p.name} | `{p.fused}` | {eps} | found | {bare_form} | {onnx} | {p.source} |"
         )
         assert (p.name in bare) == (not p.ambiguity or bool(p.assumption)), p.name
     others = [f"| {u.family} | {u.live} | {u.bare} | {u.source} |" for u in UNNAMED]
@@ -86,9 +79,3 @@ def test_the_page_is_what_the_registry_says():
     if os.environ.get("ACFUSE_WRITE_CASES"):
         PAGE.write_text(text, encoding="utf-8")
     assert PAGE.read_text(encoding="utf-8") == text
-
-
-def test_what_is_said_to_be_unread_is():
-    live, _ = sampled()
-    families = {pattern.family for pattern in PATTERNS if pattern.name not in live}
-    assert families == set(NOT_LIVE)

@@ -35,8 +35,7 @@ from tests.graph.fusing import (
 from tests.proof.proving import certified
 
 SAMPLES = samples()
-BLOCKS = [name for name, sample in SAMPLES.items() if sample.blocks and sample.live]
-ONLY_BARE = [name for name, sample in SAMPLES.items() if not sample.live]
+BLOCKS = [name for name, sample in SAMPLES.items() if sample.blocks]
 BARE = [name for name in BLOCKS if SAMPLES[name].bare]
 FIRST = list({SAMPLES[name].pattern: name for name in reversed(BARE)}.values())
 ASSUMED = [name for name, sample in SAMPLES.items() if sample.assume]
@@ -227,25 +226,6 @@ def test_bare_tensors_give_bit_for_bit_the_weights_of_the_live_model(name):
         assert any("--assume" in note and assumed_name in note for note in fused.notes)
 
 
-@pytest.mark.parametrize("name", ONLY_BARE)
-def test_what_only_tensors_tell_is_what_the_block_computes(name):
-    sample, model = SAMPLES[name], copy.deepcopy(_original(name)).double()
-    fused = acfuse.fuse_tensors(
-        model.state_dict(), bn_eps=sample.bn_eps, patterns=assumed(PATTERNS, sample.assume)
-    )
-    assert len(fused.found) == sample.blocks
-    assert set(sample.deploy_keys) <= set(fused.tensors)
-    for block in fused.found:
-        assert str(block.pattern).partition("/")[0] == sample.pattern
-        assert certify(block, fused.stored(block)).passed
-        conv = lower(block.terms[0].value, torch.float64).module()
-        weight = fused.tensors[f"{block.names[0]}.weight"]
-        assert same_bits(conv.weight, weight)
-        module = model.get_submodule(block.where)
-        shapes = [(n, conv.in_channels, *size) for n, _, *size in sample.input_shapes]
-        assert_same(module, conv, shapes)
-
-
 @pytest.mark.parametrize("name", BARE)
 def test_bare_tensors_have_their_certificate_too(name):
     fused = _bare(name)
@@ -356,7 +336,7 @@ def test_each_pattern_says_where_it_comes_from_and_has_a_sample(pattern):
     assert pattern.name.partition("/")[0] == pattern.family
     own = [name for name, sample in SAMPLES.items() if sample.pattern == pattern.family]
     others = [name for name, sample in SAMPLES.items() if sample.blocks and not sample.pattern]
-    find = (_findings(n) if SAMPLES[n].live else _bare(n) for n in (*own, *others))
+    find = (_findings(n) for n in (*own, *others))
     assert any(pattern.name == block.pattern for findings in find for block in findings.found)
 
 

@@ -14,6 +14,8 @@ from acfuse.patterns import PATTERNS, Pattern, known_patterns, registry, seq
 from acfuse.patterns.match import find_in_tensors
 from acfuse.patterns.registry import assumed
 from acfuse.patterns.toml_files import BYTES, LINE, read_patterns, to_toml
+from acfuse.sources.bare import BareSource
+from acfuse.sources.base import FindOptions
 from tests.bounds import assert_within, gamma, rounding
 from tests.cli.command import refused, run, worked
 from tests.patterns import house
@@ -265,13 +267,14 @@ def test_only_what_can_be_assumed_is():
     known = assumed(PATTERNS, ["repvgg/detr"])
     assert [p.name for p in known if p.is_assumed] == ["repvgg/detr"]
     for name, words in (
-        ("acnet", "found without it"),
         ("acnet/inlined", "cannot be assumed: the layers stand in a larger block"),
         ("nothing", "no pattern 'nothing'"),
     ):
         with pytest.raises(UsageError, match=words):
             assumed(PATTERNS, [name])
     refused(run("inspect", "house.pth", "--assume", "nothing"), 2, "no pattern 'nothing'")
+    with pytest.raises(UsageError, match="found without it"):
+        BareSource({}).find(FindOptions(assumed(PATTERNS, ["acnet"])))
 
 
 def test_what_is_assumed_is_remembered(tmp_path):
