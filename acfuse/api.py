@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from acfuse.errors import UsageError
 from acfuse.find import find_in_module
-from acfuse.graph.fx_trace import Call
+from acfuse.graph.calls import Call
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.pipeline.convert import convert as convert_job
 from acfuse.pipeline.convert import prove

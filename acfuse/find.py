@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 
 from acfuse.errors import InputError, NotFusable, Reason
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
+from acfuse.graph.calls import Call
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_modules import Analysis, ModuleReader
 from acfuse.graph.fx_read import is_convolution
-from acfuse.graph.fx_trace import Call
 from acfuse.graph.fx_write import (
     LiveSite,
     can_be_asserted,

@@ -29,9 +29,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from acfuse.errors import NotFusable, Reason
+from acfuse.graph.calls import Call
 from acfuse.graph.fx_frames import PLACING, frames_as_pads, size_of
 from acfuse.graph.fx_read import operator_of, spatial_rank_of
-from acfuse.graph.fx_trace import DECIDES, Call, Traced, read_by, watched_randomness
+from acfuse.graph.fx_trace import DECIDES, Traced, read_by, watched_randomness
 from acfuse.graph.fx_values import function_name
 from acfuse.graph.grids import simple
 from acfuse.graph.own_layers import has_hooks

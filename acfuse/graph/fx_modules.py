@@ -8,8 +8,9 @@ from torch import fx, nn
 
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.aliasing import Effect, write_once
+from acfuse.graph.calls import Call
 from acfuse.graph.fx_read import is_convolution, spatial_rank_of, steps_of
-from acfuse.graph.fx_trace import Call, Traced, reading, trace
+from acfuse.graph.fx_trace import Traced, reading, trace
 from acfuse.graph.own_layers import has_hooks, is_layer
 from acfuse.graph.regions import as_layer
 from acfuse.graph.steps import ConvStep, Graph, LinearSubmodule, Opaque, PerChannel

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph_module import _forward_from_src
 
+from acfuse.graph.calls import Call
 from acfuse.graph.fx_read import metadata_only
-from acfuse.graph.fx_trace import Call
 
 
 class FusedForward:

@@ -1,0 +1,88 @@
+"""How a module is called: what the forward around it, a user, or its own parameters say."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_list
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a module is called: which parameters get tensors, and the plain values of the others.
+
+    `lists` are the parameters that get several tensors, with the type and the length of the list.
+    `guessed` says that nobody was seen to call it so.
+    """
+
+    tensors: tuple[str, ...]
+    values: tuple[tuple[str, object], ...] = ()
+    lists: tuple[tuple[str, type, int], ...] = ()
+    guessed: bool = field(default=False, compare=False)
+
+    @classmethod
+    def default(cls, module: nn.Module, *, guessed: bool = False) -> "Call":
+        """One tensor for every parameter without a default."""
+        parameters = signature(module).parameters.values()
+        needed = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return cls(
+            tuple(p.name for p in needed if p.default is p.empty),
+            tuple((p.name, p.default) for p in needed if p.default is not p.empty),
+            guessed=guessed,
+        )
+
+    @classmethod
+    def given(cls, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Call":
+        """The call that a user makes, with real tensors. Raises TypeError for another form."""
+        bound = signature(module).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments.items()
+        lists = tuple(
+            (n, type(v), len(v)) for n, v in given
+            if type(v) in (list, tuple) and v and all(isinstance(e, Tensor) for e in v)
+        )  # fmt: skip
+        tensors = tuple(n for n, v in given if isinstance(v, Tensor))
+        others = {*tensors, *(name for name, *_ in lists)}
+        return cls(tensors, tuple((n, v) for n, v in given if n not in others), lists)
+
+    @classmethod
+    def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
+        """The call that a node of another graph makes. Raises TypeError for one of another form."""
+        bound = signature(module).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments.items()
+        tensors = tuple(n for n, v in given if isinstance(v, fx.Node))
+        lists = tuple(
+            (n, kind, len(v))
+            for n, v in given
+            for kind in (list, tuple)
+            if type(v) in (kind, LISTS[kind]) and v and all(isinstance(e, fx.Node) for e in v)
+        )
+        others = {*tensors, *(name for name, *_ in lists)}
+        values = tuple((n, v) for n, v in given if n not in others)
+        deep: list[fx.Node] = []
+        fx.map_arg([v for _, v in values], deep.append)
+        if deep:
+            raise TypeError("tensors stand deep inside an argument")
+        return cls(tensors, values, lists)
+
+
+LISTS: dict[type, type] = {list: immutable_list, tuple: tuple}  # what fx makes of them
+
+
+def signature(module: nn.Module) -> inspect.Signature:
+    """The parameters of a forward."""
+    bound = module.forward
+    if isinstance(module, torch.jit.ScriptModule):
+        return inspect.Signature()
+    return _known(bound.__func__) if inspect.ismethod(bound) else inspect.signature(bound)
+
+
+@lru_cache(maxsize=1024)
+def _known(function: Any) -> inspect.Signature:
+    return inspect.signature(MethodType(function, object()))
