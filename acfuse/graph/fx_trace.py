@@ -106,7 +106,9 @@ class _Reader(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """A step, in the mode in which the forward was called: no graph says `with no_grad()`."""
         if _modes() != self.modes:
-            raise self.cannot("part of it runs in another mode (no_grad, autocast)")
+            why = "part of its forward runs in another mode (no_grad, autocast)"
+            self.cannot(why)
+            raise NotFusable(Reason.MODE, why)
         return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:

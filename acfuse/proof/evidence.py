@@ -203,7 +203,8 @@ def _made_up(module: nn.Module, call: Any, images: Images, *groups: Group) -> li
     """Calls of a module with random images of the channels that its layers ask for.
 
     `call` says which arguments are tensors, and what the others are; without one, each argument
-    that has no default is a tensor. What is not known of one image is taken from another.
+    that has no default is a tensor. What is not known of one image is taken from another. One image
+    is for a call with gradients, several for one without: a forward may ask.
     """
     if not images:
         return []
@@ -239,6 +240,6 @@ def _made_up(module: nn.Module, call: Any, images: Images, *groups: Group) -> li
                 args.append(value)
             else:
                 kwargs[p.name] = value
-        return Given(tuple(args), kwargs)
+        return Given(tuple(args), kwargs, gradients=batch == 1)
 
     return [partial(starmap, made, group) for group in groups]

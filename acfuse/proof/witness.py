@@ -27,6 +27,7 @@ from acfuse.system.escape import one_line
 
 LOOSE = 2.0**10  # units of rounding: a difference that is larger is looked at again
 NOISE_FACTOR = 16  # times the original's own answer to inputs that are one unit of rounding away
+SMALL_CHANNEL = 2.0**-10  # of the largest: channels that hardly ever fire are mostly rounding
 EXACT = 1e-10  # of the largest number, in float64, with weights that were not rounded
 DEPTH = 4  # of lists in lists, and objects in objects, that are looked at
 INTERNAL = frozenset(vars(nn.Module())) - {"training"} | {"acfuse_graph", "_graph"}
@@ -34,10 +35,11 @@ INTERNAL = frozenset(vars(nn.Module())) - {"training"} | {"acfuse_graph", "_grap
 
 @dataclass(frozen=True)
 class Given:
-    """What a module is called with."""
+    """What a module is called with, and whether that is done with gradients, if it can be."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    gradients: bool = False
 
     def cast(self, dtype: torch.dtype | None) -> "Given":
         """A copy, with floating tensors in a dtype (None: each in its own)."""
@@ -49,7 +51,7 @@ class Given:
             return value.to(dtype) if dtype and value.is_floating_point() else value
 
         args, kwargs = _pytree.tree_map(one, (self.args, dict(self.kwargs)))
-        return Given(args, kwargs)
+        return Given(args, kwargs, self.gradients)
 
     def moved(self, dtype: torch.dtype) -> "Given":
         """The same, every floating number one unit of rounding away."""
@@ -59,7 +61,8 @@ class Given:
             floating = isinstance(value, Tensor) and value.is_floating_point()
             return value * (1 + eps) if floating else value
 
-        return Given(*_pytree.tree_map(one, (self.args, dict(self.kwargs))))
+        args, kwargs = _pytree.tree_map(one, (self.args, dict(self.kwargs)))
+        return Given(args, kwargs, self.gradients)
 
 
 def example_of(model: nn.Module, inputs: Inputs) -> Given:
@@ -125,7 +128,7 @@ def _moved(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def seen(model: nn.Module, given: Given) -> Seen:
-    """Calls a module, with gradients where it takes that; random numbers are the same each time."""
+    """Calls a module; what it draws at random is the same each time."""
     before = _state(model)
     torch.default_generator.manual_seed(0)
     try:
@@ -142,7 +145,7 @@ def seen(model: nn.Module, given: Given) -> Seen:
 
 def _called(model: nn.Module, given: Given) -> Any:
     try:
-        with torch.enable_grad():
+        with torch.set_grad_enabled(given.gradients):
             return model(*given.args, **given.kwargs)
     except RuntimeError as error:
         if "requires grad" not in str(error):  # what writes into its weights runs without only
@@ -212,16 +215,24 @@ def _compared_leaf(one: Any, other: Any) -> tuple[str, float]:
     if not a.is_floating_point():
         return "", 0.0 if torch.equal(a, b) else math.inf  # which a rounding before it may flip
     a, b = a.double(), b.double()
-    if a.ndim > 1:  # each channel beside its own largest number
-        a, b = (t.transpose(0, 1).flatten(1) for t in (a, b))
-    else:
+    # Images have channels second, and rows of boxes with their scores have them last.
+    axes: tuple[int | None, ...] = (1, 2) if a.ndim == 3 else (1,) if a.ndim > 3 else (None,)
+    return "", max(_by_channel(a, b, axis) for axis in axes)
+
+
+def _by_channel(a: Tensor, b: Tensor, axis: int | None) -> float:
+    """The largest difference in a channel beside its largest number; None: all are one channel."""
+    if axis is None:
         a, b = a.reshape(1, -1), b.reshape(1, -1)
+    else:
+        a, b = (t.transpose(0, axis).flatten(1) for t in (a, b))
     apart, scale = (a - b).abs(), a.abs().amax(1)
     if not bool(apart.isfinite().all()):
         apart = torch.where((a == b) | ~(a.isfinite() | b.isfinite()), 0.0, apart)
         apart = apart.nan_to_num(nan=torch.inf)
         scale = a.abs().nan_to_num(nan=0.0, posinf=0.0).amax(1)
-    return "", float((apart.amax(1) / torch.where(scale > 0, scale, 1.0)).max())
+    scale = scale.clamp_min(SMALL_CHANNEL * float(scale.max()))
+    return float((apart.amax(1) / torch.where(scale > 0, scale, 1.0)).max())
 
 
 def _is_equal(one: Any, other: Any) -> bool:

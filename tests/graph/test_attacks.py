@@ -51,7 +51,8 @@ def assert_same_to_see(original: nn.Module, fused: nn.Module, dtype: torch.dtype
     generator = torch.Generator().manual_seed(1)
     for shape in SHAPES:
         image = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-        before, after = observed(original, image), observed(fused, image)
+        with torch.set_grad_enabled(shape[0] == 1):
+            before, after = observed(original, image), observed(fused, image)
         assert before.keys() == after.keys()
         if "raises" in before:
             continue

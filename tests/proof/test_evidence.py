@@ -67,7 +67,7 @@ def test_whatever_a_call_shows_is_compared(change):
     original = awake(Net(_named, **copy.deepcopy(BASE)), 0)
     other = copy.deepcopy(original)
     other.run = CHANGES[change]
-    given = Given((IMAGE,))
+    given = Given((IMAGE,), gradients=True)
     assert difference(original, copy.deepcopy(original), given, _not_needed) == ""
     assert difference(original, other, given, lambda: copy.deepcopy(other).double())
 
