@@ -115,7 +115,7 @@ MODEL_OPTIONS = (
     _option("--fold-bn", is_flag=True, help="Fold lone conv+BatchNorm pairs as well."),
     PATTERN_FILES,
     _option("--assume", multiple=True, metavar="PATTERN", help="A pattern that holds although the "
-            "tensors alone do not decide it. Repeatable."),
+            "tensors alone, or a forward that cannot be read, do not decide it. Repeatable."),
 )  # fmt: skip
 SHAPE_OPTIONS = (
     _option(

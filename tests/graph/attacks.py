@@ -327,6 +327,10 @@ class CallConv(nn.Conv2d):
 class StandardConv(nn.Conv2d):
     """A convolution whose kernel is not what it stores."""
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        nn.init.uniform_(self.raw, -0.2, 0.2)
+
     @property
     def weight(self):
         return self.raw * 2
