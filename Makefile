@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := $(VENV)/.packages
+SOLVERS := $(VENV)/.solvers
 FLOORS := .venv-floors
 
-.PHONY: help demo test test-kernels floors trust fuzz check fix samples clean
+.PHONY: help demo test test-kernels floors prove trust fuzz check fix samples clean
 
 help:
 	@echo "make demo     fuse the trained sample and show the result"
@@ -14,6 +15,7 @@ help:
 	@echo "make floors   run the tests with the lowest versions that pyproject.toml allows, in $(FLOORS)"
 	@echo "make test-kernels  run those that compare numbers as on other processors: without AVX,"
 	@echo "              with AVX2 alone, without oneDNN, with two threads (about ten minutes)"
+	@echo "make prove    prove the geometry for all integers, with two solvers, and write docs/proofs.md"
 	@echo "make trust    measure every promise of SECURITY.md (up to 30 minutes)"
 	@echo "make fuzz     draw files that are nearly right by the ten thousand (about ten minutes)"
 	@echo "make check    lint, types and import contracts"
@@ -62,6 +64,13 @@ test-kernels: $(READY) $(PACKAGES)
 	ATEN_CPU_CAPABILITY=avx2 $(KERNELS) 2
 	ACFUSE_TEST_ONEDNN=0 $(KERNELS) 2
 	ACFUSE_TEST_THREADS=2 $(KERNELS) 1
+
+$(SOLVERS): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[proof]'
+	touch $@
+
+prove: $(READY) $(SOLVERS)
+	$(BIN)/python -m tests.obligations
 
 trust: $(READY)
 	$(BIN)/python -m tests.trust

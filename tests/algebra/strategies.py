@@ -197,9 +197,8 @@ def refused_by_choice(f: Layer, g: Layer) -> bool:
     - a border that repeats pixels where `f` on that side is a bare tap, or has itself padded with
       at least its window: what is repeated is then what `f` would give out there;
     - averages of two pixels, where repeating the mean of the first two is reflecting the image;
-    - zeros where `g` jumps over the places at which it would see a difference (a stride, and gaps
-      in its window);
-    - zeros on one side where `g` crops from the other what `f` padded there with another border.
+    - zeros where `g` jumps over or crops the places at which `f` has padded with another border (a
+      stride, and gaps in its window).
     """
     for (taps, stride, before, after), (span, step, first, last), size in zip(
         windows(f), windows(g), _sizes(g), strict=True
@@ -209,8 +208,8 @@ def refused_by_choice(f: Layer, g: Layer) -> bool:
             continue
         if border_of(g) == "zeros":
             jumps = step > 1 and (size < step or size < span)
-            cropped = border_of(f) != "zeros" and max(before, after) > 0 and min(first, last) < 0
-            if jumps or cropped:
+            padded = border_of(f) != "zeros" and max(before, after) > 0
+            if padded and (jumps or min(first, last) < 0):
                 return True
             continue
         if (taps, stride, before, after) == (1, 1, 0, 0):

@@ -42,6 +42,22 @@ def test_every_small_window_before_a_zero_padded_one(taps, stride, looks):
     assert 0 < len(accepted) < len(PADS)
 
 
+@pytest.mark.parametrize("step", [2, 3])
+@pytest.mark.parametrize(("size", "dilation"), [(1, 1), (2, 1), (2, 2), (2, 3), (3, 2)])
+def test_every_small_window_before_one_that_jumps_over_places(size, dilation, step):
+    """The same before a zero-padded layer with a stride, and gaps: not each place is read."""
+    wider = 0
+    for look in range(1, 5):
+        g = Conv(normal(0, 1, 1, size), None, (step,), ((look, 0),), (dilation,))
+        for taps, before in product((1, 2, 3), range(-3, 3)):
+            f = Conv(normal(1, 1, 1, taps), None, (1,), ((before, 0),), (1,))
+            accepted = exists(attempt(lambda f=f, g=g: f.geometry.then(g.geometry)))
+            exact = borders_that_fit(partial(run_chain, (f, g)), chained((f, g)), [(f, g)])
+            assert accepted == ("zeros" in exact)
+            wider += accepted and taps - 1 - before >= 1  # refused, if y[-1] were read
+    assert wider or size > 1
+
+
 def conv(size, pads=(0, 0), bias=False, border="zeros"):
     """A convolution of two channels and a square window, for the cases told below."""
     return Conv(
