@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from acfuse.errors import UsageError
+from acfuse.proof.noise import noises, responses_of
 from acfuse.proof.outputs import Check, Difference, Tolerance, judge
-from acfuse.proof.running import Inputs, floating_dtype, images, named_shapes, own_noise, run
+from acfuse.proof.running import Inputs, floating_dtype, images, named_shapes, run
+from acfuse.proof.whole import has_nonfinite_weights, in_float64
 
 DYNAMIC_DIMS = {"none": (), "batch": (0,), "hw": (2, 3), "all": (0, 2, 3)}
 Answer = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
@@ -32,17 +36,31 @@ def compared(
     """What answers to images, each in turn, against the original model, on all sizes to try."""
     shapes, dtype = named_shapes(original, inputs), floating_dtype(original)
     free = dynamic_dims(shapes, dynamic)
-    difference = Difference(tolerance=tolerance)
+    difference = Difference(tolerance=tolerance, takes_any=has_nonfinite_weights(original))
     given = [images(sizes, seed) for sizes, seed in _sizes_to_try(shapes, free, inputs)]
-    true = [run(original, g, dtype) for g in given]
-    noise = own_noise(original, given, true, dtype)
+    shipped = [run(original, g, dtype) for g in given]
+    exact, first, _ = in_float64(original, given[0])
+    true = shipped
+    if exact is not None:
+        true = [first, *(run(exact, g, torch.float64) for g in given[1:])]
+    usual = max(1, inputs.samples)
+    responses = responses_of(original, given, true, dtype, usual)
+    for response, result in zip(responses, shipped, strict=True):
+        response.add(result, 1)
+    noise = noises(responses, usual, dtype)
     for answer in answers:
-        for g, expected, own in zip(given, true, noise, strict=True):
-            difference.add(expected, answer(g), own)
+        for g, result, own in zip(given, shipped, noise, strict=True):
+            tensors = {n: x for n, x in result.items() if isinstance(x, Tensor)}
+            found = answer(g)
+            if len(found) == len(tensors):
+                difference.add(tensors, dict(zip(tensors, found, strict=True)), own)
+            else:
+                difference.fail(f"{runtime} gives {len(found)} outputs, not {len(tensors)}")
     check = judge(name, difference, tolerance, dtype)
     if math.isfinite(check.error):
         return check
-    return Check(check.name, False, check.error, check.limit, detail=f"{runtime} gives NaN or Inf")
+    why = difference.failure or f"{runtime} gives NaN or Inf"
+    return replace(check, passed=False, detail=why)
 
 
 def _sizes_to_try(

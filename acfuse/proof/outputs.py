@@ -1,14 +1,18 @@
 """Outputs of two models side by side: how far apart they are, and how far they may be."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from acfuse.proof.certificate import Certificate
+from acfuse.proof.leaves import Holder, Leaves, as_numbers, is_discrete, named, unlike
+from acfuse.proof.noise import Noise, Noises, along, apart, sizes
 from acfuse.system.escape import one_line
+
+Outputs = Leaves | Sequence[Tensor]
 
 ALGEBRA_LIMIT = 1e-10  # float64, folded weights before their rounding
 NOISE_FACTOR = 100  # above a model's own answer to float64 rounding nothing can be told
@@ -57,6 +61,8 @@ class Check:
     detail: str = ""
     warning: str = ""
     note: str = ""
+    compared: int | None = None  # numbers; 0: nothing is proved. None: it is not counted
+    left_out: int = 0  # numbers that rounding decides in the original itself
 
 
 @dataclass(frozen=True)
@@ -89,9 +95,24 @@ class Proofs:
         return ""
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured of one output, as a whole or at each place along an axis."""
+
+    name: str
+    axis: int | None
+    error: Tensor
+    scale: Tensor
+    noise: Tensor
+
+
 @dataclass
 class Difference:
-    """The largest differences seen over several outputs of two models, the first the true one."""
+    """The largest differences seen over several outputs of two models, the first the true one.
+
+    Outputs are compared by name, each on its own scale, and by channel where the noise of the
+    original's channels is known.
+    """
 
     error: float = 0.0
     absolute: float = 0.0
@@ -99,29 +120,41 @@ class Difference:
     needed: float = 0.0  # the smallest atol that would pass beside this rtol
     place: str = ""
     failure: str = ""  # why outputs cannot even be compared
-    is_hollow: bool = False  # true outputs are NaN or Inf: there, the others need only be one too
+    is_hollow: bool = False  # true outputs are NaN or Inf: there, the others must be the same
+    takes_any: bool = False  # there, the others need only be one of them too
     tolerance: Tolerance = field(default_factory=Tolerance)
-    measured: list[tuple[float, float]] = field(default_factory=list)  # (error, the original's own)
+    compared: int = 0  # numbers
+    left_out: int = 0  # numbers that rounding decides in the original itself
+    empty: dict[str, bool] = field(default_factory=dict)  # outputs: whether it always was
+    measured: list[_Measured] = field(default_factory=list)
 
     def fail(self, why: str) -> None:
         """Notes that there is nothing to compare: no tolerance allows that."""
         self.failure = self.failure or why
         self.error = self.absolute = self.excess = self.needed = math.inf
-        self.measured.append((math.inf, 0.0))
 
-    def worst(self, limit: float) -> tuple[float, float]:
-        """(error, what it may be) of the output that comes closest to its allowance, or exceeds it.
+    def worst(self, limit: float, floor: float = 0.0) -> tuple[float, float, str]:
+        """(error, what it may be, where) of what comes closest to its allowance, or exceeds it.
 
-        That is `limit`, or some times the noise of the original itself on that very input.
+        That is `limit`, or some times the noise of the original itself at that very place; or
+        `floor`, which is absolute. Both are relative to the largest number there.
         """
-        pairs = [(error, max(limit, OWN_FACTOR * own)) for error, own in self.measured]
-        return max(pairs, key=lambda pair: pair[0] / pair[1], default=(0.0, limit))
+        if self.failure:
+            return math.inf, limit, ""
+        found, nearest = (0.0, limit, ""), 0.0
+        for each in self.measured:
+            allowed = (limit * each.scale).maximum(OWN_FACTOR * each.noise).clamp_min(floor)
+            ratio = torch.where(each.error > 0, each.error / allowed, 0.0)
+            place = int(ratio.argmax())
+            if float(ratio[place]) > nearest:
+                nearest, scale = float(ratio[place]), float(each.scale[place]) or 1.0
+                error, most = float(each.error[place]) / scale, float(allowed[place]) / scale
+                at = f"place {place} along axis {each.axis} of " if each.axis is not None else ""
+                found = (error, most, f"{at}{_output(each.name)}")
+        return found
 
     def compare(
-        self,
-        true: Sequence[Tensor],
-        answer: Callable[[], Sequence[Tensor]],
-        noise: Sequence[float] = (),
+        self, true: Outputs, answer: Callable[[], Outputs], noise: Noises | Sequence[float] = ()
     ) -> None:
         """Takes in what the other model answers, if it does."""
         try:
@@ -131,44 +164,77 @@ class Difference:
             return
         self.add(true, given, noise)
 
-    def add(
-        self, true: Sequence[Tensor], given: Sequence[Tensor], noise: Sequence[float] = ()
-    ) -> None:
+    def add(self, true: Outputs, given: Outputs, noise: Noises | Sequence[float] = ()) -> None:
         """Takes one more pair of outputs in. `noise` is that of each true output, absolute."""
-        if len(true) != len(given):
+        if isinstance(true, Sequence) and len(true) != len(given):
             self.fail(f"the models give {len(true)} and {len(given)} outputs")
             return
+        true, given = named(true), named(given)
+        if not isinstance(noise, Mapping):
+            noise = {n: Noise(value) for n, value in zip(true, noise, strict=False)}
+        for name, expected in true.items():
+            own = noise.get(name, Noise())
+            numbers = as_numbers(expected)
+            if own.is_lost:
+                self.left_out += 1 if numbers is None else numbers.numel()
+            elif name not in given:
+                self.fail(f"{_output(name)} is missing")
+            elif difference := unlike(expected, given[name]):
+                self.fail(f"{_output(name)} {difference}")
+            elif numbers is not None:
+                other = as_numbers(given[name])
+                assert other is not None
+                self._add_numbers(name, numbers, other, own)
+            elif not isinstance(expected, Holder):
+                self.compared += 1
+
+    def _add_numbers(self, name: str, b: Tensor, a: Tensor, noise: Noise) -> None:
+        self.empty[name] = self.empty.get(name, True) and b.numel() == 0
+        if b.numel() == 0:
+            return
+        distance = apart(b, a)
+        if self.takes_any and not is_discrete(b):
+            distance = torch.where(b.isfinite() | a.isfinite(), distance, 0.0)
+        if noise.unsteady is not None:
+            distance = torch.where(noise.unsteady, 0.0, distance)
+            self.left_out += int(noise.unsteady.sum())
+        self.compared += b.numel() - int(0 if noise.unsteady is None else noise.unsteady.sum())
+        if is_discrete(b):
+            if bool(distance.any()):
+                at = _index(distance)
+                self.fail(f"{_output(name)} is {a[at]} at {[*at]}, the original's {b[at]}")
+            return
+        self.is_hollow |= not bool(b.isfinite().all())
+        b = b.double()
+        size = sizes(b)
+        self._measure(name, None, distance.max(), size.max(), torch.tensor(noise.whole))
+        for axis, own in noise.channels.items():
+            self._measure(name, axis, along(axis, distance), along(axis, size), own)
+        largest = float(distance.max())
+        self.error = max(self.error, largest / (float(size.max()) or 1.0))
+        self.absolute = max(self.absolute, largest)
         atol, rtol = self.tolerance.pair
-        for index, (b, a) in enumerate(zip(true, given, strict=True)):
-            if a.shape != b.shape:
-                shapes = f"{tuple(a.shape)}, the original {tuple(b.shape)}"
-                self.fail(f"output {index} has the shape {shapes}")
-                continue
-            b, a = b.double(), a.double()
-            self.is_hollow |= not bool(b.isfinite().all())
-            distance = (a - b).abs()
-            distance = torch.where((a == b) | ~(a.isfinite() | b.isfinite()), 0.0, distance)
-            distance = distance.nan_to_num(nan=math.inf)
-            if distance.numel() == 0:
-                continue
-            largest, scale = float(distance.max()), _scale(b)
-            self.error = max(self.error, largest / scale)
-            own = noise[index] / scale if index < len(noise) else 0.0
-            self.measured.append((largest / scale, own))
-            self.absolute = max(self.absolute, largest)
-            beyond = distance - rtol * b.abs().nan_to_num(posinf=0.0)
-            self.needed = max(self.needed, float(beyond.max()))
-            excess = float(beyond.max()) - atol
-            if excess > self.excess:
-                place = torch.unravel_index(beyond.argmax(), beyond.shape)
-                self.excess = excess
-                self.place = f"output {index} at {[int(i) for i in place]}"
+        beyond = distance - rtol * size
+        self.needed = max(self.needed, float(beyond.max()))
+        excess = float(beyond.max()) - atol
+        if excess > self.excess:
+            self.excess = excess
+            self.place = f"{_output(name)} at {[*_index(beyond)]}"
+
+    def _measure(
+        self, name: str, axis: int | None, error: Tensor, scale: Tensor, noise: Tensor
+    ) -> None:
+        parts = (part.reshape(-1).double() for part in (error, scale, noise))
+        self.measured.append(_Measured(name, axis, *parts))
 
 
-def _scale(output: Tensor) -> float:
-    """The largest number of an output; 1 for one of zeros alone, which nothing is divided by."""
-    finite = output[output.isfinite()]
-    return float(finite.abs().max()) or 1.0 if finite.numel() else 1.0
+def _output(name: str) -> str:
+    return f"output {name}" if name else "the output"
+
+
+def _index(values: Tensor) -> tuple[int, ...]:
+    """Where the largest value is."""
+    return tuple(int(i) for i in torch.unravel_index(values.argmax(), values.shape))
 
 
 def largest_changes(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[float]:
@@ -176,6 +242,25 @@ def largest_changes(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[f
     pairs = zip(before, after, strict=True)
     changes = ((a.double() - b.double()).abs() for a, b in pairs)
     return [float(c[c.isfinite()].max()) if bool(c.isfinite().any()) else 0.0 for c in changes]
+
+
+def concluded(check: Check, difference: Difference) -> Check:
+    """A check with how much was compared, and the words for what could not be."""
+    compared, left_out = difference.compared, difference.left_out
+    detail, warning = check.detail, check.warning
+    unseen = [_output(name) for name, is_empty in difference.empty.items() if is_empty]
+    if left_out and not difference.failure:
+        detail += (
+            f"; {left_out} of {compared + left_out} numbers are not compared: rounding decides them"
+            " in the original itself"
+        )
+    if check.passed and compared == 0:
+        why = f"{', '.join(unseen)} was empty on every input that was tried"
+        why = why if unseen else "the original gives nothing that rounding does not decide"
+        warning = f"nothing was compared: {why}"
+    elif check.passed and unseen:
+        warning = warning or f"nothing of {', '.join(unseen)} was compared: it was always empty"
+    return replace(check, compared=compared, left_out=left_out, detail=detail, warning=warning)
 
 
 def judge(
@@ -186,6 +271,16 @@ def judge(
     own: Difference | None = None,
 ) -> Check:
     """The verdict on outputs as they ship: by the user's tolerance, or by the largest output."""
+    return concluded(_judged(name, difference, tolerance, dtype, own), difference)
+
+
+def _judged(
+    name: str,
+    difference: Difference,
+    tolerance: Tolerance,
+    dtype: torch.dtype,
+    own: Difference | None,
+) -> Check:
     rounding = own.error if own is not None else None
     warning = HOLLOW if difference.is_hollow else ""
     if difference.failure:
@@ -202,9 +297,11 @@ def judge(
             name, passed, difference.error, atol, difference.absolute, rounding, detail, warning
         )
     half = torch.finfo(dtype).bits == 16
-    error, limit = difference.worst(HALF_LIMIT if half else ROUNDING_LIMIT)
+    info = torch.finfo(dtype)
+    error, limit, at = difference.worst(HALF_LIMIT if half else ROUNDING_LIMIT, info.tiny)
     passed = error <= limit
     detail = f"outputs differ by {error:.1e} of the largest (at most {limit:.0e})"
+    detail += "" if passed else f", in {at}"
     if passed and not half and error > ROUNDING_WARNING:
         warning = f"outputs differ by {error:.1e} of the largest, more than is usual"
     return Check(name, passed, error, limit, difference.absolute, rounding, detail, warning)

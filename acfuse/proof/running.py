@@ -1,18 +1,19 @@
-"""A PyTorch model on random inputs, and how far a unit of rounding moves what it gives."""
+"""A PyTorch model on random inputs."""
 
-import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from acfuse.errors import InputError, UsageError
-from acfuse.proof.outputs import largest_changes
+from acfuse.proof.leaves import Holder, Leaves, leaves_of
 from acfuse.system.escape import one_line
+
+Image = Mapping[str, Tensor]  # one for each input of a model
+OTHERS = tuple((m, s) for s in (1.0, 10.0, 0.1, 100.0) for m in (0.0, 1.0, -1.0))
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,10 @@ def images(
     }
 
 
-def run(model: nn.Module, given: dict[str, Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The tensors that a model gives, in order."""
+def run(model: nn.Module, given: Image, dtype: torch.dtype) -> dict[str, Any]:
+    """Every value that a model gives, by name."""
     with torch.no_grad():
-        result = model(**{name: image.to(dtype) for name, image in given.items()})
-    return [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        return leaves_of(model(**{name: image.to(dtype) for name, image in given.items()}))
 
 
 def floating_dtype(model: nn.Module) -> torch.dtype:
@@ -75,26 +75,51 @@ def floating_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
 
 
-def variations(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
-    """Inputs of the given shape, with several seeds; then of other sizes.
+def variations(
+    model: nn.Module, inputs: Inputs, dtype: torch.dtype
+) -> Iterator[tuple[Image, Leaves]]:
+    """Inputs of the given shape, with several seeds, and what a model gives; then of other sizes.
 
-    Other batches and odd sizes are tried, and left out where the model itself cannot take them.
-    Raises InputError where it cannot take the given shape.
+    Other batches and odd sizes are tried, and left out where the model itself cannot take them. If
+    some output is empty on all of that, so are other inputs on which it is not, if there are any.
+    Raises InputError where the model cannot take the given shape.
     """
     shapes = named_shapes(model, inputs)
+    tried: list[Leaves] = []
     for sample in range(max(1, inputs.samples)):
         given = images(shapes, inputs.seed + sample)
-        if sample == 0:
-            _run_or_explain(model, given, dtype, shapes)
-        yield given
-    for change in (_other_batch, _other_size):
-        other = {name: change(shape) for name, shape in shapes.items()}
-        given = images(other, inputs.seed)
+        tried.append(_run_or_explain(model, given, dtype, shapes))
+        yield given, tried[-1]
+    others = [{n: change(s) for n, s in shapes.items()} for change in (_other_batch, _other_size)]
+    for image, result in _tried(model, (images(s, inputs.seed) for s in others), dtype):
+        tried.append(result)
+        yield image, result
+    more = (images(shapes, inputs.seed + 100 + i, mean=m, scale=s)
+            for i, (m, s) in enumerate(OTHERS))  # fmt: skip
+    empty = set.intersection(*map(_empty, tried))
+    for image, result in _tried(model, more, dtype) if empty else ():
+        if shown := {name for name in empty if name in result} - _empty(result):
+            empty -= shown
+            yield image, result
+        if not empty:
+            return
+
+
+def _tried(
+    model: nn.Module, given: Iterable[Image], dtype: torch.dtype
+) -> Iterator[tuple[Image, Leaves]]:
+    for image in given:
         try:
-            run(model, given, dtype)
+            result = run(model, image, dtype)
         except Exception:
             continue
-        yield given
+        yield image, result
+
+
+def _empty(result: Leaves) -> set[str]:
+    """The outputs, and lists of outputs, in which there is nothing."""
+    nothing = {n for n, x in result.items() if isinstance(x, Tensor) and x.numel() == 0}
+    return nothing | {n for n, x in result.items() if isinstance(x, Holder) and not x.keys}
 
 
 def _other_batch(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -107,12 +132,12 @@ def _other_size(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _run_or_explain(
     model: nn.Module,
-    given: dict[str, Tensor],
+    given: Image,
     dtype: torch.dtype,
     shapes: dict[str, tuple[int, ...]],
-) -> None:
+) -> Leaves:
     try:
-        run(model, given, dtype)
+        return run(model, given, dtype)
     except Exception as error:
         text = one_line(error, 200)
         listed = ", ".join(f"{n} {','.join(map(str, s))}" for n, s in shapes.items())
@@ -122,48 +147,9 @@ def _run_or_explain(
         ) from error
 
 
-def moved_by_rounding(tensor: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Numbers in float64, each moved up or down at random by one unit of a dtype's rounding."""
+def moved_by_rounding(
+    tensor: Tensor, dtype: torch.dtype, generator: torch.Generator, units: float = 1
+) -> Tensor:
+    """Numbers in float64, each moved up or down at random by units of a dtype's rounding."""
     signs = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8)
-    return tensor * (1 + torch.finfo(dtype).eps * (2 * signs.double() - 1))
-
-
-def noise_of_rounding(
-    model: nn.Module,
-    given: Sequence[dict[str, Tensor]],
-    expected: Sequence[Sequence[Tensor]],
-    dtype: torch.dtype,
-) -> list[list[float]]:
-    """What rounding to a dtype costs a float64 model: how far each output moves, for each input.
-
-    Every weight and every pixel is moved by one unit of that rounding, up or down at random. A
-    fused model, whose weights are others, cannot be nearer to the original than that; where the
-    outputs of a network say little of what is behind them (a sigmoid of a large number), it is far.
-    """
-    generator = torch.Generator().manual_seed(0)
-    moved = partial(moved_by_rounding, dtype=dtype, generator=generator)
-    near = copy.deepcopy(model)
-    with torch.no_grad():
-        for tensor in (*near.parameters(), *near.buffers()):
-            if tensor.is_floating_point():
-                tensor.copy_(moved(tensor))
-    return [
-        largest_changes(true, run(near, {n: moved(x) for n, x in g.items()}, torch.float64))
-        for g, true in zip(given, expected, strict=True)
-    ]
-
-
-def own_noise(
-    original: nn.Module,
-    given: Sequence[dict[str, Tensor]],
-    shipped: Sequence[Sequence[Tensor]],
-    dtype: torch.dtype,
-) -> list[list[float]]:
-    """What rounding costs the original: its own on each input, and that of its weights."""
-    exact = copy.deepcopy(original).double().eval()
-    true = [run(exact, g, torch.float64) for g in given]
-    moved = noise_of_rounding(exact, given, true, dtype)
-    return [
-        [max(pair) for pair in zip(m, largest_changes(t, s), strict=True)]
-        for m, t, s in zip(moved, true, shipped, strict=True)
-    ]
+    return tensor * (1 + units * torch.finfo(dtype).eps * (2 * signs.double() - 1))

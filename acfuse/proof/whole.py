@@ -2,15 +2,19 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
-from itertools import repeat
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from acfuse.graph.fx_read import is_norm
+from acfuse.proof.leaves import Leaves
+from acfuse.proof.noise import Noise, Noises, Responses, noises, responses_of
 from acfuse.proof.outputs import (
     ALGEBRA_LIMIT,
     NOISE_FACTOR,
@@ -18,18 +22,19 @@ from acfuse.proof.outputs import (
     Check,
     Difference,
     Tolerance,
+    concluded,
     judge,
-    largest_changes,
 )
 from acfuse.proof.running import (
+    Image,
     Inputs,
     floating_dtype,
     images,
     named_shapes,
-    noise_of_rounding,
     run,
     variations,
 )
+from acfuse.system.escape import one_line
 
 FRESH_NOTE = (
     "BatchNorm statistics are fresh (mean 0, variance 1): a weak test, so the algebra was also "
@@ -52,43 +57,128 @@ def compare_models(
 
     `fuse` fuses a float64 copy of the original, nothing rounded: so the algebra is checked for
     itself. Where BatchNorm statistics are fresh, that is done on a copy with random ones as well,
-    in which `fuse_anew` finds the blocks for itself.
+    in which `fuse_anew` finds the blocks for itself. A model that computes in a dtype of its own,
+    whatever it is given, is compared in that one alone.
     """
     dtype = floating_dtype(original)
-    usual = list(variations(original, inputs, dtype))
-    shapes = named_shapes(original, inputs)
-    given = [*usual, images(shapes, inputs.seed, mean=10.0), images(shapes, inputs.seed, scale=1e3)]
-    true = copy.deepcopy(original).double().eval()
-    if not _is_deterministic(true, given[0]):
+    if any(module.training for module in original.modules()):  # a run changes what those hold
+        original, fused = copy.deepcopy(original), copy.deepcopy(fused)
+    tried = list(variations(original, inputs, dtype))
+    usual = len(tried)
+    if not _is_repeated(original, *tried[0], dtype):
         why = "two runs of the original model on one input differ: nothing can be compared"
         return (Check("repeated", False, math.inf, 0.0, detail=why),)
-    expected = [run(true, g, torch.float64) for g in given]
-    progress("algebra of the whole model, in float64")
-    limit = _algebra_limit(true, given[0], expected[0])
-    checks = [_in_float64("algebra", EXACT, fuse(true), given, expected, limit)]
-    if has_fresh_statistics(original):
-        before = randomize_batchnorm(original)
-        truth = [run(before, g, torch.float64) for g in given]
-        limit = _algebra_limit(before, given[0], truth[0])
-        name = "algebra, random statistics"
-        check = _in_float64(name, EXACT, fuse_anew(before), given, truth, limit)
-        checks.append(replace(check, note=FRESH_NOTE))
-    progress("stored weights, in float64")
-    noise = noise_of_rounding(true, given, expected, dtype)
-    stored = copy.deepcopy(fused).double().eval()
-    limit = max(STORED_LIMIT * torch.finfo(dtype).eps, ALGEBRA_LIMIT)
-    checks.append(_in_float64("weights", STORED, stored, given, expected, limit, noise))
+    tried += _extremes(original, inputs, dtype)
+    given, shipped = [image for image, _ in tried], [result for _, result in tried]
+    progress("the original's own noise")
+    exact, first, why = in_float64(original, given[0])
+    true = shipped
+    if exact is not None:
+        true = [first, *(run(exact, g, torch.float64) for g in given[1:])]
+    responses = responses_of(original, given, true, dtype, usual)
+    noise = noises(responses, usual, dtype)
+    takes_any, checks = has_nonfinite_weights(original), []
+    if exact is None:
+        why = f"it could not be run in float64 ({why}), and is compared as it ships alone"
+        checks.append(Check("algebra", True, 0.0, 0.0, detail=why, warning=why, compared=0))
+    else:
+        progress("algebra of the whole model, in float64")
+        compared = partial(_in_float64, given=given, true=true, dtype=dtype, takes_any=takes_any)
+        limit = _algebra_limit(exact, given[0], true[0], noise[0])
+        checks.append(compared("algebra", EXACT, fuse(exact), noise=_steady(noise), limit=limit))
+        if has_fresh_statistics(original):
+            checks.append(_with_random_statistics(original, fuse_anew, given[:usual], dtype))
+        progress("stored weights, in float64")
+        limit = max(STORED_LIMIT * torch.finfo(dtype).eps, ALGEBRA_LIMIT)
+        stored = copy.deepcopy(fused).double()
+        checks.append(compared("weights", STORED, stored, noise=noise, limit=limit))
     progress(f"rounding in {str(dtype).removeprefix('torch.')}")
-    checks.append(_rounding(original, fused, given, expected, noise, len(usual), dtype, tolerance))
+    for response, result in zip(responses, shipped, strict=True):
+        response.add(result, 1)
+    noise = noises(responses, usual, dtype)
+    difference = Difference(tolerance=tolerance, takes_any=takes_any)
+    own = Difference(tolerance=tolerance) if exact is not None else None
+    for i, (image, result) in enumerate(tried[:usual] if tolerance.is_given else tried):
+        # A tolerance holds for usual inputs: of others, only the largest output is a fair measure.
+        difference.compare(result, partial(run, fused, image, dtype), noise[i])
+        if own is not None and i < usual:
+            own.add(_wide(true[i]), _wide(result), noise[i])
+    checks.append(judge("rounding", difference, tolerance, dtype, own))
     return tuple(checks)
 
 
-def _is_deterministic(model: nn.Module, given: dict[str, Tensor]) -> bool:
-    one, two = run(model, given, torch.float64), run(model, given, torch.float64)
-    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(one, two, strict=True))
+def _is_repeated(model: nn.Module, given: Image, result: Leaves, dtype: torch.dtype) -> bool:
+    again = Difference()
+    again.add(result, run(model, given, dtype))
+    return not again.failure and again.error == 0
 
 
-def _algebra_limit(model: nn.Module, given: dict[str, Tensor], expected: Sequence[Tensor]) -> float:
+def _extremes(
+    model: nn.Module, inputs: Inputs, dtype: torch.dtype
+) -> list[tuple[Image, dict[str, Any]]]:
+    """Images far from what a model was trained on, where it takes them."""
+    shapes = named_shapes(model, inputs)
+    results: list[tuple[Image, dict[str, Any]]] = []
+    for mean, scale in ((10.0, 1.0), (0.0, 1e3)):
+        image = images(shapes, inputs.seed, mean=mean, scale=scale)
+        try:
+            results.append((image, run(model, image, dtype)))
+        except Exception:
+            continue
+    return results
+
+
+class _Narrowed(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes whether some numbers in float64 become narrower ones."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.by = ""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        read, made = (_floating(values) for values in ((args, kwargs), result))
+        if torch.float64 in read and made - {torch.float64}:
+            self.by = self.by or str(min(made - {torch.float64}, key=str))
+        return result
+
+
+def _floating(values: Any) -> set[torch.dtype]:
+    leaves = _pytree.tree_leaves(values)
+    return {x.dtype for x in leaves if isinstance(x, Tensor) and x.is_floating_point()}
+
+
+def in_float64(model: nn.Module, given: Image) -> tuple[nn.Module | None, dict[str, Any], str]:
+    """A copy that computes in float64 throughout, with what it gives; or None, and why not."""
+    exact, narrowed = copy.deepcopy(model).double(), _Narrowed()
+    try:
+        with narrowed:
+            result = run(exact, given, torch.float64)
+    except Exception as error:
+        return None, {}, one_line(error, 200)
+    if narrowed.by and floating_dtype(model) != torch.float64:
+        return None, {}, f"its forward computes in {narrowed.by}"
+    return exact, result, ""
+
+
+def has_nonfinite_weights(model: nn.Module) -> bool:
+    """Whether some weight, or statistic of a BatchNorm, is NaN or Inf."""
+    tensors: list[Tensor] = [*model.parameters()]
+    tensors += [b for m in model.modules() if is_norm(m) for b in m.buffers(recurse=False)]
+    return not all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
+
+
+def _steady(noise: Sequence[Noises]) -> list[Noises]:
+    """Where outputs are steady, and nothing of how much they move."""
+    return [
+        {n: Noise(unsteady=own.unsteady, is_lost=own.is_lost) for n, own in each.items()}
+        for each in noise
+    ]
+
+
+def _algebra_limit(model: nn.Module, given: Image, true: Leaves, noise: Noises) -> float:
     """What the algebra may be off: some times a model's own answer to inputs a few ULP away.
 
     Some networks amplify it without bound (deep ones with saturated gates); of those no two orders
@@ -96,57 +186,61 @@ def _algebra_limit(model: nn.Module, given: dict[str, Tensor], expected: Sequenc
     """
     difference = Difference()
     near = {name: image * (1 + 2.0**-50) for name, image in given.items()}
-    difference.add(expected, run(model, near, torch.float64))
-    return max(ALGEBRA_LIMIT, NOISE_FACTOR * difference.error)
+    difference.add(true, run(model, near, torch.float64), _steady([noise])[0])
+    return max(ALGEBRA_LIMIT, NOISE_FACTOR * (0.0 if difference.failure else difference.error))
 
 
 def _in_float64(
     name: str,
     what: str,
     model: nn.Module,
-    given: Sequence[dict[str, Tensor]],
-    expected: Sequence[Sequence[Tensor]],
+    *,
+    given: Sequence[Image],
+    true: Sequence[Leaves],
+    noise: Sequence[Noises],
     limit: float,
-    noise: Iterable[Sequence[float]] = repeat(()),
+    dtype: torch.dtype,
+    takes_any: bool = False,
 ) -> Check:
     """What a model gives in float64, beside what is expected."""
-    difference = Difference()
-    for g, true, own in zip(given, expected, noise, strict=False):
-        difference.compare(true, partial(run, model, g, torch.float64), own)
-    error, limit = difference.worst(limit)
+    difference = Difference(takes_any=takes_any)
+    for g, expected, own in zip(given, true, noise, strict=True):
+        difference.compare(expected, partial(run, model, g, torch.float64), own)
+    error, limit, at = difference.worst(limit, torch.finfo(dtype).tiny)
     detail = f"{what} differ by {error:.1e} of the largest (at most {limit:.0e})"
-    detail = difference.failure or detail
-    return Check(name, error <= limit, error, limit, difference.absolute, detail=detail)
+    detail += "" if error <= limit else f", in {at}"
+    check = Check(name, error <= limit, error, limit, difference.absolute,
+                  detail=difference.failure or detail)  # fmt: skip
+    return concluded(check, difference)
 
 
-def _rounding(
-    original: nn.Module,
-    fused: nn.Module,
-    given: Sequence[dict[str, Tensor]],
-    expected: Sequence[Sequence[Tensor]],
-    noise: Sequence[Sequence[float]],
-    usual: int,
+def _with_random_statistics(
+    model: nn.Module,
+    fuse: Callable[[nn.Module], nn.Module],
+    given: Sequence[Image],
     dtype: torch.dtype,
-    tolerance: Tolerance,
 ) -> Check:
-    """The fused model beside the original as it ships.
+    """The algebra on a copy with random statistics, in which the blocks are found anew."""
+    before = randomize_batchnorm(model)
+    true = [run(before, g, torch.float64) for g in given]
+    responses = [Responses(t) for t in true]
+    for g, response in zip(given, responses, strict=True):
+        near = {name: image * (1 + 2.0**-50) for name, image in g.items()}
+        response.add(run(before, near, torch.float64), 4)
+    noise = _steady(noises(responses, len(given), torch.float64))
+    limit = _algebra_limit(before, given[0], true[0], noise[0])
+    name = "algebra, random statistics"
+    check = _in_float64(name, EXACT, fuse(before), given=given, true=true, noise=noise,
+                        limit=limit, dtype=dtype)  # fmt: skip
+    return replace(check, note=FRESH_NOTE)
 
-    A given tolerance holds for the `usual` first inputs; the other ones are far from what a model
-    was trained on, where only the largest output is a fair measure.
-    """
-    difference, own = Difference(tolerance=tolerance), Difference(tolerance=tolerance)
-    extremes = Difference()
-    for i, (g, true, moved) in enumerate(zip(given, expected, noise, strict=True)):
-        before, after = run(original, g, dtype), cache(partial(run, fused, g, dtype))
-        rounded = [max(pair) for pair in zip(moved, largest_changes(true, before), strict=True)]
-        if i < usual:
-            difference.compare(before, after, rounded)
-            own.add(true, before)
-        extremes.compare(before, after, rounded)
-    if not tolerance.is_given:
-        difference.measured = extremes.measured
-        difference.failure = extremes.failure
-    return judge("rounding", difference, tolerance, dtype, own)
+
+def _wide(result: Leaves) -> Leaves:
+    """A result with its floating numbers in float64."""
+    return {
+        n: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+        for n, x in result.items()
+    }
 
 
 def has_fresh_statistics(model: nn.Module) -> bool:
