@@ -106,7 +106,8 @@ def verify(
 ) -> Proofs:
     """Proves that a fused model is the original one, block by block, and on inputs of given shapes.
 
-    `fused` has the structure that `fuse` gives. The result is passed, or says what is wrong.
+    `fused` has the structure that `fuse` gives; what is not in a block is compared bit by bit. The
+    result is passed, or says what is wrong.
     """
     original = copy.deepcopy(original).eval()
     findings = find_in_module(original, patterns, folds=fold_bn)
@@ -116,7 +117,8 @@ def verify(
     left = expected.findings
     names = dict(fused.named_modules(remove_duplicate=False))
     there = tuple(b for b in left.found if all(name in names for name in b.names))
-    given = replace(expected, findings=replace(left, found=there), model=fused)
+    findings = replace(left, found=there)
+    given = replace(expected, findings=findings, model=fused, read_back=fused.state_dict())
     return prove(given, inputs, Tolerance(atol, rtol))
 
 
