@@ -219,7 +219,7 @@ class Difference:
         excess = float(beyond.max()) - atol
         if excess > self.excess:
             self.excess = excess
-            self.place = f"{_output(name)} at {[*_index(beyond)]}"
+            self.place = f"{[*_index(beyond)]} of {_output(name)}"
 
     def _measure(
         self, name: str, axis: int | None, error: Tensor, scale: Tensor, noise: Tensor
