@@ -128,7 +128,7 @@ class Gated(Body):
         y = F.relu(self.first(x))
         for gate in self.gates:
             y = y + 3 * torch.tanh(5 * gate(y))
-        return self.head(self.second(y))
+        return self.head(F.relu(self.second(y)))
 
 
 class FrozenBatchNorm2d(nn.Module):
