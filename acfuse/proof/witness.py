@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from acfuse.graph.own_layers import is_layer
+from acfuse.proof.leaves import leaves_of
+from acfuse.proof.noise import along, sizes
+from acfuse.proof.outputs import ALGEBRA_LIMIT, NOISE_FACTOR, OWN_FACTOR
 from acfuse.proof.running import (
     Inputs,
     floating_dtype,
@@ -26,9 +29,7 @@ from acfuse.proof.running import (
 from acfuse.system.escape import one_line
 
 LOOSE = 2.0**10  # units of rounding: a difference that is larger is looked at again
-NOISE_FACTOR = 16  # times the original's own answer to inputs that are one unit of rounding away
 SMALL_CHANNEL = 2.0**-10  # of the largest: channels that hardly ever fire are mostly rounding
-EXACT = 1e-10  # of the largest number, in float64, with weights that were not rounded
 DEPTH = 4  # of lists in lists, and objects in objects, that are looked at
 INTERNAL = frozenset(vars(nn.Module())) - {"training"} | {"acfuse_graph", "_graph"}
 
@@ -75,8 +76,7 @@ class Seen:
     """What one call of a module shows. `failure` is the error with which it ended."""
 
     failure: str = ""
-    structure: Any = None
-    results: tuple[Any, ...] = ()
+    results: Mapping[str, Any] = field(default_factory=dict)  # by name, as `leaves_of` gives them
     inputs: tuple[Any, ...] = ()
     left: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
@@ -105,7 +105,7 @@ def difference(
         return unlike
     said = f"its result differs by {error:.1e} of the largest number"
     near = seen(_moved(original, dtype), given.cast(dtype).moved(dtype))
-    is_noise = error <= NOISE_FACTOR * compared(before, near)[1]
+    is_noise = error <= OWN_FACTOR * compared(before, near)[1]
     if not is_noise and not is_coarse:
         return said
     true = seen(copy.deepcopy(original).double(), given.cast(torch.float64))
@@ -114,7 +114,8 @@ def difference(
     wide = given.cast(torch.float64).moved(torch.float64)
     near = seen(copy.deepcopy(original).double(), wide)
     unlike, error = compared(true, seen(exact(), given.cast(torch.float64)))
-    return unlike or ("" if error <= max(EXACT, 100 * compared(true, near)[1]) else said)
+    limit = max(ALGEBRA_LIMIT, NOISE_FACTOR * compared(true, near)[1])
+    return unlike or ("" if error <= limit else said)
 
 
 def _moved(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -135,12 +136,11 @@ def seen(model: nn.Module, given: Given) -> Seen:
         result = _called(model, given)
     except Exception as error:
         return Seen(failure=one_line(error, 200) or type(error).__name__)
-    leaves, structure = _opened(result, DEPTH)
     after = _state(model)
     changed = {k: v for k, v in after.items() if k not in before or before[k] != v}
     left = {key: tuple(_values(model, key)) for key in changed}
     left |= {f"{key} (gone)": () for key in before.keys() - after.keys()}
-    return Seen("", structure, tuple(leaves), tuple(_leaves(given)), left)
+    return Seen("", leaves_of(result), tuple(_leaves(given)), left)
 
 
 def _called(model: nn.Module, given: Given) -> Any:
@@ -154,26 +154,6 @@ def _called(model: nn.Module, given: Given) -> Any:
             return model(*given.args, **given.kwargs)
 
 
-def _opened(value: Any, depth: int) -> tuple[list[Any], list[Any]]:
-    """The leaves of a result, also of objects in it, and what stands around them."""
-    leaves, structure = _pytree.tree_flatten(value)
-    flat: list[Any] = []
-    around: list[Any] = [structure]
-    for leaf in leaves:
-        if depth and _has_fields(leaf):
-            inner, shape = _opened(vars(leaf), depth - 1)
-            flat += inner
-            around += [type(leaf), *shape]
-        else:
-            flat.append(leaf)
-    return flat, around
-
-
-def _has_fields(value: Any) -> bool:
-    is_plain = not isinstance(value, (Tensor, nn.Module, type)) and not callable(value)
-    return is_plain and hasattr(value, "__dict__")
-
-
 def _leaves(given: Given) -> list[Any]:
     return _pytree.tree_leaves((given.args, dict(given.kwargs)))
 
@@ -182,13 +162,14 @@ def compared(before: Seen, after: Seen) -> tuple[str, float]:
     """What differs beyond numbers, in words, and by how much numbers differ, of the largest."""
     if after.failure:
         return f"it fails ({after.failure})", 0.0
-    if before.structure != after.structure:
+    if before.results.keys() != after.results.keys():
         return "it gives a result of another structure", 0.0
     if before.left.keys() != after.left.keys():
         key = sorted(before.left.keys() ^ after.left.keys())[0]
         return f"its call changes {key}", 0.0
     worst = 0.0
-    pairs = [("result", before.results, after.results), ("input", before.inputs, after.inputs)]
+    pairs = [("input", before.inputs, after.inputs)]
+    pairs += [("result", (one,), (after.results[n],)) for n, one in before.results.items()]
     pairs += [(key, value, after.left[key]) for key, value in before.left.items()]
     for name, ours, theirs in pairs:
         if len(ours) != len(theirs):
@@ -216,23 +197,17 @@ def _compared_leaf(one: Any, other: Any) -> tuple[str, float]:
         return "", 0.0 if torch.equal(a, b) else math.inf  # which a rounding before it may flip
     a, b = a.double(), b.double()
     # Images have channels second, and rows of boxes with their scores have them last.
-    axes: tuple[int | None, ...] = (1, 2) if a.ndim == 3 else (1,) if a.ndim > 3 else (None,)
-    return "", max(_by_channel(a, b, axis) for axis in axes)
-
-
-def _by_channel(a: Tensor, b: Tensor, axis: int | None) -> float:
-    """The largest difference in a channel beside its largest number; None: all are one channel."""
-    if axis is None:
-        a, b = a.reshape(1, -1), b.reshape(1, -1)
-    else:
-        a, b = (t.transpose(0, axis).flatten(1) for t in (a, b))
-    apart, scale = (a - b).abs(), a.abs().amax(1)
+    axes = (1, 2) if a.ndim == 3 else (1,) if a.ndim > 3 else ()
+    apart, size = (a - b).abs(), sizes(a)
     if not bool(apart.isfinite().all()):
         apart = torch.where((a == b) | ~(a.isfinite() | b.isfinite()), 0.0, apart)
         apart = apart.nan_to_num(nan=torch.inf)
-        scale = a.abs().nan_to_num(nan=0.0, posinf=0.0).amax(1)
-    scale = scale.clamp_min(SMALL_CHANNEL * float(scale.max()))
-    return float((apart.amax(1) / torch.where(scale > 0, scale, 1.0)).max())
+    whole = size.max()
+    return "", max(
+        float((error / torch.where(scale > 0, scale, 1.0)).max())
+        for error, scale in [(apart.max(), whole)]
+        + [(along(i, apart), along(i, size).maximum(SMALL_CHANNEL * whole)) for i in axes]
+    )
 
 
 def _is_equal(one: Any, other: Any) -> bool:
