@@ -127,8 +127,10 @@ class _Finder:
             return None
         nodes = analysis.traced.graph.nodes
         node = next((n for n in nodes if n.op == "placeholder" and n.target == name), None)
-        if node is None or node.name in analysis.graph.widths:
-            return None if node is None else analysis.graph.widths[node.name]
+        if node is None:
+            return None
+        if node.name in analysis.graph.widths:
+            return analysis.graph.widths[node.name]
         for user in node.users:
             if user.op != "call_module":
                 continue

@@ -43,7 +43,8 @@ def submodule(module: nn.Module, name: str) -> nn.Module | None:
     """The module at a path; None where there is none."""
     found: Any = module
     for part in name.split("."):
-        found = dict(found.named_children()).get(part) if isinstance(found, nn.Module) else None
+        parts = found._modules if isinstance(found, nn.Module) else {}
+        found = parts[part] if part in parts else None  # noqa: SIM401  # torch.jit's has no get
     return found if isinstance(found, nn.Module) else None
 
 

@@ -86,11 +86,6 @@ class Responses:
             else:
                 self.moved[name] = torch.maximum(known, apart(numbers, given) / units)
 
-    def copy(self) -> "Responses":
-        twin = Responses({})
-        twin.true, twin.moved = self.true, dict(self.moved)
-        return twin
-
 
 def noises(responses: Sequence[Responses], usual: int, dtype: torch.dtype) -> list[Noises]:
     """The noise of each output on each input.
