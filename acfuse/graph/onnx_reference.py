@@ -37,13 +37,22 @@ def reference(
     nodes = _nodes_between(graph, output, {*views, *around.constants})
     reads = {name for node in nodes for name in node.input}
     given = sorted(reads.intersection(views))
+    constants = {
+        n: _in_float64(around.constants[n], n) for n in sorted(reads & around.constants.keys())
+    }
+    # Weights are given like images, as tensors: whoever moves what torch reads moves them as well.
+    weights = {
+        n: torch.from_numpy(numpy_helper.to_array(t).copy())
+        for n, t in constants.items()
+        if t.data_type == onnx.TensorProto.DOUBLE
+    }
     double = onnx.TensorProto.DOUBLE
     alone = onnx.helper.make_graph(
         nodes,
         "region",
-        [onnx.helper.make_tensor_value_info(name, double, None) for name in given],
+        [onnx.helper.make_tensor_value_info(name, double, None) for name in (*given, *weights)],
         [onnx.helper.make_tensor_value_info(output, double, None)],
-        [_in_float64(around.constants[n], n) for n in sorted(reads.intersection(around.constants))],
+        [t for n, t in constants.items() if n not in weights],
     )
     opsets = [onnx.helper.make_opsetid("", around.opset)]
     model = onnx.helper.make_model(alone, opset_imports=opsets)
@@ -59,6 +68,7 @@ def reference(
     def run(*images: Tensor) -> Tensor:
         values = dict(zip(sources, images, strict=True))
         feeds = {n: _turned(values[views[n]], steps.views[views[n]][n]).numpy() for n in given}
+        feeds |= {n: (1 * weight).numpy() for n, weight in weights.items()}
         try:
             results: Any = evaluator.run(None, feeds)
         except Exception as error:  # of any kind; as torch's layers say that an image is too small
