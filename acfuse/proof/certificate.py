@@ -26,11 +26,8 @@ from acfuse.system.escape import one_line
 ULP_LIMIT = 0.51
 BLOCK_LIMIT = 1e-11  # float64, relative to the largest output of a channel
 NOISE = 64 * 2.0**-53  # of float64 sums, relative to the largest weight of an output channel
-AMPLITUDE = 2.0**80  # of impulses: beside their answers no bias is large, and none is infinite
-DRAWS, OWN_FACTOR = (
-    2,
-    16,
-)  # a sum may be off by so many times what moving its terms did in two draws
+AMPLITUDE = 2.0**400  # of impulses: beside their answers no bias is large, and none is infinite
+DRAWS, OWN_FACTOR = 6, 16  # a sum may be off by 16 times what moving its terms did in six draws
 ROOM = 64  # the most that images are enlarged by for layers that need it
 CHUNK = 2**24  # numbers in one batch of impulses
 
@@ -123,10 +120,10 @@ def _by_channel(values: Tensor) -> Tensor:
 
 
 class _Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Moves every number that an operator reads by a unit of float64, up or down at random.
+    """Moves every number that an operator reads by up to three units of float64, at random.
 
     What comes out then differs as it might if the same sums were made in another order: where terms
-    cancel (branches, a bias and a mean), by much more than a unit of what is left.
+    cancel (branches, a bias and a mean), by much more than a few units of what is left.
     """
 
     def __init__(self) -> None:
@@ -136,15 +133,17 @@ class _Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if not func._schema.is_mutable:
+        views = any(r.alias_info is not None for r in func._schema.returns)
+        if not (views or func._schema.is_mutable):  # a view of a copy would lead nowhere
             args, kwargs = _pytree.tree_map_only(Tensor, self._moved, (args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
     def _moved(self, values: Tensor) -> Tensor:
         if values.dtype != torch.float64:
             return values
-        signs = torch.randint(0, 2, values.shape, generator=self.generator, dtype=torch.int8)
-        return values * (1 + 2.0**-52 * (2 * signs.double() - 1))
+        steps = torch.randint(-3, 3, values.shape, generator=self.generator, dtype=torch.int8)
+        steps += steps >= 0  # never none, and rarely as many for two terms that cancel
+        return values * (1 + 2.0**-52 * steps.double())
 
 
 def apply(values: Sequence[LinearConv | None], images: Sequence[Tensor]) -> Tensor:
@@ -170,9 +169,7 @@ def _room(run: Run, geometries: Sequence[Geometry | None]) -> int:
 
 
 def read_out(
-    run: Run,
-    geometries: Sequence[Geometry | None],
-    room: int = 0,
+    run: Run, geometries: Sequence[Geometry | None], room: int = 0
 ) -> list[LinearConv | None]:
     """The convolutions that an affine, shift-invariant map is, read by impulses.
 
@@ -327,10 +324,14 @@ def _measured_noise(
     exact: Sequence[LinearConv | None],
 ) -> Noise:
     """What the layers' own float64 sums may be off, where their terms cancel."""
-    noise = _usual_noise(exact)
-    with _Rounded():
-        drawn = [read_out(run, geometries, room) for _ in range(DRAWS)]
-    for values in drawn:
+    noise, rounded = _usual_noise(exact), _Rounded()
+
+    def run_rounded(*images: Tensor) -> Tensor:
+        with rounded:
+            return run(*images)
+
+    for _ in range(DRAWS):
+        values = read_out(run_rounded, geometries, room)
         for own, true, moved in zip(noise, exact, values, strict=True):
             if own is None or true is None or moved is None:
                 continue

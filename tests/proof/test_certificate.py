@@ -1,0 +1,134 @@
+"""What a certificate sees of a weight beside a bias of any size, and what it does not mind."""
+
+import math
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from acfuse.find import find_in_module
+from acfuse.patterns import PATTERNS
+from acfuse.proof import certify
+from acfuse.rewrite import fused_copy
+from acfuse.sources.onnx import fuse_onnx
+from sample_models import awake
+from tests.graph.fusing import Net, conv, norm
+from tests.graph.onnx_files import exported
+from tests.proof.proving import certified
+
+SCALES = (1.0, 1e-5, 1e-13, 1e-30)  # of the weights of each output channel
+
+
+def dead_channels(bias, arms, inputs=3):
+    """Branches of convolution and BatchNorm, some of whose channels have all but died.
+
+    The bias of a convolution and the mean behind it are large and cancel.
+    """
+    parts = {}
+    for i in range(arms):
+        layer = conv(3 - 2 * (i % 2), channels=(inputs, 4))
+        layer.weight.data *= torch.tensor(SCALES).reshape(4, 1, 1, 1)
+        parts |= {f"conv{i}": layer, f"norm{i}": norm()}
+
+    def run(m, x):
+        return sum(getattr(m, f"norm{i}")(getattr(m, f"conv{i}")(x)) for i in range(arms))
+
+    net = awake(Net(run, **parts), 0).float()
+    for i in range(arms):
+        layer, bn = parts[f"conv{i}"], parts[f"norm{i}"]
+        layer.bias.data = bias * torch.tensor([1.0, -1.0, 0.7, -0.3])
+        bn.running_mean.data = layer.bias.data.clone()
+        bn.bias.data = torch.tensor([0.0, 0.1, 0.0, -0.2])
+    return net
+
+
+@cache
+def fused(bias, arms):
+    torch.manual_seed(0)
+    net = dead_channels(bias, arms)
+    findings = find_in_module(net, PATTERNS, folds=True)
+    assert len(findings.found) == 1
+    return fused_copy(net, findings.found), findings.found[0]
+
+
+def further(numbers, channel, steps):
+    """The largest number of a channel, so many units of the last place further from zero."""
+    flat = numbers[channel].reshape(-1)
+    place = int(flat.abs().argmax())
+    for _ in range(steps):
+        away = torch.tensor(math.inf).copysign(flat[place])
+        flat[place] = torch.nextafter(flat[place], away)
+
+
+CASES = [(bias, arms) for bias in (0.0, 30.0, 1e4, 1e8) for arms in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("bias", "arms"), CASES)
+def test_a_large_bias_that_cancels_makes_no_false_alarm(bias, arms):
+    certificate = certified(*fused(bias, arms))
+    assert certificate.fault == ""
+
+
+@pytest.mark.parametrize("channel", range(4))
+@pytest.mark.parametrize(("bias", "arms"), CASES)
+def test_a_weight_is_seen_beside_a_bias_of_any_size(bias, arms, channel):
+    network, block = fused(bias, arms)
+    layer = network.get_submodule(block.names[0])
+    right = layer.weight.detach().clone()
+    try:
+        further(layer.weight.data, channel, 2)
+        certificate = certified(network, block)
+    finally:
+        layer.weight.data = right
+    assert certificate.wrong == 1
+    assert f"weight[{channel}, " in certificate.fault
+
+
+@pytest.mark.parametrize("arms", [1, 2])
+@pytest.mark.parametrize("bias", [30.0, 1e4])
+def test_a_file_is_read_as_exactly(bias, arms):
+    torch.manual_seed(0)
+    model = exported(dead_channels(bias, arms, inputs=4).double(), 1)
+    result = fuse_onnx(model, fold_bn=True)
+    assert result.found
+    for block in result.found:
+        right = result.stored(block)
+        certificate = certify(block, right)
+        assert certificate.fault == ""
+        for channel in range(4):
+            wrong = result.stored(block)
+            wrong[0].kernel[channel] *= 1 + 1e-6
+            assert not certify(block, wrong).passed
+
+
+def test_a_bias_that_is_wrong_is_seen_where_biases_cancel():
+    network, block = fused(30.0, 2)
+    layer = network.get_submodule(block.names[0])
+    right = layer.bias.detach().clone()
+    try:
+        layer.bias.data[1] *= 1 + 1e-5
+        assert not certified(network, block).passed
+    finally:
+        layer.bias.data = right
+
+
+def test_rounding_is_measured_where_layers_write_through_views():
+    """Moved copies of what a view reads would lead nowhere, and any answer would be noise."""
+
+    @torch.no_grad()
+    def reference(x):
+        y = net.a(x)
+        y[:, :].add_(net.b(x))
+        return y
+
+    torch.manual_seed(0)
+    net = awake(Net(lambda m, x: m.a(x) + m.b(x), a=conv(3), b=conv(1)), 0).float()
+    network, block = fused_copy(net, found := find_in_module(net, PATTERNS).found), found[0]
+    block = replace(block, reference=lambda: reference)
+    net.double()
+    assert certified(network, block).fault == ""
+    network.get_submodule(block.names[0]).weight.data[2, 1, 1, 1] *= 1 + 1e-5
+    certificate = certified(network, block)
+    assert certificate.wrong == 1
+    assert "weight[2, 1, 1, 1]" in certificate.fault
