@@ -142,18 +142,23 @@ def responses_of(
 ) -> list[Responses]:
     """How far the outputs of a model move when every number is moved by rounding to a dtype.
 
-    There are enough draws for the channels of the `usual` first inputs, and one pair for each of
-    the others. Where `dtype` is half of float32, that is what it is run in.
+    There are enough draws for the channels of the `usual` first inputs together, and one pair for
+    each of the others; for each input alone where it makes decisions, of which every one counts.
+    Where `dtype` is half of float32, that is what it is run in.
     """
     precision = dtype if torch.finfo(dtype).bits >= 32 else torch.float32
     responses = [Responses(t) for t in true]
-    pairs = -(-ENOUGH // max(1, min(usual, 3)))
-    for pair in range(pairs):
+    together = -(-ENOUGH // max(1, min(usual, 3)))
+    wanted = [
+        ENOUGH if any(map(_is_decided, t.values())) else together if i < usual else 1
+        for i, t in enumerate(true)
+    ]
+    for pair in range(max(wanted, default=0)):
         for units in (UNITS, -UNITS):
             near = _moved(model, dtype, precision, pair, units)
             for i, image in enumerate(given):
-                if pair and i >= usual:
-                    break
+                if pair >= wanted[i]:
+                    continue
                 generator = torch.Generator().manual_seed(100 * pair + i)
                 moved = {n: moved_by_rounding(x, dtype, generator, units) for n, x in image.items()}
                 try:
@@ -162,6 +167,12 @@ def responses_of(
                     continue
                 responses[i].add(other, UNITS)
     return responses
+
+
+def _is_decided(value: object) -> bool:
+    """Whether a part of an output is one of several, as rounding may decide: a class, a place."""
+    numbers = as_numbers(value)
+    return numbers is not None and numbers.numel() > 0 and is_discrete(numbers)
 
 
 def _moved(
