@@ -181,8 +181,8 @@ class _Recorder(TorchDispatchMode):
         self.refusal = self.refusal or NotFusable(code, why)
         return self.refusal
 
-    def parameter(self, value: nn.Parameter) -> nn.Parameter:
-        """What stands for a parameter of the module: itself."""
+    def tensor(self, value: Tensor) -> Tensor:
+        """What stands for a tensor of the module: itself."""
         return value
 
     def call_module(

@@ -99,9 +99,14 @@ class _Reader(fx.Tracer):
             raise self.cannot("it writes a value as text, beyond the message of an assertion")
 
     @cached_property
-    def parameter_names(self) -> dict[int, str]:
-        """The name of each parameter, seen from the module that is read."""
-        return {id(p): name for name, p in self.module.named_parameters()}
+    def tensor_names(self) -> dict[int, str]:
+        """The names of parameters, and of buffers of real numbers, seen from the module.
+
+        What a forward makes of these is then computed in float64, as all that is read.
+        """
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        buffers = {id(b): name for name, b in self.module.named_buffers() if _has_numbers(b)}
+        return names | buffers
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """A step, in the mode in which the forward was called: no graph says `with no_grad()`."""
@@ -140,9 +145,9 @@ class _Reader(fx.Tracer):
             argument.meta["constant"] = a
         return argument
 
-    def parameter(self, value: nn.Parameter) -> Any:
-        """The value that stands for a parameter of the module."""
-        name = self.parameter_names.get(id(value))
+    def tensor(self, value: Tensor) -> Any:
+        """The value that stands for a parameter or buffer of the module."""
+        name = self.tensor_names.get(id(value))
         if name is None:
             return value
         if id(value) not in self.stored:
@@ -215,6 +220,11 @@ class _Reader(fx.Tracer):
         return value
 
 
+def _has_numbers(buffer: Tensor) -> bool:
+    """Whether a buffer is one to compute with; of others, a forward rather asks what they are."""
+    return buffer.is_floating_point() and buffer.ndim > 0
+
+
 def _modes() -> tuple[bool, ...]:
     return (
         torch.is_grad_enabled(),
@@ -234,7 +244,7 @@ _current: _Reader | None = None
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Within it forwards can be traced: calls of modules and uses of parameters are recorded.
+    """Within it forwards can be traced: calls of modules and uses of tensors are recorded.
 
     One exchange of nn.Module's methods serves any number of forwards, because it is slow: Python
     forgets what it knows of all sub-classes.
@@ -250,9 +260,9 @@ def reading() -> Iterator[None]:
 
     def recorded_look_up(module: nn.Module, name: str) -> Any:
         value: Any = look_up(module, name)
-        if _current is None or not isinstance(value, nn.Parameter):
+        if _current is None or not isinstance(value, Tensor):
             return value
-        return _current.parameter(value)
+        return _current.tensor(value)
 
     def recorded_store(module: nn.Module, name: str, value: Any) -> None:
         plain = type(value) in RECORDED and not any(
@@ -271,7 +281,7 @@ def reading() -> Iterator[None]:
 
 @contextmanager
 def read_by(reader: Any) -> Iterator[None]:
-    """Within it calls of modules and uses of parameters are given to another reader, or to none."""
+    """Within it calls of modules and uses of tensors are given to another reader, or to none."""
     global _current
     outer, _current = _current, reader
     try:

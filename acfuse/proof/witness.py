@@ -6,7 +6,6 @@ what it writes into its inputs, and what it leaves behind in buffers, attributes
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +29,7 @@ from acfuse.system.escape import one_line
 
 LOOSE = 2.0**10  # units of rounding: a difference that is larger is looked at again
 SMALL_CHANNEL = 2.0**-10  # of the largest: channels that hardly ever fire are mostly rounding
+FLIPPED = 1e99  # the error of a decision that is another: float64 tells if rounding did it
 DEPTH = 4  # of lists in lists, and objects in objects, that are looked at
 INTERNAL = frozenset(vars(nn.Module())) - {"training"} | {"acfuse_graph", "_graph"}
 
@@ -106,7 +106,7 @@ def difference(
     said = f"its result differs by {error:.1e} of the largest number"
     near = seen(_moved(original, dtype), given.cast(dtype).moved(dtype))
     is_noise = error <= OWN_FACTOR * compared(before, near)[1]
-    if not is_noise and not is_coarse:
+    if not is_noise and not is_coarse and error != FLIPPED:
         return said
     true = seen(copy.deepcopy(original).double(), given.cast(torch.float64))
     if true.failure:  # it pins a dtype
@@ -194,7 +194,7 @@ def _compared_leaf(one: Any, other: Any) -> tuple[str, float]:
         return "", 0.0
     a, b = one.detach(), other.detach()
     if not a.is_floating_point():
-        return "", 0.0 if torch.equal(a, b) else math.inf  # which a rounding before it may flip
+        return "", 0.0 if torch.equal(a, b) else FLIPPED
     a, b = a.double(), b.double()
     # Images have channels second, and rows of boxes with their scores have them last.
     axes = (1, 2) if a.ndim == 3 else (1,) if a.ndim > 3 else ()

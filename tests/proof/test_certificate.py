@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 
+import acfuse
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from acfuse.proof import certify
@@ -15,7 +16,9 @@ from acfuse.sources.onnx import fuse_onnx
 from sample_models import awake
 from tests.graph.fusing import Net, conv, norm
 from tests.graph.onnx_files import exported
+from tests.proof import verdicts
 from tests.proof.proving import certified
+from tests.proof.verdicts import drawn
 
 SCALES = (1.0, 1e-5, 1e-13, 1e-30)  # of the weights of each output channel
 
@@ -132,3 +135,19 @@ def test_rounding_is_measured_where_layers_write_through_views():
     certificate = certified(network, block)
     assert certificate.wrong == 1
     assert "weight[2, 1, 1, 1]" in certificate.fault
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_arithmetic_on_buffers_is_read_in_float64(dtype):
+    """A BatchNorm that was written out: its scale is no number of the dtype that ships."""
+    model = drawn(verdicts.Frozen)
+    generator = torch.Generator().manual_seed(0)
+    for name, buffer in model.named_buffers():
+        low = 0.3 if name.endswith(("weight", "var")) else -0.5
+        buffer.copy_(torch.empty_like(buffer).uniform_(low, 1.2, generator=generator))
+    result = acfuse.fuse(model.to(dtype))
+    assert len(result.found) == 2
+    proofs = acfuse.verify(model, result.model, verdicts.SHAPE)
+    assert proofs.passed, proofs.fault
+    result.model.second.fused_conv.weight.data[3, 1, 1, 0] *= 1.02
+    assert not acfuse.verify(model, result.model).passed
