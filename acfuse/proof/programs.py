@@ -46,10 +46,15 @@ def compare_programs(
     The numbers of the tensors in `certified` are left to the certificates of their blocks.
     """
     faults = [*differences(expected, found, certified)]
-    count = len(faults)
-    detail = faults[0] if faults else "every node, attribute, tensor and type is the expected one"
-    detail = _short(detail, 400) + (f"; {count - 1} more differ" if count > 1 else "")
-    return Check("program", not faults, float(count), 0.0, detail=detail)
+    return Check("program", not faults, float(len(faults)), 0.0, detail=found_in_words(faults))
+
+
+def found_in_words(faults: Sequence[str]) -> str:
+    """The first fault and how many more there are, in one line."""
+    if not faults:
+        return "every node, attribute, tensor and type is the expected one"
+    more = f"; {len(faults) - 1} more differ" if len(faults) > 1 else ""
+    return f"{_short(faults[0], 400)}{more}"
 
 
 def differences(
@@ -60,13 +65,13 @@ def differences(
     Harmless are comments, the names of nodes, the producer, the order of what has a name, how
     numbers are encoded, and types of values that are left out or follow from the others.
     """
-    yield from _Walk(expected, certified).messages(expected, found, "")
+    yield from Walk(expected, certified).messages(expected, found, "")
 
 
-class _Walk:
+class Walk:
     """Two messages side by side, field by field, at any depth."""
 
-    def __init__(self, whole: onnx.ModelProto, certified: Set[str]) -> None:
+    def __init__(self, whole: onnx.ModelProto, certified: Set[str] = frozenset()) -> None:
         self.whole, self.certified = whole, certified
 
     def messages(
@@ -76,7 +81,7 @@ class _Walk:
         if kind == "TensorProto":
             yield from _numbers(expected, found, where, compared=numbers)
         if kind == "TypeProto" and type_text(expected) != type_text(found):
-            yield _fault(where, type_text(found), type_text(expected))
+            yield fault(where, type_text(found), type_text(expected))
             return
         if _unknown(expected) != _unknown(found):
             yield f"{where or 'the model'} has fields that this version of onnx does not know"
@@ -94,14 +99,14 @@ class _Walk:
                     same &= expected.HasField(name) == found.HasField(name)
                 if not same:
                     at = _at(where, _plain(kind, name))
-                    yield _fault(at, *(_scalar(field, value) for value in reversed(values)))
+                    yield fault(at, *(_scalar(field, value) for value in reversed(values)))
             elif field.message_type is None:
                 if [*map(_bits, values[0])] != [*map(_bits, values[1])]:
                     texts = [", ".join(_scalar(field, v) for v in each) for each in values]
                     shown = [_short(f"[{text}]", 80) for text in reversed(texts)]
-                    yield _fault(_at(where, _plain(kind, name)), *shown)
+                    yield fault(_at(where, _plain(kind, name)), *shown)
             else:
-                yield from self._items(full, *values, where)
+                yield from self.items(full, *values, where)
 
     def _message(self, name: str, expected: Any, found: Any, where: str) -> Iterator[str]:
         at = _at(where, _plain(expected.DESCRIPTOR.name, name))
@@ -111,12 +116,11 @@ class _Walk:
         else:
             yield f"{at} is {'not there' if there[0] else 'there, and should not be'}"
 
-    def _items(self, full: str, expected: Any, found: Any, where: str) -> Iterator[str]:
+    def items(self, full: str, expected: Any, found: Any, where: str) -> Iterator[str]:
         """The messages of two lists: by name where they have any, else by their places."""
-        kind = next(iter((*expected, *found))).DESCRIPTOR.name
-        key = KEYS.get(kind) if full not in IN_ORDER else None
-        if full in NAMED:
-            key = KEYS["TensorProto"]
+        if not (expected or found):
+            return
+        key = self._key(full, next(iter((*expected, *found))))
         keys = [[*map(key, items)] for items in (expected, found)] if key else []
         if key is None or any(len(set(each)) < len(each) for each in keys):
             yield from self._in_order(full, expected, found, where)
@@ -136,13 +140,24 @@ class _Walk:
             elif not self._follows(given[item], None, where):
                 yield f"{at} is {type_text(given[item].type)}, which does not follow from the rest"
 
+    def _key(self, full: str, item: Any) -> Callable[[Any], Any] | None:
+        """What tells the items of a list apart; None where their order counts."""
+        if full in NAMED:
+            return KEYS["TensorProto"]
+        return None if full in IN_ORDER else KEYS.get(item.DESCRIPTOR.name)
+
+    def key_of(self, full: str, item: Any) -> Any:
+        """What an item of a list is known by."""
+        key = self._key(full, item)
+        return key(item) if key is not None else None
+
     def _in_order(self, full: str, expected: Any, found: Any, where: str) -> Iterator[str]:
         for one, other in zip(expected, found, strict=False):
             yield from self._item(full, one, other, _at(where, _label(full, one)), where)
         if len(expected) != len(found):
             at = _at(where, full.rpartition(".")[2])
             shown = [_shown([_label(full, item) for item in items]) for items in (found, expected)]
-            yield _fault(at, *shown)
+            yield fault(at, *shown)
 
     def _item(self, full: str, one: Any, other: Any, at: str, where: str) -> Iterator[str]:
         certified = full == "GraphProto.initializer" and one.name in self.certified
@@ -255,7 +270,7 @@ def _numbers(expected: Any, found: Any, where: str, *, compared: bool) -> Iterat
         values = [_short(str(a.reshape(-1)[flat]), 80) for a in (given, true)]
         at = f"{[int(i) for i in np.unravel_index(flat, true.shape)]} " if true.ndim else ""
         count = f" ({int(apart.sum())} of {true.size} numbers differ)" if true.size > 1 else ""
-        yield _fault(f"{where} {at}".strip(), values[0], values[1] + count)
+        yield fault(f"{where} {at}".strip(), values[0], values[1] + count)
 
 
 def _same_data(one: Any, other: Any, name: str) -> bool:
@@ -338,5 +353,6 @@ def _short(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def _fault(where: str, found: str, expected: str) -> str:
+def fault(where: str, found: str, expected: str) -> str:
+    """What is there and what should be, in words."""
     return f"{where or 'the model'} is {found}, expected {expected}"

@@ -42,6 +42,7 @@ from acfuse.graph.steps import Identity, Region
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.onnx_runtime import compare_files
 from acfuse.proof.programs import compare_programs
+from acfuse.proof.rewriting import Rewritten, compare_rewriting
 from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
 from acfuse.system.escape import one_line
 from acfuse.system.limits import LIMITS, Limits
@@ -145,9 +146,12 @@ class OnnxFused(Fused):
     def compare(
         self, inputs: Inputs | None, tolerance: Tolerance, progress: Progress = silent
     ) -> tuple[Check, ...]:
-        checks = (self.program,) if self.program is not None else ()
-        if not all(check.passed for check in checks):
-            return checks  # another program is not run: it may not even be a valid one
+        checks: tuple[Check, ...] = (self.program,) if self.program is not None else ()
+        blocks = [*map(rewritten, self.found, self.layers)]
+        checks += (compare_rewriting(self.source.model, self.model, blocks),)
+        failed = [check for check in checks if not check.passed]
+        if failed:
+            return (failed[0],)  # another program is not run: it may not even be a valid one
         progress("both files in onnxruntime")
         limits = self.source.limits
         return (*checks, compare_files(self.source.model, self.model, inputs, tolerance, limits))
@@ -339,6 +343,13 @@ def with_tensors(fused: OnnxFused, file: onnx.ModelProto, name: str) -> OnnxFuse
     layers = [tuple(p and _restored(p, tensors) for p in block) for block in fused.layers]
     check = compare_programs(fused.model, file, certified)
     return replace(fused, model=file, layers=tuple(layers), program=check)
+
+
+def rewritten(block: Block, layers: Sequence[Placed | None]) -> Rewritten:
+    """What a block has to be in the fused file."""
+    views, output = block.site.steps.views, block.site.region.output
+    terms = zip((views[term.source] for term in block.terms), layers, strict=True)
+    return Rewritten(output, views[output][output], [*terms])
 
 
 def _restored(placed: Placed, tensors: Mapping[str, onnx.TensorProto]) -> Placed:

@@ -169,7 +169,7 @@ def test_a_file_of_ones_own_is_proved(net):
     )
     proofs = prove(with_tensors(fused, changed(net, typed), "net.onnx"), inputs, Tolerance())
     assert proofs.passed, proofs.fault
-    assert [check.name for check in proofs.checks] == ["program", "onnx"]
+    assert [check.name for check in proofs.checks] == ["program", "rewriting", "onnx"]
 
 
 def test_the_numbers_of_new_layers_are_the_certificates():
