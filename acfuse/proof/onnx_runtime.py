@@ -4,6 +4,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,14 @@ from acfuse.errors import AcfuseError, InputError, UnsafeError, UsageError
 from acfuse.files.onnx_cost import all_graphs
 from acfuse.graph.onnx_read import FLOATS
 from acfuse.proof.exported import Answer, compared
-from acfuse.proof.leaves import Leaves, leaves_of
-from acfuse.proof.noise import UNITS, Noises, Responses, drawn, noises
+from acfuse.proof.leaves import Leaves, is_discrete, leaves_of
+from acfuse.proof.noise import UNITS, Noise, Noises, Responses, along, drawn, noises, sizes
 from acfuse.proof.outputs import Check, Difference, Tolerance, judge
 from acfuse.proof.running import OTHERS, Image, Inputs, images, moved_by_rounding
 from acfuse.system.limits import LIMITS, Limits
 
 LARGEST_IMAGE = 2**28  # numbers in an input that nobody asked for
+GRID = 8  # steps in the last place of 1: sums of a few numbers near it lie on such a grid
 # Nodes that read weights of one axis: biases, factors.
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "PRelu")
 
@@ -174,7 +176,8 @@ def compare_files(
     def measured(responses: list[Responses]) -> Check:
         for response, other in zip(responses, true_optimised, strict=True):
             response.add(other, 1)
-        return verdict(noises(responses, samples, dtype))
+        known = noises(responses, samples, dtype)
+        return verdict([*map(_on_grid, known, true)])
 
     check = measured([*map(Responses, true)])  # by how far the original's own answers are apart
     if check.passed:
@@ -212,23 +215,58 @@ def _filled(
     seed: int,
     tried: Sequence[Leaves],
 ) -> Iterator[tuple[Image, Leaves]]:
-    """Other inputs, on which outputs hold something that were empty on all that was tried."""
-    empty = set.intersection(*map(_empty, tried))
+    """Other inputs, on which outputs show something that showed nothing on all that was tried."""
+    blank = set.intersection(*map(_blank, tried))
     for i, (mean, scale) in enumerate(OTHERS):
-        if not empty:
+        if not blank:
             return
         image = images(shapes, seed + i, mean=mean, scale=scale)
         try:
             result = answer(image)
         except InputError:  # what it takes, but not that
             continue
-        if shown := empty - _empty(result):
-            empty -= shown
+        if shown := blank - _blank(result):
+            blank -= shown
             yield image, result
 
 
-def _empty(result: Leaves) -> set[str]:
-    return {n for n, x in result.items() if isinstance(x, Tensor) and x.numel() == 0}
+def _blank(result: Leaves) -> set[str]:
+    """The outputs that show nothing: empty ones, and those of the last digits of numbers near 1."""
+    return {n for n, x in result.items() if isinstance(x, Tensor) and _is_blank(x)}
+
+
+def _is_blank(numbers: Tensor) -> bool:
+    if numbers.numel() == 0 or is_discrete(numbers):
+        return numbers.numel() == 0
+    small = float(sizes(numbers).max()) < math.sqrt(torch.finfo(numbers.dtype).eps)
+    return small and not bool(_finer(numbers).any())
+
+
+def _finer(numbers: Tensor) -> Tensor:
+    """Which numbers do not lie on the grid of numbers near 1."""
+    steps = numbers.double().nan_to_num() * (GRID / torch.finfo(numbers.dtype).eps)
+    return steps != steps.floor()
+
+
+def _on_grid(noise: Noises, true: Leaves) -> dict[str, Noise]:
+    """The same, with a step for numbers that all lie on the grid of numbers near 1.
+
+    So do those of a sigmoid in onnxruntime, however near to 0 they are: 0 and the next are the
+    same. Numbers that are small by themselves lie on a finer grid, all but a few.
+    """
+    known = dict(noise)
+    for name, own in noise.items():
+        numbers = true[name]
+        if not isinstance(numbers, Tensor) or is_discrete(numbers) or own.is_lost:
+            continue
+        finer, step = _finer(numbers).double(), torch.finfo(numbers.dtype).eps / GRID
+        whole = own.whole if finer.any() else max(own.whole, step)
+        channels = {
+            axis: torch.where(along(axis, finer) > 0, values, values.clamp_min(step))
+            for axis, values in own.channels.items()
+        }
+        known[name] = replace(own, whole=whole, channels=channels)
+    return known
 
 
 def _moved(model: onnx.ModelProto, draw: int, units: float) -> onnx.ModelProto:
