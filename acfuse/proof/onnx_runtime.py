@@ -26,6 +26,7 @@ from acfuse.proof.running import OTHERS, Image, Inputs, images, moved_by_roundin
 from acfuse.system.limits import LIMITS, Limits
 
 LARGEST_IMAGE = 2**28  # numbers in an input that nobody asked for
+SHOWN = 3  # inputs for an output that shows nothing on the usual ones
 GRID = 8  # steps in the last place of 1: sums of a few numbers near it lie on such a grid
 # Nodes that read weights of one axis: biases, factors.
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "PRelu")
@@ -184,7 +185,7 @@ def compare_files(
         return check
 
     def moved(draw: int, units: float) -> Callable[[Image], Leaves]:
-        return runs(_moved(original, draw, units), optimised=False)
+        return runs(moved_weights(original, draw, units), optimised=False)
 
     # A single unit as well: what is 0 or the next number in onnxruntime is so at any distance.
     return measured(drawn(moved, given, true, dtype, samples, units=(UNITS, 1)))
@@ -215,18 +216,22 @@ def _filled(
     seed: int,
     tried: Sequence[Leaves],
 ) -> Iterator[tuple[Image, Leaves]]:
-    """Other inputs, on which outputs show something that showed nothing on all that was tried."""
-    blank = set.intersection(*map(_blank, tried))
+    """Other inputs, on which outputs show something that showed nothing on all that was tried.
+
+    Several for each output: on one of them, rounding may decide what it shows.
+    """
+    wanted = dict.fromkeys(set.intersection(*map(_blank, tried)), SHOWN)
     for i, (mean, scale) in enumerate(OTHERS):
-        if not blank:
+        if not any(wanted.values()):
             return
         image = images(shapes, seed + i, mean=mean, scale=scale)
         try:
             result = answer(image)
         except InputError:  # what it takes, but not that
             continue
-        if shown := blank - _blank(result):
-            blank -= shown
+        shown = {name for name, count in wanted.items() if count} - _blank(result)
+        if shown:
+            wanted |= {name: wanted[name] - 1 for name in shown}
             yield image, result
 
 
@@ -269,7 +274,7 @@ def _on_grid(noise: Noises, true: Leaves) -> dict[str, Noise]:
     return known
 
 
-def _moved(model: onnx.ModelProto, draw: int, units: float) -> onnx.ModelProto:
+def moved_weights(model: onnx.ModelProto, draw: int, units: float) -> onnx.ModelProto:
     """A copy whose weights are so many units of their own rounding away, up or down at random.
 
     Other constants stay: a factor that sizes are multiplied by is no weight.

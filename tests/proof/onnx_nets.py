@@ -115,9 +115,9 @@ class Network(nn.Module):
         return F.interpolate(y, scale_factor=2).flatten(2).softmax(1)
 
 
-def _exported(*, dynamo: bool) -> onnx.ModelProto:
+def exported(model: nn.Module, *, dynamo: bool = False) -> onnx.ModelProto:
     """What one of torch's exporters writes, nothing folded by it, with a free batch."""
-    model, image = drawn(Network), torch.randn(2, 3, 15, 18)
+    image = torch.randn(2, 3, 15, 18)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if dynamo:
@@ -139,8 +139,8 @@ NETS = {
     "plain": lambda: _read(PLAIN),
     "branches": lambda: _read(BRANCHES),
     "functions": lambda: _read(FUNCTIONS),
-    "script": lambda: _exported(dynamo=False),
-    "dynamo": lambda: _exported(dynamo=True),
+    "script": lambda: exported(drawn(Network)),
+    "dynamo": lambda: exported(drawn(Network), dynamo=True),
 }
 
 
