@@ -268,6 +268,8 @@ NAMES = {
     "algebra": "whole model in float64, nothing rounded",
     "weights": "whole model in float64, weights as stored",
     "rounding": "whole model as it ships",
+    "program": "places where the file is another program than the one that acfuse writes",
+    "rewriting": "places where more is rewritten than the blocks",
     "onnx": "ONNX file in onnxruntime against the original model",
     "pt2": ".pt2 file in torch against the original model",
 }
@@ -275,7 +277,7 @@ NAMES = {
 
 def _check_line(check: Check) -> str:
     name = NAMES.get(check.name, check.name)
-    if check.name == "untouched":
+    if check.name in ("untouched", "program", "rewriting"):
         return f"{name}: {check.error:.0f}"
     line = f"{name}: {check.error:.1e} of the largest output"
     if check.own is not None:

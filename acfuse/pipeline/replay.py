@@ -12,13 +12,15 @@ from acfuse.files.user_code import build_model
 from acfuse.findings import Findings
 from acfuse.pipeline.convert import checked_onnx, concluded, opened, prove
 from acfuse.pipeline.job import Conversion, Job
-from acfuse.pipeline.manifest import Manifest, record, to_json
+from acfuse.pipeline.manifest import Manifest, provenance, record, to_json
 from acfuse.pipeline.paths import Paths, again_path, exported_path
+from acfuse.proof import Check
 from acfuse.proof.onnx_runtime import compare_onnx
+from acfuse.proof.programs import compare_programs
 from acfuse.sources.base import Fused, Progress, Source, SourceFile, silent
 from acfuse.sources.live import LiveSource, load_fused
 from acfuse.system.atomic_write import Written, reserved, write_all
-from acfuse.targets.onnx_export import OnnxFile
+from acfuse.targets.onnx_export import OnnxFile, to_onnx
 from acfuse.targets.pt2_export import compare_pt2_file
 
 
@@ -65,16 +67,40 @@ def _verified(
             else:
                 proofs = replace(proofs, checks=(*proofs.checks, check))
         if onnx_path is not None:
-            file, _ = read_onnx(onnx_path, ReadOptions(limits=job.limits))  # no file elsewhere
-            check = compare_onnx(
-                file.SerializeToString(),
-                *given,
-                dynamic=job.dynamic,
-                limits=job.limits,
-                progress=progress,
-            )
+            check = _compared_onnx(job, source, stored, onnx_path, progress, unchanged=unchanged)
             proofs = replace(proofs, checks=(*proofs.checks, check))
     return concluded(job, source, stored, proofs)
+
+
+def _compared_onnx(
+    job: Job, source: Source, fused: Fused, path: Path, progress: Progress, *, unchanged: bool
+) -> Check:
+    """The ONNX file of a conversion beside the original model.
+
+    One that has changed since is first held to another export of the same model.
+    """
+    assert source.network is not None
+    assert fused.network is not None
+    assert job.inputs is not None
+    file, _ = read_onnx(path, ReadOptions(limits=job.limits))  # no file elsewhere
+    if not unchanged:
+        progress("exporting to ONNX once more")
+        metadata = provenance(job, source.file)
+        again = to_onnx(
+            fused.network, job.inputs, opset=job.opset, dynamic=job.dynamic, metadata=metadata
+        )
+        check = compare_programs(again.model, file)
+        if not check.passed:
+            return replace(check, detail=f"{path.name}: {check.detail}")
+    return compare_onnx(
+        file.SerializeToString(),
+        source.network,
+        job.inputs,
+        job.tolerance,
+        dynamic=job.dynamic,
+        limits=job.limits,
+        progress=progress,
+    )
 
 
 def export_again(

@@ -7,7 +7,7 @@ is as near as that, one of the two shows it.
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -147,6 +147,24 @@ def responses_of(
     Where `dtype` is half of float32, that is what it is run in.
     """
     precision = dtype if torch.finfo(dtype).bits >= 32 else torch.float32
+
+    def moved(pair: int, units: float) -> Callable[[Image], Leaves]:
+        near = _moved(model, dtype, precision, pair, units)
+        return lambda image: run(near, image, precision)
+
+    return drawn(moved, given, true, dtype, usual)
+
+
+def drawn(
+    moved: Callable[[int, float], Callable[[Image], Leaves]],
+    given: Sequence[Image],
+    true: Sequence[Leaves],
+    dtype: torch.dtype,
+    usual: int,
+    *,
+    units: Sequence[float] = (UNITS,),
+) -> list[Responses]:
+    """How far outputs move: `moved` gives what runs with its weights moved, by draw and units."""
     responses = [Responses(t) for t in true]
     together = -(-ENOUGH // max(1, min(usual, 3)))
     wanted = [
@@ -154,18 +172,18 @@ def responses_of(
         for i, t in enumerate(true)
     ]
     for pair in range(max(wanted, default=0)):
-        for units in (UNITS, -UNITS):
-            near = _moved(model, dtype, precision, pair, units)
+        for size in (sign * unit for unit in units for sign in (1, -1)):
+            answer = moved(pair, size)
             for i, image in enumerate(given):
                 if pair >= wanted[i]:
                     continue
                 generator = torch.Generator().manual_seed(100 * pair + i)
-                moved = {n: moved_by_rounding(x, dtype, generator, units) for n, x in image.items()}
+                near = {n: moved_by_rounding(x, dtype, generator, size) for n, x in image.items()}
                 try:
-                    other = run(near, moved, precision)
+                    other = answer(near)
                 except Exception:  # what it takes, but not that: no measure of noise
                     continue
-                responses[i].add(other, UNITS)
+                responses[i].add(other, abs(size))
     return responses
 
 

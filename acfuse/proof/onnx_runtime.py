@@ -4,6 +4,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,16 +12,24 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from acfuse.errors import AcfuseError, InputError, UnsafeError, UsageError
 from acfuse.files.onnx_cost import all_graphs
+from acfuse.graph.onnx_read import FLOATS
 from acfuse.proof.exported import Answer, compared
-from acfuse.proof.outputs import Check, Difference, Tolerance, judge, largest_changes
-from acfuse.proof.running import Inputs, images, moved_by_rounding
+from acfuse.proof.leaves import Leaves, is_discrete, leaves_of
+from acfuse.proof.noise import UNITS, Noise, Noises, Responses, along, drawn, noises, sizes
+from acfuse.proof.outputs import Check, Difference, Tolerance, judge
+from acfuse.proof.running import OTHERS, Image, Inputs, images, moved_by_rounding
 from acfuse.system.limits import LIMITS, Limits
 
 LARGEST_IMAGE = 2**28  # numbers in an input that nobody asked for
+SHOWN = 3  # inputs for an output that shows nothing on the usual ones
+GRID = 8  # steps in the last place of 1: sums of a few numbers near it lie on such a grid
+# Nodes that read weights of one axis: biases, factors.
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "PRelu")
 
 
 def compare_onnx(
@@ -133,32 +142,154 @@ def compare_files(
     tolerance: Tolerance,
     limits: Limits,
 ) -> Check:
-    """A fused ONNX file beside the original, both in onnxruntime, optimiser off and on."""
-    difference = Difference(tolerance=tolerance)
-    seed, samples = (inputs.seed, inputs.samples) if inputs else (0, 3)
-    given = [images(_shapes(original, inputs), seed + sample) for sample in range(samples)]
-    dtype = _coarsest(original)
-    near = [_moved(image, dtype) for image in given]
+    """A fused ONNX file beside the original, both in onnxruntime, optimiser off and on.
 
-    def answers(
-        model: onnx.ModelProto, images: Sequence[dict[str, Tensor]], *, optimised: bool
-    ) -> list[list[Tensor]]:
+    How far rounding moves the original is measured by its optimiser, which adds in another order;
+    and by moving its weights and inputs where that does not tell enough.
+    """
+    seed, samples = (inputs.seed, max(1, inputs.samples)) if inputs else (0, 3)
+    shapes, dtype = _shapes(original, inputs), _coarsest(original)
+    given: list[Image] = [images(shapes, seed + sample) for sample in range(samples)]
+
+    def runs(model: onnx.ModelProto, *, optimised: bool) -> Callable[[Image], Leaves]:
         session = session_of(model.SerializeToString(), optimised=optimised, limits=limits)
-        return [answers_of(session, limits, image) for image in images]
+        return partial(_leaves, session, limits)
 
-    for optimised in (False, True):  # one file after the other: each may take much memory
-        before = answers(original, [*given, *near], optimised=optimised)
-        true, moved = before[: len(given)], before[len(given) :]
-        after = answers(fused, given, optimised=optimised)
-        for expected, other, found in zip(true, moved, after, strict=True):
-            difference.add(expected, found, largest_changes(expected, other))
-    return judge("onnx", difference, tolerance, dtype)
+    # One file after the other: each may take much memory.
+    answer = runs(original, optimised=False)
+    true = [answer(image) for image in given]
+    for image, result in _filled(answer, shapes, seed + 100, true):
+        given.append(image)
+        true.append(result)
+    true_optimised = [*map(runs(original, optimised=True), given)]
+    found = [*map(runs(fused, optimised=False), given)]
+    found_optimised = [*map(runs(fused, optimised=True), given)]
+    pairs = [*zip(true, found, strict=True), *zip(true_optimised, found_optimised, strict=True)]
+
+    def verdict(noise: Sequence[Noises]) -> Check:
+        difference = Difference(tolerance=tolerance)
+        for (expected, other), own in zip(pairs, (*noise, *noise), strict=True):
+            difference.add(expected, other, own)
+            if len(expected) != len(other):
+                difference.fail(f"the files give {len(expected)} and {len(other)} outputs")
+        return judge("onnx", difference, tolerance, dtype)
+
+    def measured(responses: list[Responses]) -> Check:
+        for response, other in zip(responses, true_optimised, strict=True):
+            response.add(other, 1)
+        known = noises(responses, samples, dtype)
+        return verdict([*map(_on_grid, known, true)])
+
+    check = measured([*map(Responses, true)])  # by how far the original's own answers are apart
+    if check.passed:
+        return check
+
+    def moved(draw: int, units: float) -> Callable[[Image], Leaves]:
+        return runs(moved_weights(original, draw, units), optimised=False)
+
+    # A single unit as well: what is 0 or the next number in onnxruntime is so at any distance.
+    return measured(drawn(moved, given, true, dtype, samples, units=(UNITS, 1)))
 
 
-def _moved(given: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The same images, every pixel a unit of rounding away: what a model makes of that is noise."""
-    generator = torch.Generator().manual_seed(0)
-    return {name: moved_by_rounding(image, dtype, generator) for name, image in given.items()}
+def _leaves(session: onnxruntime.InferenceSession, limits: Limits, given: Image) -> Leaves:
+    """What a model in onnxruntime gives for images, by the names of its outputs."""
+    values = run_session(session, given, limits)
+    named = zip(session.get_outputs(), values, strict=True)
+    leaves = {o.name + end: x for o, value in named for end, x in leaves_of(value).items()}
+    return {name: _as_tensor(value) for name, value in leaves.items()}
+
+
+def _as_tensor(value: Any) -> Any:
+    """An array as a tensor; texts, and numbers that torch does not know, as they are."""
+    if not isinstance(value, np.ndarray):
+        return value
+    wide = {np.dtype(kind): np.int64 for kind in (np.uint16, np.uint32, np.uint64)}
+    try:
+        return torch.from_numpy(np.array(value, dtype=wide.get(value.dtype, value.dtype)))
+    except TypeError:
+        return value.tolist()
+
+
+def _filled(
+    answer: Callable[[Image], Leaves],
+    shapes: dict[str, tuple[int, ...]],
+    seed: int,
+    tried: Sequence[Leaves],
+) -> Iterator[tuple[Image, Leaves]]:
+    """Other inputs, on which outputs show something that showed nothing on all that was tried.
+
+    Several for each output: on one of them, rounding may decide what it shows.
+    """
+    wanted = dict.fromkeys(set.intersection(*map(_blank, tried)), SHOWN)
+    for i, (mean, scale) in enumerate(OTHERS):
+        if not any(wanted.values()):
+            return
+        image = images(shapes, seed + i, mean=mean, scale=scale)
+        try:
+            result = answer(image)
+        except InputError:  # what it takes, but not that
+            continue
+        shown = {name for name, count in wanted.items() if count} - _blank(result)
+        if shown:
+            wanted |= {name: wanted[name] - 1 for name in shown}
+            yield image, result
+
+
+def _blank(result: Leaves) -> set[str]:
+    """The outputs that show nothing: empty ones, and those of the last digits of numbers near 1."""
+    return {n for n, x in result.items() if isinstance(x, Tensor) and _is_blank(x)}
+
+
+def _is_blank(numbers: Tensor) -> bool:
+    if numbers.numel() == 0 or is_discrete(numbers):
+        return numbers.numel() == 0
+    small = float(sizes(numbers).max()) < math.sqrt(torch.finfo(numbers.dtype).eps)
+    return small and not bool(_finer(numbers).any())
+
+
+def _finer(numbers: Tensor) -> Tensor:
+    """Which numbers do not lie on the grid of numbers near 1."""
+    steps = numbers.double().nan_to_num() * (GRID / torch.finfo(numbers.dtype).eps)
+    return steps != steps.floor()
+
+
+def _on_grid(noise: Noises, true: Leaves) -> dict[str, Noise]:
+    """The same, with a step for numbers that all lie on the grid of numbers near 1.
+
+    So do those of a sigmoid in onnxruntime, however near to 0 they are: 0 and the next are the
+    same. Numbers that are small by themselves lie on a finer grid, all but a few.
+    """
+    known = dict(noise)
+    for name, own in noise.items():
+        numbers = true[name]
+        if not isinstance(numbers, Tensor) or is_discrete(numbers) or own.is_lost:
+            continue
+        finer, step = _finer(numbers).double(), torch.finfo(numbers.dtype).eps / GRID
+        whole = own.whole if finer.any() else max(own.whole, step)
+        channels = {
+            axis: torch.where(along(axis, finer) > 0, values, values.clamp_min(step))
+            for axis, values in own.channels.items()
+        }
+        known[name] = replace(own, whole=whole, channels=channels)
+    return known
+
+
+def moved_weights(model: onnx.ModelProto, draw: int, units: float) -> onnx.ModelProto:
+    """A copy whose weights are so many units of their own rounding away, up or down at random.
+
+    Other constants stay: a factor that sizes are multiplied by is no weight.
+    """
+    near, generator = onnx.ModelProto(), torch.Generator().manual_seed(draw)
+    near.CopyFrom(model)
+    graphs = [*all_graphs(near.graph)]
+    read = {n for g in graphs for node in g.node if node.op_type in WEIGHTED for n in node.input}
+    for stored in (t for graph in graphs for t in graph.initializer):
+        dtype = FLOATS.get(stored.data_type)
+        if dtype is not None and (len(stored.dims) > 1 or stored.name in read):
+            values = torch.from_numpy(np.array(numpy_helper.to_array(stored), dtype=np.float64))
+            array = moved_by_rounding(values, dtype, generator, units).to(dtype).numpy()
+            stored.CopyFrom(numpy_helper.from_array(array, stored.name))
+    return near
 
 
 def _coarsest(model: onnx.ModelProto) -> torch.dtype:

@@ -237,13 +237,6 @@ def _index(values: Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in torch.unravel_index(values.argmax(), values.shape))
 
 
-def largest_changes(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[float]:
-    """How much each output of a model changed, at most; of numbers that are not finite, nothing."""
-    pairs = zip(before, after, strict=True)
-    changes = ((a.double() - b.double()).abs() for a, b in pairs)
-    return [float(c[c.isfinite()].max()) if bool(c.isfinite().any()) else 0.0 for c in changes]
-
-
 def concluded(check: Check, difference: Difference) -> Check:
     """A check with how much was compared, and the words for what could not be."""
     compared, left_out = difference.compared, difference.left_out

@@ -41,6 +41,8 @@ from acfuse.graph.regions import choose, kernel_of, kernels
 from acfuse.graph.steps import Identity, Region
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.onnx_runtime import compare_files
+from acfuse.proof.programs import compare_programs
+from acfuse.proof.rewriting import Rewritten, compare_rewriting
 from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
 from acfuse.system.escape import one_line
 from acfuse.system.limits import LIMITS, Limits
@@ -125,6 +127,7 @@ class OnnxFused(Fused):
     model: onnx.ModelProto
     layers: tuple[tuple[Placed | None, ...], ...]  # of each block found, in order
     source: OnnxSource = field(repr=False)
+    program: Check | None = None  # of a file that was read back, beside what is written here
 
     @cached_property
     def onnx_file(self) -> OnnxFile:
@@ -143,9 +146,15 @@ class OnnxFused(Fused):
     def compare(
         self, inputs: Inputs | None, tolerance: Tolerance, progress: Progress = silent
     ) -> tuple[Check, ...]:
+        checks: tuple[Check, ...] = (self.program,) if self.program is not None else ()
+        blocks = [*map(rewritten, self.found, self.layers)]
+        checks += (compare_rewriting(self.source.model, self.model, blocks),)
+        failed = [check for check in checks if not check.passed]
+        if failed:
+            return (failed[0],)  # another program is not run: it may not even be a valid one
         progress("both files in onnxruntime")
         limits = self.source.limits
-        return (compare_files(self.source.model, self.model, inputs, tolerance, limits),)
+        return (*checks, compare_files(self.source.model, self.model, inputs, tolerance, limits))
 
     def with_file(self, path: Path, read: ReadOptions, *, unchanged: bool = False) -> "OnnxFused":
         return with_tensors(self, read_onnx(path, ReadOptions(limits=read.limits))[0], path.name)
@@ -314,26 +323,42 @@ def _dtype_of(region: Region, around: Surroundings) -> torch.dtype:
 
 
 def with_tensors(fused: OnnxFused, file: onnx.ModelProto, name: str) -> OnnxFused:
-    """The fused structure with a file's tensors in it. Raises InputError if they do not fit."""
-    wanted = [(n.op_type, list(n.input), list(n.output)) for n in fused.model.graph.node]
-    given = [(n.op_type, list(n.input), list(n.output)) for n in file.graph.node]
-    if wanted != given:
-        raise InputError(f"{name} is not the fused form of this model: its nodes are others.")
+    """A file in place of the fused model, with the tensors that it has for the new layers.
+
+    Raises InputError for a file that has none of those layers: it is no fused form at all.
+    """
     placed = [p for block in fused.layers for p in block if p is not None]
-    needed = {name for p in placed for name in (p.weight, p.bias)}
+    certified = {name for p in placed for name in (p.weight, p.bias)}
     tensors = {
-        tensor.name: torch.from_numpy(np.array(_array(tensor)))
+        tensor.name: tensor
         for graph in all_graphs(file.graph)
         for tensor in graph.initializer
-        if tensor.name in needed
+        if tensor.name in certified
     }
+    if placed and not tensors:
+        raise InputError(
+            f"{name} is not the fused form of this model: it has no tensor {placed[0].weight}, "
+            f"nor any other of the {len(placed)} new convolutions."
+        )
     layers = [tuple(p and _restored(p, tensors) for p in block) for block in fused.layers]
-    return replace(fused, model=file, layers=tuple(layers))
+    check = compare_programs(fused.model, file, certified)
+    return replace(fused, model=file, layers=tuple(layers), program=check)
 
 
-def _restored(placed: Placed, tensors: Mapping[str, Tensor]) -> Placed:
-    layer = replace(placed.layer, weight=tensors[placed.weight], bias=tensors[placed.bias])
-    return replace(placed, layer=layer)
+def rewritten(block: Block, layers: Sequence[Placed | None]) -> Rewritten:
+    """What a block has to be in the fused file."""
+    views, output = block.site.steps.views, block.site.region.output
+    terms = zip((views[term.source] for term in block.terms), layers, strict=True)
+    return Rewritten(output, views[output][output], [*terms])
+
+
+def _restored(placed: Placed, tensors: Mapping[str, onnx.TensorProto]) -> Placed:
+    """A layer with the tensors of a file; its own where they do not fit, which is another fault."""
+    own = {placed.weight: placed.layer.weight, placed.bias: placed.layer.bias}
+    read = {n: torch.from_numpy(np.array(_array(tensors[n]))) for n in own if n in tensors}
+    fits = {n: t for n, t in read.items() if (t.shape, t.dtype) == (own[n].shape, own[n].dtype)}
+    weight, bias = (fits.get(name, tensor) for name, tensor in own.items())
+    return replace(placed, layer=replace(placed.layer, weight=weight, bias=bias))
 
 
 def size_of(model: onnx.ModelProto) -> Size:

@@ -107,16 +107,43 @@ def test_with_force_a_second_conversion_writes_the_same_bytes_again(converted, c
     assert capfd.readouterr() == ("", "")  # nor did any library write past Python's streams
 
 
-def test_a_change_of_the_onnx_file_is_noticed(converted):
-    model = onnx.load("model.fused.onnx")
+def one_weight(model):
     weight = next(i for i in model.graph.initializer if len(i.dims) == 4)
     values = onnx.numpy_helper.to_array(weight).copy()
-    values.flat[0] *= 1.1
+    values.flat[0] *= 1.00001
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+
+
+def the_batch(model):
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def an_operator(model):
+    next(n for n in model.graph.node if n.op_type == "Relu").op_type = "Elu"
+
+
+def metadata(model):
+    model.metadata_props[0].value = "0.0"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (one_weight, ".weight [0, 0, 0, 0] is "),
+        (the_batch, "input image is float[1,1,8,8], expected float[batch,1,8,8]"),
+        (an_operator, "op_type is 'Elu', expected 'Relu'"),
+        (metadata, "metadata_props acfuse.version, value is '0.0'"),
+    ],
+)
+def test_a_change_of_the_onnx_file_is_noticed_and_named(converted, change, words):
+    model = onnx.load("model.fused.onnx")
+    change(model)
     onnx.save(model, "model.fused.onnx")
     result = run("verify")
     assert result.exit_code == 1
-    assert "onnx" in result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: not equal: program: model.fused.onnx: ")
+    assert words in line
 
 
 def test_an_onnx_file_that_is_gone_or_broken_is_noticed(converted):
