@@ -106,20 +106,33 @@ def verify(
 ) -> Proofs:
     """Proves that a fused model is the original one, block by block, and on inputs of given shapes.
 
-    `fused` has the structure that `fuse` gives; what is not in a block is compared bit by bit. The
-    result is passed, or says what is wrong.
+    `fused` has the structure that `fuse` gives, and is compared with that as it is written: classes,
+    modes, attributes, hooks, and what is not in a block bit by bit. Of a model of another
+    structure, as its authors' deploy form, only the outputs are compared, which is said. The result
+    is passed, or says what is wrong. As in `fuse`, an original in training mode is read as it would
+    be in eval mode; parts of it that are in training mode stay so.
     """
-    original = copy.deepcopy(original).eval()
+    original = copy.deepcopy(original).eval() if original.training else original
     findings = find_in_module(original, patterns, folds=fold_bn)
     inputs = Inputs(tuple((None, shape) for shape in input_shapes)) if input_shapes else None
     example = example_of(original, inputs) if inputs is not None else None
     expected = LiveSource.of(original, example).fuse(findings)
     left = expected.findings
     names = dict(fused.named_modules(remove_duplicate=False))
-    there = tuple(b for b in left.found if all(name in names for name in b.names))
+    there = tuple(b for b in left.found if all(_is_conv(names.get(name)) for name in b.names))
     findings = replace(left, found=there)
-    given = replace(expected, findings=findings, model=fused, read_back=fused.state_dict())
+    given = replace(
+        expected,
+        findings=findings,
+        model=fused,
+        read_back=fused.state_dict(),
+        made=expected.model,
+    )
     return prove(given, inputs, Tolerance(atol, rtol))
+
+
+def _is_conv(layer: object) -> bool:
+    return isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
 
 def convert(source: str | Path, *, input_shape: Shape | None = None, **options: Any) -> Conversion:

@@ -25,6 +25,7 @@ from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
 from acfuse.proof import Check, Inputs, Tolerance, diagnose
 from acfuse.proof.evidence import evidence
+from acfuse.proof.program import foreign_check, is_of_its_structure, program_check
 from acfuse.proof.running import floating_dtype, named_shapes
 from acfuse.proof.whole import compare_models
 from acfuse.proof.witness import Given
@@ -104,6 +105,7 @@ class LiveFused(Fused):
     model: nn.Module
     source: LiveSource = field(repr=False)
     read_back: Mapping[str, Tensor] | None = field(default=None, repr=False)  # from a fused file
+    made: nn.Module | None = field(default=None, repr=False)  # by acfuse, if `model` is a user's
 
     @property
     def network(self) -> nn.Module:
@@ -125,9 +127,7 @@ class LiveFused(Fused):
     def compare(
         self, inputs: Inputs | None, tolerance: Tolerance, progress: Progress = silent
     ) -> tuple[Check, ...]:
-        checks: tuple[Check, ...] = ()
-        if self.read_back is not None:
-            checks = (untouched(self.source.tensors, self.checkpoint, self.found),)
+        checks = self._compared_as_written(inputs)
         if inputs is None:
             return checks
 
@@ -142,6 +142,19 @@ class LiveFused(Fused):
             progress,
         )
         return (*checks, *whole)
+
+    def _compared_as_written(self, inputs: Inputs | None) -> tuple[Check, ...]:
+        """What shows without running anything: the tensors, and the program around the blocks."""
+        if self.read_back is None:
+            return ()
+        tensors = untouched(self.source.tensors, self.checkpoint, self.found)
+        if self.made is None:
+            return (tensors,)
+        if not is_of_its_structure(self.made, self.model):
+            has_keys = self.made.state_dict().keys() == self.checkpoint.keys()
+            return (*(tensors,) * has_keys, foreign_check(has_inputs=inputs is not None))
+        names = [f"{n}.{t}" for b in self.found for n in b.names for t in ("weight", "bias")]
+        return tensors, program_check(self.made, self.model, names)
 
     def with_file(self, path: Path, read: ReadOptions, *, unchanged: bool = False) -> "LiveFused":
         container = self.source.container
