@@ -61,10 +61,12 @@ def find_in_module(
     with no_collection():
         try:
             twin = copied(model, shared)
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(
                 f"the model cannot be copied ({one_line(error, 200)}). Remove what it holds that "
-                "copy.deepcopy does not take, such as an old weight_norm or a pruning mask."
+                "copy.deepcopy does not take."
             ) from error
         findings = _Finder(twin, patterns, folds=folds, call=call).run()
     found = tuple(

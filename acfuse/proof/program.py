@@ -10,16 +10,19 @@ import functools
 import types
 import weakref
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from acfuse.graph.copies import copied
 from acfuse.graph.fx_write import FusedForward
 from acfuse.proof.outputs import Check
+from acfuse.proof.running import Inputs, floating_dtype
 from acfuse.proof.values import HELD, PLAIN, Made, Names, made_of
+from acfuse.proof.witness import example_of, seen
 from acfuse.system.escape import safe
 
 NAME = "program"
@@ -74,6 +77,32 @@ def program_check(expected: nn.Module, given: nn.Module, proved: Collection[str]
     return Check(
         NAME, not wrong, float(wrong), 0.0, detail=detail, note=note, compared=done.compared
     )
+
+
+def check_after_a_call(
+    expected: nn.Module,
+    given: nn.Module,
+    proved: Collection[str],
+    inputs: Inputs,
+    before: Check,
+) -> Check:
+    """The verdict where a call of one model may have left marks in it, as a cache of sizes.
+
+    Copies of both are called once in the same way. Where only then nothing differs, what did so
+    is written by the call itself; whether it changes what the first call gives, the outputs show.
+    """
+    call = example_of(expected, inputs).cast(floating_dtype(expected))
+    with torch.random.fork_rng(devices=[]):
+        try:
+            twins = copied(expected), copied(given)
+            failed = [seen(twin, call.cast(None)).failure for twin in twins]
+        except Exception:  # of whatever its attributes are
+            return before
+    check = program_check(*twins, proved)
+    if any(failed) or not check.passed:
+        return before
+    note = f"{before.detail}; after one call of both models nothing differs any more"
+    return replace(check, note="; ".join(filter(None, (note, check.note))))
 
 
 def foreign_check(*, has_inputs: bool) -> Check:
@@ -136,7 +165,7 @@ class _Walk:
         if type(a) is not type(b):
             one, two = type(a), type(b)
             if (one.__module__, one.__qualname__) != (two.__module__, two.__qualname__):
-                return self._differ(where, shown(b), shown(a))
+                return self._differ(where, _kind(b), _kind(a))
             parts.append((f"{where} (class)", one, two))
         if isinstance(a, Tensor):
             why = unlike_tensors(a, b, numbers=id(a) not in self.free)
@@ -234,10 +263,19 @@ def shown(value: Any) -> str:
         return safe(f"{value!r:.60}")
     name = getattr(value, "__qualname__", None)
     if isinstance(name, str):
-        return f"{safe(name)[:60]} of {safe(getattr(value, '__module__', None))}"
+        module = getattr(value, "__module__", None)
+        return safe(name)[:60] + (f" of {safe(module)}" if module else "")
     if isinstance(value, (tuple, list)) and all(type(part) in PLAIN for part in value):
         return safe(f"{value!r:.60}")
     return f"a {safe(type(value).__qualname__)}"
+
+
+def _kind(value: Any) -> str:
+    """A value by its class, in full where that is neither Python's nor torch's."""
+    kind = type(value)
+    own = kind.__module__.partition(".")[0] not in ("builtins", "torch")
+    full = safe(f"{kind.__module__}.{kind.__qualname__}") if own else safe(kind.__qualname__)
+    return shown(value) if type(value) in PLAIN else f"a {full}"
 
 
 def _alone(value: Any, made: Made) -> str:

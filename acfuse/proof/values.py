@@ -47,7 +47,8 @@ def made_of(value: Any) -> Made:
         return Made(None, [(f".{name}", part) for name, part in value.items()])
     for base, rule in RULES:
         if isinstance(value, base):
-            return rule(value)
+            made: Made = rule(value)
+            return made
     return _object(value)
 
 
@@ -83,7 +84,7 @@ HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 
 def _has_own_reduce(value: Any) -> bool:
-    kind = type(value)
+    kind: Any = type(value)
     return (kind.__reduce_ex__, kind.__reduce__) != (object.__reduce_ex__, object.__reduce__)
 
 
@@ -110,15 +111,15 @@ HELD = ("parameters", "buffers", "modules")
 
 
 def _script(value: torch.jit.ScriptModule) -> Made:
-    code = value._c.dump_to_str(True, False, False)  # type: ignore[attr-defined]
+    code = value._c.dump_to_str(True, False, False)
     modes = [module.training for module in value.modules()]
     return Made((code, modes), [(" (tensors)", Names(value.state_dict(keep_vars=True)))])
 
 
 def _mapping(value: Mapping[Any, Any]) -> Made:
     parts: list[tuple[str, Any]] = []
-    items = OrderedDict.items if isinstance(value, OrderedDict) else dict.items
-    for i, (key, part) in enumerate(items(value)):  # type: ignore[arg-type]
+    base: Any = OrderedDict if isinstance(value, OrderedDict) else dict
+    for i, (key, part) in enumerate(base.items(value)):
         plain = type(key) in PLAIN
         parts += [] if plain else [(f"(key {i})", key)]
         parts.append((f"[{key!r}]" if plain else f"[{i}]", part))

@@ -5,7 +5,6 @@ shown by running the forward: what it gives (structure, types, numbers, whether 
 what it writes into its inputs, and what it leaves behind in buffers, attributes and lists.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from acfuse.graph.copies import copied
 from acfuse.graph.own_layers import is_layer
 from acfuse.proof.leaves import leaves_of
 from acfuse.proof.noise import along, sizes
@@ -108,11 +108,11 @@ def difference(
     is_noise = error <= OWN_FACTOR * compared(before, near)[1]
     if not is_noise and not is_coarse:
         return said
-    true = seen(copy.deepcopy(original).double(), given.cast(torch.float64))
+    true = seen(copied(original).double(), given.cast(torch.float64))
     if true.failure:  # it pins a dtype
         return "" if is_noise else said
     wide = given.cast(torch.float64).moved(torch.float64)
-    near = seen(copy.deepcopy(original).double(), wide)
+    near = seen(copied(original).double(), wide)
     unlike, error = compared(true, seen(exact(), given.cast(torch.float64)))
     limit = max(ALGEBRA_LIMIT, NOISE_FACTOR * compared(true, near)[1])
     return unlike or ("" if error <= limit else said)
@@ -120,7 +120,7 @@ def difference(
 
 def _moved(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy, each of its weights one unit of rounding away, up or down at random."""
-    near, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    near, generator = copied(model), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in near.parameters():
             if tensor.is_floating_point():
