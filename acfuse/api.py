@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from acfuse.errors import UsageError
 from acfuse.find import find_in_module
 from acfuse.graph.calls import Call
-from acfuse.graph.copies import copied
+from acfuse.graph.copies import copied, unwrapped
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.pipeline.convert import convert as convert_job
 from acfuse.pipeline.convert import prove
@@ -52,9 +52,11 @@ def fuse(
 
     Each block is run beside the layers that it replaces, and so is the whole model: on
     `example_inputs` (a tensor, or the model's arguments by place or by name), else on images that
-    are made up. With `fold_bn`, lone convolutions take up the BatchNorm behind them as well. A
+    are made up. Of a model that is compiled or runs in parallel, the model inside is taken. With
+    `fold_bn`, lone convolutions take up the BatchNorm behind them as well. A
     model in training mode is read as it would be in eval mode.
     """
+    model = unwrapped(model)
     model = copied(model).eval() if model.training else model
     given = _given(example_inputs)
     call = None if given is None else _call_of(model, given)
@@ -112,7 +114,7 @@ def verify(
     is passed, or says what is wrong. As in `fuse`, an original in training mode is read as it would
     be in eval mode; parts of it that are in training mode stay so.
     """
-    original = copied(original)
+    original, fused = copied(unwrapped(original)), unwrapped(fused)
     if original.training:
         original.eval()
     findings = find_in_module(original, patterns, folds=fold_bn)

@@ -7,6 +7,7 @@ slots, and how it would be pickled.
 import copyreg
 import enum
 import functools
+import re
 import types
 import weakref
 from collections import OrderedDict, deque
@@ -111,9 +112,14 @@ HELD = ("parameters", "buffers", "modules")
 
 
 def _script(value: torch.jit.ScriptModule) -> Made:
-    code = value._c.dump_to_str(True, False, False)
+    code = re.sub(r"(___torch_mangle_\d+\.)|( object at 0x[0-9a-f]+)", "", _code_of(value))
     modes = [module.training for module in value.modules()]
     return Made((code, modes), [(" (tensors)", Names(value.state_dict(keep_vars=True)))])
+
+
+def _code_of(value: torch.jit.ScriptModule) -> str:
+    code: str = value._c.dump_to_str(True, False, False)
+    return code
 
 
 def _mapping(value: Mapping[Any, Any]) -> Made:

@@ -122,9 +122,7 @@ def untouched(
     altered = [key for key, tensor in kept.items() if not _same_bits(tensor, original[key])]
     detail = f"{altered[0]} is not the original's ({len(altered)} in all)" if altered else ""
     count = sum(tensor.numel() for tensor in kept.values())
-    return Check(
-        "untouched", not altered, float(len(altered)), 0.0, detail=detail, compared=count
-    )
+    return Check("untouched", not altered, float(len(altered)), 0.0, detail=detail, compared=count)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
