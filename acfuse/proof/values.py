@@ -70,7 +70,7 @@ def _object(value: Any) -> Made:
     """An object without a rule of its own: its attributes, and what it would be pickled as."""
     parts = attributes(value)
     reduced = _reduced(value)
-    if _has_own_reduce(value):
+    if has_own_reduce(value):
         parts |= {f" (pickled, {i})": part for i, part in enumerate(reduced or ())}
     known = reduced is not None or (bool(parts) and _is_pythons(type(value)))
     return Made(None, list(parts.items()), ordered=False, known=known)
@@ -84,7 +84,8 @@ def _is_pythons(kind: type) -> bool:
 HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 
-def _has_own_reduce(value: Any) -> bool:
+def has_own_reduce(value: Any) -> bool:
+    """Whether an object's class says itself what it is pickled as."""
     kind: Any = type(value)
     return (kind.__reduce_ex__, kind.__reduce__) != (object.__reduce_ex__, object.__reduce__)
 
