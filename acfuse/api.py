@@ -1,6 +1,5 @@
 """The Python calls: a few functions on values. None of them changes what it is given."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from acfuse.errors import UsageError
 from acfuse.find import find_in_module
 from acfuse.graph.calls import Call
+from acfuse.graph.copies import copied, unwrapped
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.pipeline.convert import convert as convert_job
 from acfuse.pipeline.convert import prove
@@ -52,10 +52,12 @@ def fuse(
 
     Each block is run beside the layers that it replaces, and so is the whole model: on
     `example_inputs` (a tensor, or the model's arguments by place or by name), else on images that
-    are made up. With `fold_bn`, lone convolutions take up the BatchNorm behind them as well. A
+    are made up. Of a model that is compiled or runs in parallel, the model inside is taken. With
+    `fold_bn`, lone convolutions take up the BatchNorm behind them as well. A
     model in training mode is read as it would be in eval mode.
     """
-    model = copy.deepcopy(model).eval() if model.training else model
+    model = unwrapped(model)
+    model = copied(model).eval() if model.training else model
     given = _given(example_inputs)
     call = None if given is None else _call_of(model, given)
     findings = find_in_module(model, patterns, folds=fold_bn, call=call)
@@ -64,7 +66,7 @@ def fuse(
 
 def _call_of(model: nn.Module, given: Given) -> Call | None:
     """How a model is called with some inputs. Raises UsageError where it does not take them."""
-    shown = seen(copy.deepcopy(model), given.cast(None))
+    shown = seen(copied(model), given.cast(None))
     if shown.failure:
         raise UsageError(f"example_inputs: the model does not take them ({shown.failure}).")
     try:
@@ -106,20 +108,35 @@ def verify(
 ) -> Proofs:
     """Proves that a fused model is the original one, block by block, and on inputs of given shapes.
 
-    `fused` has the structure that `fuse` gives; what is not in a block is compared bit by bit. The
-    result is passed, or says what is wrong.
+    `fused` has the structure that `fuse` gives, and is compared with that as it is written:
+    classes, modes, attributes, hooks, and what is not in a block bit by bit. Of a model of another
+    structure, as its authors' deploy form, only the outputs are compared, which is said. The result
+    is passed, or says what is wrong. As in `fuse`, an original in training mode is read as it would
+    be in eval mode; parts of it that are in training mode stay so.
     """
-    original = copy.deepcopy(original).eval()
+    original, fused = copied(unwrapped(original)), unwrapped(fused)
+    if original.training:
+        original.eval()
     findings = find_in_module(original, patterns, folds=fold_bn)
     inputs = Inputs(tuple((None, shape) for shape in input_shapes)) if input_shapes else None
     example = example_of(original, inputs) if inputs is not None else None
     expected = LiveSource.of(original, example).fuse(findings)
     left = expected.findings
     names = dict(fused.named_modules(remove_duplicate=False))
-    there = tuple(b for b in left.found if all(name in names for name in b.names))
+    there = tuple(b for b in left.found if all(_is_conv(names.get(name)) for name in b.names))
     findings = replace(left, found=there)
-    given = replace(expected, findings=findings, model=fused, read_back=fused.state_dict())
+    given = replace(
+        expected,
+        findings=findings,
+        model=fused,
+        read_back=fused.state_dict(),
+        made=expected.model,
+    )
     return prove(given, inputs, Tolerance(atol, rtol))
+
+
+def _is_conv(layer: object) -> bool:
+    return isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
 
 def convert(source: str | Path, *, input_shape: Shape | None = None, **options: Any) -> Conversion:

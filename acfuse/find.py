@@ -36,7 +36,6 @@ from acfuse.graph.steps import (
 )
 from acfuse.patterns import Pattern
 from acfuse.patterns.live import free_name, label, layers_of, submodule, value_of
-from acfuse.system.escape import one_line
 from acfuse.system.memory import no_collection
 
 
@@ -59,13 +58,7 @@ def find_in_module(
         raise InputError("the model's weights are on the device meta: there are none. Load them.")
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}
     with no_collection():
-        try:
-            twin = copied(model, shared)
-        except Exception as error:
-            raise InputError(
-                f"the model cannot be copied ({one_line(error, 200)}). Remove what it holds that "
-                "copy.deepcopy does not take, such as an old weight_norm or a pruning mask."
-            ) from error
+        twin = copied(model, shared)
         findings = _Finder(twin, patterns, folds=folds, call=call).run()
     found = tuple(
         replace(b, reference=partial(replaced_layers, model.get_submodule(b.where), b.site))

@@ -230,7 +230,7 @@ def _summary(conversion: Conversion) -> list[str]:
             f"assumed {count} blocks whose forward cannot be read: compared on images of a few "
             "sizes, and by the word of --assume for all others"
         )
-    lines += [f"{'equal' if c.passed else 'DIFFERS':<8}{_check_line(c)}" for c in proofs.checks]
+    lines += [f"{_verdict(c):<8}{_check_line(c)}" for c in proofs.checks]
     lines += [f"warning {c.warning}" for c in proofs.checks if c.warning]
     if not proofs.passed:
         lines.append(f"FAILED  {safe(proofs.fault)}")
@@ -263,13 +263,19 @@ def _signature(conversion: Conversion) -> str:
     return f"{', '.join(inputs)} -> {', '.join(outputs)}"
 
 
+def _verdict(check: Check) -> str:
+    if not check.passed:
+        return "DIFFERS"
+    return "none" if check.compared == 0 else "equal"
+
+
 NAMES = {
+    "program": "what is outside of the blocks, as acfuse writes it",
     "untouched": "tensors that were not fused, other than the original's",
     "algebra": "whole model in float64, nothing rounded",
     "weights": "whole model in float64, weights as stored",
     "rounding": "whole model as it ships",
-    "program": "places where the file is another program than the one that acfuse writes",
-    "rewriting": "places where more is rewritten than the blocks",
+    "rewriting": "what acfuse rewrote, read back",
     "onnx": "ONNX file in onnxruntime against the original model",
     "pt2": ".pt2 file in torch against the original model",
 }
@@ -277,8 +283,12 @@ NAMES = {
 
 def _check_line(check: Check) -> str:
     name = NAMES.get(check.name, check.name)
-    if check.name in ("untouched", "program", "rewriting"):
+    if check.compared == 0 and check.passed:
+        return f"{name}: nothing was compared"
+    if check.name == "untouched":
         return f"{name}: {check.error:.0f}"
+    if check.name in ("program", "rewriting"):
+        return f"{name}: {safe(check.detail)}"
     line = f"{name}: {check.error:.1e} of the largest output"
     if check.own is not None:
         line += f" (the original's own rounding: {check.own:.1e})"

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from acfuse.errors import InputError, UsageError
@@ -130,4 +131,23 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], name: str) -> N
             f"{first} with {tuple(tensors[first].shape)}, where the model has "
             f"{tuple(expected[first].shape)}. Are the --model-args right?"
         )
+    assigned(network, tensors)
+
+
+def assigned(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Puts tensors into a network. What was one tensor under several names stays one.
+
+    Where a file has other numbers under one of these names, it becomes one of its own.
+    """
+    places: dict[int, list[tuple[Any, str]]] = {}
+    for module in network.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None:
+                    places.setdefault(id(tensor), []).append((held, name))
     network.load_state_dict(dict(tensors), strict=False, assign=True)
+    for (first, name), *others in places.values():
+        for held, other in others:
+            one, two = first[name], held[other]
+            if one is not None and two is not None and torch.equal(one, two):
+                held[other] = one

@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.calls import Call
+from acfuse.graph.copies import copied
 from acfuse.graph.fx_frames import PLACING, frames_as_pads, size_of
 from acfuse.graph.fx_read import operator_of, spatial_rank_of
 from acfuse.graph.fx_trace import DECIDES, Traced, read_by, watched_randomness
@@ -69,7 +70,7 @@ def captured(traced: Traced, spatial_rank: int | None) -> Traced:
             continue  # it may take another number of channels
         others = (d for d in DTYPES if d != own) if recorder.reads_dtype else ()
         for dtype in others:
-            other = copy.deepcopy(module).to(dtype)
+            other = copied(module).to(dtype)
             again = _Recorder(other, traced.call, channels, rank, dtype)
             if again.run() is not None or _outline(again) != _outline(recorder):
                 return replace(traced, refusal=DECIDES, decides=True)

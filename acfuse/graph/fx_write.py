@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph_module import _forward_from_src
 
+from acfuse.graph import copies
 from acfuse.graph.calls import Call
 from acfuse.graph.fx_read import metadata_only
 
@@ -355,7 +356,7 @@ class LiveSite:
 
 def replaced_layers(module: nn.Module, site: LiveSite) -> Callable[..., Tensor]:
     """The part of a module's forward that a block replaces, in float64, as a function."""
-    module = copy.deepcopy(module).eval()
+    module = copies.copied(module).eval()
     if site.subgraph is not None:
         add_constants(module, site.subgraph)
         module = fx.GraphModule(module, copy.deepcopy(site.subgraph))

@@ -10,6 +10,7 @@ from acfuse.files.read import read_tensors
 from acfuse.files.records import ReadOptions
 from acfuse.files.user_code import build_model
 from acfuse.findings import Findings
+from acfuse.graph.copies import unwrapped
 from acfuse.pipeline.convert import checked_onnx, concluded, opened, prove
 from acfuse.pipeline.job import Conversion, Job
 from acfuse.pipeline.manifest import Manifest, provenance, record, to_json
@@ -176,7 +177,7 @@ def _as_fused(job: Job) -> LiveSource | None:
         return None
     container, tensors = read_tensors(job.source, job.reading)
     try:
-        model = load_fused(build_model(job.model, job.model_args), tensors, job.patterns)
+        model = load_fused(unwrapped(build_model(job.model, job.model_args)), tensors, job.patterns)
     except InputError:
         return None
     file = SourceFile(job.source.name, container.digests, container.notes)

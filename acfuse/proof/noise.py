@@ -5,7 +5,6 @@ the other way, and the model is run: where a decision (the largest score, a box 
 is as near as that, one of the two shows it.
 """
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from acfuse.graph.copies import copied
 from acfuse.proof.leaves import Leaves, as_numbers, is_discrete, unlike
 from acfuse.proof.running import Image, moved_by_rounding, run
 
@@ -197,7 +197,7 @@ def _moved(
     model: nn.Module, dtype: torch.dtype, precision: torch.dtype, seed: int, units: float
 ) -> nn.Module:
     """A copy in another precision, each number of it so many units of a dtype's rounding away."""
-    near, generator = copy.deepcopy(model).to(precision), torch.Generator().manual_seed(seed)
+    near, generator = copied(model).to(precision), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in (*near.parameters(), *near.buffers()):
             if tensor.is_floating_point():

@@ -27,9 +27,25 @@ class Inputs:
 
 def input_names(model: nn.Module) -> list[str]:
     """The parameters of a model's forward that have no default."""
-    parameters = inspect.signature(model.forward).parameters.values()
+    parameters = _signature(model).parameters.values()
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
+
+
+def _signature(model: nn.Module) -> inspect.Signature:
+    """The parameters of a forward; those that torch.jit compiled have a schema of their own."""
+    if not isinstance(model, torch.jit.ScriptModule):
+        return inspect.signature(model.forward)
+    kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    compiled: Any = model.forward
+    arguments = [a for a in compiled.schema.arguments if a.name != "self"]
+    defaults = [a.default_value if a.has_default_value() else empty for a in arguments]
+    return inspect.Signature(
+        [
+            inspect.Parameter(a.name, kind, default=d)
+            for a, d in zip(arguments, defaults, strict=True)
+        ]
+    )
 
 
 def named_shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]:
@@ -40,10 +56,11 @@ def named_shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]
     for name, shape in inputs.shapes:
         if name is None and free:
             name = free.pop(0)
-        if name is None or name not in inspect.signature(model.forward).parameters:
+        if name is None or name not in _signature(model).parameters:
             given_for = f"{shape} is given for {name}" if name else f"{shape} is one too many"
             raise UsageError(
-                f"--input-shape: {given_for}, but the model's inputs are {', '.join(names)}."
+                f"--input-shape: {given_for}, but the model's inputs "
+                + (f"are {', '.join(names)}." if names else "have no names.")
             )
         given[name] = shape
     missing = [n for n in names if n not in given]

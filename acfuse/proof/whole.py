@@ -1,6 +1,5 @@
 """The whole model: whether the algebra is exact, and what rounding costs as it ships."""
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from acfuse.graph.copies import copied
 from acfuse.graph.fx_read import is_norm
 from acfuse.proof.leaves import Leaves
 from acfuse.proof.noise import Noise, Noises, Responses, noises, responses_of
@@ -61,8 +61,9 @@ def compare_models(
     whatever it is given, is compared in that one alone.
     """
     dtype = floating_dtype(original)
-    if any(module.training for module in original.modules()):  # a run changes what those hold
-        original, fused = copy.deepcopy(original), copy.deepcopy(fused)
+    if any(module.training for m in (original, fused) for module in m.modules()):
+        # A run changes what those hold.
+        original, fused = copied(original), copied(fused)
     tried = list(variations(original, inputs, dtype))
     usual = len(tried)
     if not _is_repeated(original, *tried[0], dtype):
@@ -90,7 +91,7 @@ def compare_models(
             checks.append(_with_random_statistics(original, fuse_anew, given[:usual], dtype))
         progress("stored weights, in float64")
         limit = max(STORED_LIMIT * torch.finfo(dtype).eps, ALGEBRA_LIMIT)
-        stored = copy.deepcopy(fused).double()
+        stored = copied(fused).double()
         checks.append(compared("weights", STORED, stored, noise=noise, limit=limit))
     progress(f"rounding in {str(dtype).removeprefix('torch.')}")
     for response, result in zip(responses, shipped, strict=True):
@@ -152,7 +153,7 @@ def _floating(values: Any) -> set[torch.dtype]:
 
 def in_float64(model: nn.Module, given: Image) -> tuple[nn.Module | None, dict[str, Any], str]:
     """A copy that computes in float64 throughout, with what it gives; or None, and why not."""
-    exact, narrowed = copy.deepcopy(model).double(), _Narrowed()
+    exact, narrowed = copied(model).double(), _Narrowed()
     try:
         with narrowed:
             result = run(exact, given, torch.float64)
@@ -258,7 +259,7 @@ def has_fresh_statistics(model: nn.Module) -> bool:
 
 def randomize_batchnorm(model: nn.Module, seed: int = 0) -> nn.Module:
     """A float64 copy whose BatchNorms have random statistics and factors."""
-    twin = copy.deepcopy(model).double()
+    twin = copied(model).double()
     generator = torch.Generator().manual_seed(seed)
 
     def draw(like: Tensor, low: float, high: float) -> Tensor:

@@ -5,15 +5,18 @@ shown by running the forward: what it gives (structure, types, numbers, whether 
 what it writes into its inputs, and what it leaves behind in buffers, attributes and lists.
 """
 
-import copy
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from acfuse.graph.copies import copied
 from acfuse.graph.own_layers import is_layer
 from acfuse.proof.leaves import leaves_of
 from acfuse.proof.noise import along, sizes
@@ -25,6 +28,7 @@ from acfuse.proof.running import (
     moved_by_rounding,
     named_shapes,
 )
+from acfuse.proof.values import attributes, has_own_reduce
 from acfuse.system.escape import one_line
 
 LOOSE = 2.0**10  # units of rounding: a difference that is larger is looked at again
@@ -108,11 +112,11 @@ def difference(
     is_noise = error <= OWN_FACTOR * compared(before, near)[1]
     if not is_noise and not is_coarse and error != FLIPPED:
         return said
-    true = seen(copy.deepcopy(original).double(), given.cast(torch.float64))
+    true = seen(copied(original).double(), given.cast(torch.float64))
     if true.failure:  # it pins a dtype
         return "" if is_noise else said
     wide = given.cast(torch.float64).moved(torch.float64)
-    near = seen(copy.deepcopy(original).double(), wide)
+    near = seen(copied(original).double(), wide)
     unlike, error = compared(true, seen(exact(), given.cast(torch.float64)))
     limit = max(ALGEBRA_LIMIT, NOISE_FACTOR * compared(true, near)[1])
     return unlike or ("" if error <= limit else said)
@@ -120,7 +124,7 @@ def difference(
 
 def _moved(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy, each of its weights one unit of rounding away, up or down at random."""
-    near, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    near, generator = copied(model), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in near.parameters():
             if tensor.is_floating_point():
@@ -225,7 +229,28 @@ def _state(model: nn.Module) -> dict[str, Any]:
             state[f"{path}.*"] = tuple(map(id, vars(module).values()))
         for name, value in _held(module):
             state[f"{path}.{name}" if path else name] = _described(value, DEPTH)
+        for name, value in () if is_layer(module) else _shared(module):
+            state[name] = _described(value, DEPTH)
     return state
+
+
+def _shared(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What a module's forward may change that no module holds: of its classes, and globals."""
+    for kind in type(module).__mro__:
+        if kind is object or kind.__module__.partition(".")[0] in ("torch", "acfuse"):
+            continue
+        for name, value in vars(kind).items():
+            if not (name.startswith("__") or callable(value) or hasattr(value, "__get__")):
+                yield f"{CLASS}{kind.__qualname__}:{name}", value
+    forward = getattr(module.forward, "__func__", module.forward)
+    code, known = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
+    for name in code.co_names if code is not None else ():
+        value = known.get(name)
+        if name in known and not callable(value) and not isinstance(value, ModuleType):
+            yield f"{CLASS}{known.get('__name__')}:{name}", value
+
+
+CLASS = "what is shared by "
 
 
 def _held(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -239,6 +264,8 @@ def _held(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _values(model: nn.Module, key: str) -> Iterator[Any]:
     """The leaves of what a model holds at a path."""
+    if key.startswith(CLASS):  # one model after the other changes it: that both do has to do
+        return
     path, _, name = key.rpartition(".")
     module = dict(model.named_modules(remove_duplicate=False))[path]
     value = dict(_held(module)).get(name)
@@ -264,6 +291,20 @@ def _described(value: Any, depth: int) -> Any:
         return [_described(v, depth - 1) for v in value]
     if isinstance(value, (set, frozenset)):
         return sorted(map(repr, value))
-    if hasattr(value, "__dict__") and not isinstance(value, type):
-        return id(value), _described(vars(value), depth - 1)
-    return id(value)
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return value.dtype.str, value.shape, hash(value.tobytes())
+    if isinstance(value, torch.Generator):
+        return id(value), hash(value.get_state().numpy().tobytes())
+    if isinstance(value, (type, ModuleType)):
+        return id(value)
+    held = attributes(value)
+    state = None if held and not has_own_reduce(value) else _pickled(value)
+    return id(value), _described(held, depth - 1), state
+
+
+def _pickled(value: Any) -> int | None:
+    """What tells one state of an object from another where attributes do not, as of an iterator."""
+    try:
+        return None if callable(value) else hash(pickle.dumps(value))
+    except Exception:  # nobody can look into it
+        return None

@@ -118,13 +118,11 @@ def untouched(
 ) -> Check:
     """Whether every tensor that was not fused is the original's, bit for bit."""
     made = {f"{name}.{n}" for b in found for name in b.names for n in ("weight", "bias")}
-    altered = [
-        key
-        for key, tensor in fused.items()
-        if key in original and key not in made and not _same_bits(tensor, original[key])
-    ]
+    kept = {key: tensor for key, tensor in fused.items() if key in original and key not in made}
+    altered = [key for key, tensor in kept.items() if not _same_bits(tensor, original[key])]
     detail = f"{altered[0]} is not the original's ({len(altered)} in all)" if altered else ""
-    return Check("untouched", not altered, float(len(altered)), 0.0, detail=detail)
+    count = sum(tensor.numel() for tensor in kept.values())
+    return Check("untouched", not altered, float(len(altered)), 0.0, detail=detail, compared=count)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

@@ -1,6 +1,5 @@
 """A live model: its forward is the evidence, and it can be run and exported."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -15,16 +14,23 @@ from acfuse.algebra import LinearConv
 from acfuse.errors import InputError, UsageError
 from acfuse.files.read import read_tensors
 from acfuse.files.records import Container, ReadOptions
-from acfuse.files.user_code import fit_prefix, load_into
+from acfuse.files.user_code import assigned, fit_prefix, load_into
 from acfuse.files.write import Write, writer
 from acfuse.find import find_in_module
 from acfuse.findings import Block, Findings, Size
+from acfuse.graph.copies import copied
 from acfuse.graph.fx_read import conv_of, convolutions_of
 from acfuse.graph.fx_write import FusedForward, Rank, replaced_layers
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
 from acfuse.proof import Check, Inputs, Tolerance, diagnose
 from acfuse.proof.evidence import evidence
+from acfuse.proof.program import (
+    check_after_a_call,
+    foreign_check,
+    is_of_its_structure,
+    program_check,
+)
 from acfuse.proof.running import floating_dtype, named_shapes
 from acfuse.proof.whole import compare_models
 from acfuse.proof.witness import Given
@@ -104,6 +110,7 @@ class LiveFused(Fused):
     model: nn.Module
     source: LiveSource = field(repr=False)
     read_back: Mapping[str, Tensor] | None = field(default=None, repr=False)  # from a fused file
+    made: nn.Module | None = field(default=None, repr=False)  # by acfuse, if `model` is a user's
 
     @property
     def network(self) -> nn.Module:
@@ -125,16 +132,14 @@ class LiveFused(Fused):
     def compare(
         self, inputs: Inputs | None, tolerance: Tolerance, progress: Progress = silent
     ) -> tuple[Check, ...]:
-        checks: tuple[Check, ...] = ()
-        if self.read_back is not None:
-            checks = (untouched(self.source.tensors, self.checkpoint, self.found),)
+        checks = self._compared_as_written(inputs)
         if inputs is None:
             return checks
 
         again = self.findings.again or partial(find_in_module, patterns=PATTERNS)
         whole = compare_models(
             self.source.model,
-            self.model,
+            self.model if self.made is None else copied(self.model),  # a call may leave marks
             inputs,
             tolerance,
             lambda model: fused_copy(model, self.found, dtype=torch.float64),
@@ -142,6 +147,22 @@ class LiveFused(Fused):
             progress,
         )
         return (*checks, *whole)
+
+    def _compared_as_written(self, inputs: Inputs | None) -> tuple[Check, ...]:
+        """What shows without running anything: the tensors, and the program around the blocks."""
+        if self.read_back is None:
+            return ()
+        tensors = untouched(self.source.tensors, self.checkpoint, self.found)
+        if self.made is None:
+            return (tensors,)
+        if not is_of_its_structure(self.made, self.model):
+            has_keys = self.made.state_dict().keys() == self.checkpoint.keys()
+            return (*(tensors,) * has_keys, foreign_check(has_inputs=inputs is not None))
+        names = [f"{n}.{t}" for b in self.found for n in b.names for t in ("weight", "bias")]
+        check = program_check(self.made, self.model, names)
+        if not check.passed and inputs is not None:
+            check = check_after_a_call(self.made, self.model, names, inputs, check)
+        return tensors, check
 
     def with_file(self, path: Path, read: ReadOptions, *, unchanged: bool = False) -> "LiveFused":
         container = self.source.container
@@ -154,8 +175,8 @@ class LiveFused(Fused):
             )
         _, tensors = read_tensors(path, read)
         given = fitting(tensors, container.prefix, self.checkpoint, path.name)
-        model = copy.deepcopy(self.model)
-        model.load_state_dict(given, strict=False, assign=True)
+        model = copied(self.model)
+        assigned(model, given)
         return replace(self, model=model, read_back=given)
 
     def contents(self) -> Mapping[str, bytes | Write]:
@@ -214,7 +235,7 @@ def multiply_adds(model: nn.Module, inputs: Inputs | None) -> int | None:
         return None
     tensors = (*model.parameters(), *model.buffers())
     ghosts: dict[int, Any] = {id(t): t.detach().to("meta") for t in tensors}
-    ghost = copy.deepcopy(model, ghosts)  # no weight is copied
+    ghost = copied(model, ghosts)  # no weight is copied
     shapes = named_shapes(model, inputs)
     dtype = floating_dtype(model)
     given = {n: torch.empty(s, dtype=dtype, device="meta") for n, s in shapes.items()}
@@ -240,7 +261,7 @@ def load_fused(
     if not isinstance(tensors, Mapping):
         name, tensors = Path(tensors).name, read_tensors(Path(tensors))[1]
     generator = torch.Generator().manual_seed(0)
-    trained = copy.deepcopy(model).eval()
+    trained = copied(model).eval()
     with torch.no_grad():  # weights that happen to be zero must not decide what can be fused
         for tensor in (*trained.parameters(), *trained.buffers()):
             if tensor.is_floating_point():

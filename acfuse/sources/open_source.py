@@ -10,6 +10,7 @@ from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.read import read_tensors
 from acfuse.files.tensor_check import check_numbers, norms_of
 from acfuse.files.user_code import build_model, fit_prefix, load_into
+from acfuse.graph.copies import unwrapped
 from acfuse.proof.witness import example_of
 from acfuse.sources.bare import BareSource
 from acfuse.sources.base import OpenOptions, Source, SourceFile
@@ -54,13 +55,14 @@ def _open_torch(path: Path, options: OpenOptions) -> LiveSource | BareSource:
         return LiveSource(network.eval() if network.training else network, tensors, container, file)
     if options.model is None:
         return BareSource(tensors, container, file)
-    network = build_model(options.model, options.model_args)
+    network = unwrapped(build_model(options.model, options.model_args))
     prefix, fitting = fit_prefix(tensors, network)
     load_into(network, fitting, path.name)
     if prefix:
         stripped = f"stripped the prefix {prefix!r} from every key"
         file = replace(file, notes=(*file.notes, stripped))
-    return LiveSource(network.eval(), fitting, replace(container, prefix=prefix), file)
+    network = network.eval() if network.training else network
+    return LiveSource(network, fitting, replace(container, prefix=prefix), file)
 
 
 def _refuse_without_effect(path: Path, ignores: Mapping[str, str], options: OpenOptions) -> None:

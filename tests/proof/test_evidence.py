@@ -1,7 +1,9 @@
 """Running what was rewritten beside the original shows what reading it missed."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -134,3 +136,66 @@ def test_a_model_is_left_as_it_was():
     assert model.count == 0
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+class Slots:
+    __slots__ = ("count",)
+
+    def __init__(self):
+        self.count = 0
+
+
+def _with(change, **held):
+    def build():
+        model = Net(lambda m, x: (change(m), arms(m, x))[1], **copy.deepcopy(BASE))
+        for name, value in held.items():
+            setattr(model, name, value())
+        return model
+
+    return build
+
+
+class Shared(nn.Module):
+    """Counts its calls on its class."""
+
+    count = 0
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3), conv(1)
+
+    def forward(self, x):
+        type(self).count += 1
+        return torch.relu(arms(self, x))
+
+
+def _draw(m):
+    m.draw.random()
+
+
+def _write(m):
+    m.array[0] += 1
+
+
+def _slot(m):
+    m.slot.count += 1
+
+
+HIDDEN = {
+    "a class": Shared,
+    "an array": _with(_write, array=lambda: np.zeros(3)),
+    "slots": _with(_slot, slot=Slots),
+    "an iterator": _with(lambda m: next(m.rows), rows=lambda: iter(range(1000))),
+    "a random generator": _with(_draw, draw=lambda: random.Random(1)),
+    "a generator of torch": _with(
+        lambda m: m.draw.manual_seed(m.draw.initial_seed() + 1),
+        draw=lambda: torch.Generator().manual_seed(5),
+    ),
+}
+
+
+@pytest.mark.parametrize("where", HIDDEN)
+def test_what_a_forward_keeps_out_of_sight_is_seen(where):
+    result = acfuse.fuse(awake(HIDDEN[where](), 0))
+    assert not result.found
+    assert result.refused

@@ -353,8 +353,9 @@ def test_a_tensor_outside_of_every_block_is_watched_by_the_whole_model():
     wrong.get_parameter(key).data.view(-1)[0] *= 1.01
     assert all(certified(wrong, block).passed for block in found)
     proofs = acfuse.verify(original, wrong, SHAPES["acnet/digits"])
-    assert [check.name for check in proofs.checks if not check.passed][:2] == [
+    assert [check.name for check in proofs.checks if not check.passed][:3] == [
         "untouched",
+        "program",
         "weights",
     ]
 
@@ -365,8 +366,8 @@ def test_the_right_model_passes_every_check():
     assert proofs.passed
     assert proofs.fault == ""
     assert len(proofs.certificates) == len(found) == 5
-    untouched, *checks = proofs.checks
-    assert untouched.name == "untouched"
+    as_written, checks = proofs.checks[:2], proofs.checks[2:]
+    assert [check.name for check in as_written] == ["untouched", "program"]
     assert [check.name for check in checks] == ["algebra", "weights", "rounding"]
     exact, single = (_relative_rounding(original, d) for d in (torch.float64, torch.float32))
     assert checks[0].error <= exact
@@ -393,7 +394,7 @@ def test_a_certificate_holds_without_any_input():
     proofs = acfuse.verify(original, fused)
     assert proofs.passed
     assert len(proofs.certificates) == len(found)
-    assert [check.name for check in proofs.checks] == ["untouched"]
+    assert [check.name for check in proofs.checks] == ["untouched", "program"]
 
 
 def test_verifying_changes_neither_model():
@@ -508,8 +509,9 @@ def test_a_weight_that_is_wrong_outside_of_every_block_is_seen_behind_what_squas
     wrong = _fuse(model)
     wrong.h.weight.data.view(-1)[_largest(wrong.h.weight)] *= 1.01
     proofs = acfuse.verify(model, wrong, (1, 4, 9, 8))
-    assert [check.name for check in proofs.checks if not check.passed][:2] == [
+    assert [check.name for check in proofs.checks if not check.passed][:3] == [
         "untouched",
+        "program",
         "weights",
     ]
 
