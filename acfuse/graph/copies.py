@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from acfuse.errors import InputError
 from acfuse.graph.own_layers import has_hooks, is_layer
@@ -94,8 +94,9 @@ def _is_other(one: object, other: object) -> bool:
     """Whether a part became one of another class or dtype. Numbers may be replaced by ghosts."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.dtype != other.dtype
-    if isinstance(one, torch.jit.ScriptModule) and isinstance(other, torch.jit.ScriptModule):
-        return False  # a traced one becomes a scripted one
+    for kind in (torch.jit.ScriptModule, fx.GraphModule):
+        if isinstance(one, kind) and isinstance(other, kind):
+            return False  # a traced one becomes a scripted one; each graph has a class of its own
     return type(one) is not type(other)
 
 
