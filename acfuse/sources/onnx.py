@@ -157,7 +157,28 @@ class OnnxFused(Fused):
         return (*checks, compare_files(self.source.model, self.model, inputs, tolerance, limits))
 
     def with_file(self, path: Path, read: ReadOptions, *, unchanged: bool = False) -> "OnnxFused":
-        return with_tensors(self, read_onnx(path, ReadOptions(limits=read.limits))[0], path.name)
+        file, _ = read_onnx(path, ReadOptions(limits=read.limits))
+        stored = with_tensors(self, file, path.name)
+        if stored.program is not None and not stored.program.passed:
+            self._check_folds(file, path.name)
+        return stored
+
+    def _check_folds(self, file: onnx.ModelProto, name: str) -> None:
+        """Raises InputError for a file that was right if `--fold-bn` were given, or were not."""
+        for folds in (False, True):
+            findings = self.source.find(FindOptions(fold_bn=folds))
+            if len(findings.found) == len(self.found):
+                continue
+            other = self.source.fuse(findings)
+            if compare_programs(other.model, file, other.certified).passed:
+                state, advice = ("with", "Give it") if folds else ("without", "Leave it out")
+                raise InputError(f"{name} was fused {state} --fold-bn. {advice}.")
+
+    @property
+    def certified(self) -> frozenset[str]:
+        """The tensors of the new layers, whose numbers are their certificates'."""
+        placed = [p for block in self.layers for p in block if p is not None]
+        return frozenset(name for p in placed for name in (p.weight, p.bias))
 
     def contents(self) -> Mapping[str, bytes | Write]:
         return {"onnx": self.model.SerializeToString()}
@@ -328,7 +349,7 @@ def with_tensors(fused: OnnxFused, file: onnx.ModelProto, name: str) -> OnnxFuse
     Raises InputError for a file that has none of those layers: it is no fused form at all.
     """
     placed = [p for block in fused.layers for p in block if p is not None]
-    certified = {name for p in placed for name in (p.weight, p.bias)}
+    certified = fused.certified
     tensors = {
         tensor.name: tensor
         for graph in all_graphs(file.graph)

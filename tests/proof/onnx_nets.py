@@ -150,9 +150,3 @@ def fused_of(name: str) -> OnnxFused:
     fused = fuse_onnx(NETS[name]())
     assert fused.found
     return fused
-
-
-def certified(fused: OnnxFused) -> set[str]:
-    """The tensors that certificates are about."""
-    placed = [p for block in fused.layers for p in block if p is not None]
-    return {name for p in placed for name in (p.weight, p.bias)}

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from torch import nn
 
 from acfuse.errors import InputError
 from acfuse.pipeline.convert import prove
@@ -15,7 +16,8 @@ from acfuse.proof.programs import compare_programs, differences
 from acfuse.sources.onnx import with_tensors
 from tests.cli.command import refused, run, worked
 from tests.proof.onnx_faults import FAULTS, assign, first, put, size
-from tests.proof.onnx_nets import NETS, SHAPE, certified, fused_of
+from tests.proof.onnx_nets import NETS, SHAPE, Network, exported, fused_of
+from tests.proof.verdicts import drawn
 
 HARMLESS = ("doc_string", "producer_name", "producer_version")
 
@@ -28,7 +30,7 @@ def changed(name, change):
 
 
 def verdict(name, model):
-    return compare_programs(fused_of(name).model, model, certified(fused_of(name)))
+    return compare_programs(fused_of(name).model, model, fused_of(name).certified)
 
 
 @pytest.mark.parametrize(("net", "fault"), [(n, f) for n, each in FAULTS.items() for f in each])
@@ -89,13 +91,13 @@ def spoiled(model, path):
 def test_every_field_of_a_file_that_is_changed_alone_is_seen(net):
     fused = fused_of(net)
     missed, count = [], 0
-    for path in places(fused.model, certified(fused)):
+    for path in places(fused.model, fused.certified):
         model = copy.deepcopy(fused.model)
         spoiled(model, path)
         if path[-1] == "value_info" or path[-2:-1] == ("value_info",):
             continue  # types that are left out
         count += 1
-        if next(differences(fused.model, model, certified(fused)), None) is None:
+        if next(differences(fused.model, model, fused.certified), None) is None:
             missed.append(path)
     assert missed == []
     assert count > 100
@@ -121,6 +123,10 @@ def renamed(model):
 
 
 def reordered(model):
+    node = next((n for n in model.graph.node if n.op_type == "Constant"), None)
+    if node is not None:  # whatever order it is in, a node is behind those that it reads
+        model.graph.node.remove(node)
+        model.graph.node.insert(0, node)
     for items in (model.graph.initializer, model.graph.value_info, model.metadata_props):
         items.reverse()
     for item in model.graph.node:
@@ -158,7 +164,7 @@ RESAVED = {
 @pytest.mark.parametrize("change", RESAVED)
 def test_a_file_that_was_written_anew_is_the_same_program(net, change):
     fused, model = fused_of(net), changed(net, RESAVED[change])
-    assert [*differences(fused.model, model, certified(fused))] == []
+    assert [*differences(fused.model, model, fused.certified)] == []
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -251,3 +257,20 @@ def test_verify_takes_a_file_that_keeps_its_tensors_beside_it(converted):
 def test_verify_of_another_model_ends_with_3(converted):
     onnx.save(NETS["functions"](), converted)
     refused(run(*LINE), 3, "net.fused.onnx", "is not the fused form of this model")
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_file_of_the_other_setting_is_told_to_be_so(tmp_path, monkeypatch, given):
+    class WithNorm(Network):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8))
+
+    monkeypatch.chdir(tmp_path)
+    onnx.save(exported(drawn(WithNorm)), "net.onnx")
+    shape, flag = ("--input-shape", "2,3,15,18"), ["--fold-bn"]
+    worked(run("convert", "net.onnx", *shape, *(flag if given else [])))
+    line = ("verify", "net.onnx", "net.fused.onnx", *shape)
+    worked(run(*line, *(flag if given else [])))
+    words = ["net.fused.onnx was fused", "with --fold-bn" if given else "without --fold-bn"]
+    refused(run(*line, *([] if given else flag)), 3, *words)
