@@ -1,162 +1,39 @@
 """The command line: click options and nothing else. Heavy modules are imported by the commands."""
 
-import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from acfuse import __version__
 from acfuse.errors import AcfuseError, Exit, UsageError
+from acfuse.options import (
+    COMMON_OPTIONS,
+    INPUT_OPTIONS,
+    KEY,
+    MODEL_OPTIONS,
+    ONNX_OPTIONS,
+    OUTPUT_OPTIONS,
+    PATTERN_FILES,
+    SHAPE_OPTIONS,
+    option,
+    takes,
+)
 from acfuse.settings import defaults
 from acfuse.system.escape import safe
-from acfuse.system.limits import LIMITS, Limits
+from acfuse.system.limits import LIMITS
 from acfuse.system.signals import Terminated, handle_signals
 
 if TYPE_CHECKING:
     from acfuse.pipeline.job import Conversion, Job
     from acfuse.pipeline.manifest import Manifest
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _option(*names: str, **settings: Any) -> Callable[[F], F]:
-    """An option that can also be given as ACFUSE_NAME."""
-    variable = "ACFUSE_" + names[-1].lstrip("-").upper().replace("-", "_").partition("/")[0]
-    return click.option(*names, envvar=variable, show_envvar=False, **settings)
-
-
-class Parsed(click.ParamType[Any]):
-    """A value with a parser of its own, whose ValueError says what is wrong with it."""
-
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
-        self.name, self.parse = name, parse
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """What the parser makes of a text; what is no text was parsed before."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return self.parse(value)
-        except ValueError as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
-
-
-def _shape(text: str) -> tuple[str | None, tuple[int, ...]]:
-    """1,3,224,224 or 1x3x224x224 or [1,3,224,224], with NAME: in front where there are several."""
-    name, _, numbers = text.rpartition(":")
-    parts = numbers.strip("[]() ").replace("x", ",").split(",")
-    if not all(part.strip().lstrip("-").isdigit() for part in parts):
-        raise ValueError("expected numbers such as 1,3,224,224")
-    shape = tuple(int(part) for part in parts)
-    if any(n < 1 for n in shape):
-        raise ValueError("every size must be at least 1")
-    return name or None, shape
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"it is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError("expected a JSON object such as '{\"num_classes\": 10}'")  # noqa: TRY004
-    return data
-
-
-def _limit(text: str) -> tuple[str, int]:
-    """NAME=NUMBER, one of the limits on what a file may cost."""
-    name, _, number = text.partition("=")
-    known = [f.name for f in fields(Limits)]
-    if name not in known:
-        raise ValueError(f"expected one of {', '.join(known)}, then =NUMBER")
-    if not number.isascii() or not number.isdigit() or int(number) < 1:
-        raise ValueError(f"expected a number above zero, as in {name}=1000")
-    return name, int(number)
-
-
-def _sha256(text: str) -> str:
-    if len(text) != 64 or set(text.lower()) - set("0123456789abcdef"):
-        raise ValueError("expected the 64 hexadecimal digits of a SHA-256")
-    return text.lower()
-
-
-SHAPE, JSON = Parsed("SHAPE", _shape), Parsed("JSON", _json_object)
-LIMIT, SHA256 = Parsed("NAME=NUMBER", _limit), Parsed("HEX", _sha256)
-PATTERN_FILES = _option(
-    "--patterns",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="FILE",
-    help="Patterns of your own, as TOML. Repeatable.",
-)
-KEY = _option("--key", help="Entry of the checkpoint that holds the weights.")
-MODEL_OPTIONS = (
-    _option("--model", metavar="MODULE:NAME", help="The network's code: package.module:factory or "
-            "path/to/file.py:Class."),
-    _option("--model-args", type=JSON, default=None, help="Arguments for it, as JSON."),
-    KEY,
-    _option("--allow-class", multiple=True, metavar="MODULE:CLASS",
-            help="A class of your own that a pickled module may hold. Repeatable."),
-    _option("--sha256", type=SHA256, help="What the file must be, as sha256sum prints it."),
-    _option("--limit", type=LIMIT, multiple=True, help="Read a file beyond a limit, e.g. "
-            "operations=2000000; `acfuse inspect` names the one. Repeatable."),
-    _option("--allow-nonfinite", is_flag=True, help="Read a model that holds NaN or Inf, and leave "
-            "the blocks with such tensors as they are."),
-    _option("--bn-eps", type=click.FloatRange(min=0), help="BatchNorm eps, for checkpoints without "
-            "their code."),
-    _option("--fold-bn", is_flag=True, help="Fold lone conv+BatchNorm pairs as well."),
-    PATTERN_FILES,
-    _option("--assume", multiple=True, metavar="PATTERN", help="A pattern that holds although the "
-            "tensors alone, or a forward that cannot be read, do not decide it. Repeatable."),
-)  # fmt: skip
-SHAPE_OPTIONS = (
-    _option(
-        "--input-shape",
-        type=SHAPE,
-        multiple=True,
-        help="Shape of an input, e.g. 1,3,224,224; NAME:SHAPE where there are several.",
-    ),
-)
-INPUT_OPTIONS = (
-    *SHAPE_OPTIONS,
-    _option("--seed", type=int, default=None, help="Seed of the random inputs. Default 0."),
-    _option("--samples", type=click.IntRange(min=1), default=None,
-            help="How many random inputs. Default 3."),
-    _option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance, on every element."),
-    _option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance beside it."),
-)  # fmt: skip
-ONNX_OPTIONS = (
-    _option("--opset", type=click.IntRange(18, 24), help="ONNX opset. Default 20."),
-    _option("--dynamic", type=click.Choice(["batch", "hw", "all", "none"]),
-            help="Which axes of the ONNX file are free. Default batch."),
-)  # fmt: skip
-OUTPUT_OPTIONS = (
-    _option("-o", "--output", type=click.Path(path_type=Path), help="File or directory."),
-    _option("-f", "--force", is_flag=True, help="Replace files that exist."),
-)
-COMMON_OPTIONS = (
-    _option("--format", type=click.Choice(["text", "json"]), default="text",
-            help="What stdout gets."),
-    _option("-q", "--quiet", is_flag=True, help="Say only what went wrong."),
-    click.option("-v", "--verbose", count=True, help="Say more."),
-)  # fmt: skip
-
-
-def _options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
-    def add(command: F) -> F:
-        for option in reversed([option for group in groups for option in group]):
-            command = option(command)
-        return command
-
-    return add
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -178,11 +55,11 @@ def cli(context: click.Context) -> None:
 
 @cli.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@_options(MODEL_OPTIONS, INPUT_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS)
-@_option("--pt2", is_flag=True, help="Write a program of torch.export (.pt2) as well.")
-@_option("--no-onnx", is_flag=True, help="Write the checkpoint alone.")
-@_option("--allow-empty", is_flag=True, help="Succeed where there is nothing to fuse.")
-@_option("-n", "--dry-run", is_flag=True, help="Find and prove, write nothing.")
+@takes(MODEL_OPTIONS, INPUT_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS)
+@option("--pt2", is_flag=True, help="Write a program of torch.export (.pt2) as well.")
+@option("--no-onnx", is_flag=True, help="Write the checkpoint alone.")
+@option("--allow-empty", is_flag=True, help="Succeed where there is nothing to fuse.")
+@option("-n", "--dry-run", is_flag=True, help="Find and prove, write nothing.")
 def convert(source: Path, format: str, quiet: bool, verbose: int, **options: Any) -> None:
     """Fuse a checkpoint: find the blocks, prove equality, write checkpoint, ONNX and manifest."""
     _early_output_checks(source, options)
@@ -197,7 +74,7 @@ def convert(source: Path, format: str, quiet: bool, verbose: int, **options: Any
 @cli.command()
 @click.argument("original", type=click.Path(path_type=Path), required=False)
 @click.argument("fused", type=click.Path(path_type=Path), required=False)
-@_options(MODEL_OPTIONS, INPUT_OPTIONS, COMMON_OPTIONS)
+@takes(MODEL_OPTIONS, INPUT_OPTIONS, COMMON_OPTIONS)
 def verify(
     original: Path | None,
     fused: Path | None,
@@ -222,9 +99,54 @@ def verify(
     _show(conversion, format, quiet, report)
 
 
+@cli.command()
+@click.argument("original", type=click.Path(path_type=Path), required=False)
+@click.argument("fused", type=click.Path(path_type=Path), required=False)
+@takes(MODEL_OPTIONS, INPUT_OPTIONS, COMMON_OPTIONS)
+def selftest(
+    original: Path | None,
+    fused: Path | None,
+    format: str,
+    quiet: bool,
+    verbose: int,
+    **options: Any,
+) -> None:
+    """Plant twenty faults in copies of fused files, and see that each is found.
+
+    Of the last conversion, of ORIGINAL FUSED, or of what ORIGINAL becomes. Nothing is written.
+    """
+    with _progress("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
+        from acfuse import report
+        from acfuse.pipeline import selftest as run
+        from acfuse.pipeline.manifest import Manifest
+
+        if original is None:
+            manifest = Manifest.only(Path.cwd())
+            tested = run.selftest_again(manifest, _again(manifest, options), progress)
+        else:
+            files = [fused] if fused is not None else []
+            tested = run.selftest(_job(original, options), files, progress)
+    conversion, trials = tested
+    if not trials:
+        _show(conversion, format, quiet, report)
+    if format == "json":
+        report.print_json(report.describe_selftest(trials))
+    else:
+        report.print_selftest(trials, quiet=quiet)
+    unseen = [trial for trial in trials if not trial.is_seen]
+    if unseen:
+        first = f"{unseen[0].what} in {unseen[0].place} of {unseen[0].file}"
+        click.echo(
+            f"error: {len(unseen)} of {len(trials)} faults were not seen, the first: {safe(first)}."
+            " This is a bug of acfuse, not of your file. Please report it.",
+            err=True,
+        )
+        sys.exit(Exit.BUG)
+
+
 @cli.command("export-onnx")
 @click.argument("source", type=click.Path(path_type=Path), required=False)
-@_options(MODEL_OPTIONS, INPUT_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS)
+@takes(MODEL_OPTIONS, INPUT_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS)
 def export_onnx(
     source: Path | None, format: str, quiet: bool, verbose: int, **options: Any
 ) -> None:
@@ -249,7 +171,7 @@ def export_onnx(
 
 @cli.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@_options(MODEL_OPTIONS, SHAPE_OPTIONS, COMMON_OPTIONS)
+@takes(MODEL_OPTIONS, SHAPE_OPTIONS, COMMON_OPTIONS)
 def inspect(source: Path, format: str, quiet: bool, verbose: int, **options: Any) -> None:
     """Show what would be fused, what not, and why. Writes nothing."""
     with _progress("Loading PyTorch", quiet=quiet, verbose=verbose):
@@ -266,7 +188,7 @@ def inspect(source: Path, format: str, quiet: bool, verbose: int, **options: Any
 
 
 @cli.group("patterns", invoke_without_command=True)
-@_options((PATTERN_FILES,), COMMON_OPTIONS)
+@takes((PATTERN_FILES,), COMMON_OPTIONS)
 @click.pass_context
 def list_patterns(
     context: click.Context, patterns: tuple[Path, ...], format: str, quiet: bool, verbose: int
@@ -288,7 +210,7 @@ def list_patterns(
 
 @list_patterns.command("show")
 @click.argument("name")
-@_options((PATTERN_FILES,), COMMON_OPTIONS)
+@takes((PATTERN_FILES,), COMMON_OPTIONS)
 def show_pattern(
     name: str, patterns: tuple[Path, ...], format: str, quiet: bool, verbose: int
 ) -> None:
@@ -312,7 +234,7 @@ def show_pattern(
 @list_patterns.command("test")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@_options((KEY,), COMMON_OPTIONS)
+@takes((KEY,), COMMON_OPTIONS)
 def try_patterns(
     file: Path, checkpoint: Path, key: str | None, format: str, quiet: bool, verbose: int
 ) -> None:

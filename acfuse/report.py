@@ -13,6 +13,7 @@ from acfuse.patterns import Pattern
 from acfuse.patterns.trial import Trial
 from acfuse.pipeline.job import Conversion
 from acfuse.pipeline.manifest import describe, findings_json
+from acfuse.pipeline.selftest import Trial as FaultTrial
 from acfuse.proof import Check
 from acfuse.system.atomic_write import written_to
 from acfuse.system.escape import as_json, columns, safe
@@ -267,6 +268,28 @@ def _verdict(check: Check) -> str:
     if not check.passed:
         return "DIFFERS"
     return "none" if check.compared == 0 else "equal"
+
+
+def describe_selftest(trials: Sequence[FaultTrial]) -> dict[str, Any]:
+    """What `selftest --format json` prints."""
+    return {
+        "planted": len(trials),
+        "seen": sum(trial.is_seen for trial in trials),
+        "named": sum(trial.is_named for trial in trials),
+        "faults": [asdict(trial) for trial in trials],
+    }
+
+
+def print_selftest(trials: Sequence[FaultTrial], *, quiet: bool = False) -> None:
+    """Each planted fault, and what verifying said of it."""
+    told = describe_selftest(trials)
+    for trial in trials if not quiet else ():
+        sign = "seen   " if trial.is_seen else "NOT SEEN"
+        _echo(f"{sign} {safe(trial.file)}, {safe(trial.place)}: {trial.what}")
+        if trial.is_seen:
+            _echo(f"        {safe(trial.said)}")
+    seen, named = told["seen"], told["named"]
+    _echo(f"{seen} of {len(trials)} planted faults are seen, {named} by the name of their place")
 
 
 NAMES = {

@@ -1,7 +1,7 @@
 """The last conversion again, from its files: proved, or exported to ONNX another time."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from acfuse.errors import InputError, NotEqual, OutputError, UnsafeError, UsageError
@@ -36,7 +36,8 @@ def verify_again(manifest: Manifest, job: Job, progress: Progress = silent) -> C
     if job.allow_classes and any(change.file == paths.checkpoint.name for change in changed):
         raise NotEqual(f"{in_words}. Convert it again.")
     onnx_path = paths.onnx if job.onnx and paths.onnx.exists() else None
-    conversion = _verified(job, paths.checkpoint, onnx_path, progress, unchanged=not changed)
+    again = open_again(job, progress)
+    conversion = verified(again, paths.checkpoint, onnx_path, progress, unchanged=not changed)
     if changed and conversion.proofs.passed:
         raise NotEqual(f"{in_words}, although the numbers agree. Convert it again.")
     return conversion
@@ -44,22 +45,37 @@ def verify_again(manifest: Manifest, job: Job, progress: Progress = silent) -> C
 
 def verify_files(job: Job, fused_path: Path, progress: Progress = silent) -> Conversion:
     """Proves that a fused file is the job's original."""
-    return _verified(job, fused_path, None, progress, unchanged=False)
+    return verified(open_again(job, progress), fused_path, None, progress, unchanged=False)
 
 
-def _verified(
-    job: Job, fused_path: Path, onnx_path: Path | None, progress: Progress, *, unchanged: bool
-) -> Conversion:
+@dataclass(frozen=True)
+class Opened:
+    """The source of a job, and what acfuse makes of it."""
+
+    job: Job
+    source: Source
+    fused: Fused
+
+
+def open_again(job: Job, progress: Progress = silent) -> Opened:
+    """The original, opened and fused as it was."""
     source = opened(job, progress)
-    fused = source.fuse(source.find(job.find_options))
+    return Opened(job, source, source.fuse(source.find(job.find_options)))
+
+
+def verified(
+    again: Opened, fused_path: Path, onnx_path: Path | None, progress: Progress, *, unchanged: bool
+) -> Conversion:
+    """Proves that a fused file is its original; so is the ONNX file that was exported, if any."""
+    job, source = again.job, again.source
     reading = ReadOptions(job.key, limits=job.limits)
-    stored = fused.with_file(fused_path, reading, unchanged=unchanged)
+    stored = again.fused.with_file(fused_path, reading, unchanged=unchanged)
     proofs = prove(stored, job.inputs, job.tolerance, progress)
     if source.network is not None and job.inputs is not None:
-        given = source.network, job.inputs, job.tolerance
         if job.pt2 and unchanged:
             progress("the .pt2 file in torch")
             path = Paths.beside(fused_path).pt2
+            given = source.network, job.inputs, job.tolerance
             try:
                 check = compare_pt2_file(path, *given, job.dynamic)
             except (InputError, UnsafeError) as error:  # torch can load it: it was when it was made
@@ -68,18 +84,19 @@ def _verified(
             else:
                 proofs = replace(proofs, checks=(*proofs.checks, check))
         if onnx_path is not None:
-            check = _compared_onnx(job, source, stored, onnx_path, progress, unchanged=unchanged)
+            check = compared_onnx(again, stored, onnx_path, progress, unchanged=unchanged)
             proofs = replace(proofs, checks=(*proofs.checks, check))
     return concluded(job, source, stored, proofs)
 
 
-def _compared_onnx(
-    job: Job, source: Source, fused: Fused, path: Path, progress: Progress, *, unchanged: bool
+def compared_onnx(
+    again: Opened, fused: Fused, path: Path, progress: Progress = silent, *, unchanged: bool
 ) -> Check:
     """The ONNX file of a conversion beside the original model.
 
     One that has changed since is first held to another export of the same model.
     """
+    job, source = again.job, again.source
     assert source.network is not None
     assert fused.network is not None
     assert job.inputs is not None
@@ -87,10 +104,10 @@ def _compared_onnx(
     if not unchanged:
         progress("exporting to ONNX once more")
         metadata = provenance(job, source.file)
-        again = to_onnx(
+        other = to_onnx(
             fused.network, job.inputs, opset=job.opset, dynamic=job.dynamic, metadata=metadata
         )
-        check = compare_programs(again.model, file)
+        check = compare_programs(other.model, file)
         if not check.passed:
             return replace(check, detail=f"{path.name}: {check.detail}")
     return compare_onnx(

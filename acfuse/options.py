@@ -1,0 +1,147 @@
+"""The options of the command line, in the groups in which commands take them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from acfuse.system.limits import Limits
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def option(*names: str, **settings: Any) -> Callable[[F], F]:
+    """An option that can also be given as ACFUSE_NAME."""
+    variable = "ACFUSE_" + names[-1].lstrip("-").upper().replace("-", "_").partition("/")[0]
+    return click.option(*names, envvar=variable, show_envvar=False, **settings)
+
+
+class Parsed(click.ParamType[Any]):
+    """A value with a parser of its own, whose ValueError says what is wrong with it."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self.parse = name, parse
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """What the parser makes of a text; what is no text was parsed before."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+def _shape(text: str) -> tuple[str | None, tuple[int, ...]]:
+    """1,3,224,224 or 1x3x224x224 or [1,3,224,224], with NAME: in front where there are several."""
+    name, _, numbers = text.rpartition(":")
+    parts = numbers.strip("[]() ").replace("x", ",").split(",")
+    if not all(part.strip().lstrip("-").isdigit() for part in parts):
+        raise ValueError("expected numbers such as 1,3,224,224")
+    shape = tuple(int(part) for part in parts)
+    if any(n < 1 for n in shape):
+        raise ValueError("every size must be at least 1")
+    return name or None, shape
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError("expected a JSON object such as '{\"num_classes\": 10}'")  # noqa: TRY004
+    return data
+
+
+def _limit(text: str) -> tuple[str, int]:
+    """NAME=NUMBER, one of the limits on what a file may cost."""
+    name, _, number = text.partition("=")
+    known = [f.name for f in fields(Limits)]
+    if name not in known:
+        raise ValueError(f"expected one of {', '.join(known)}, then =NUMBER")
+    if not number.isascii() or not number.isdigit() or int(number) < 1:
+        raise ValueError(f"expected a number above zero, as in {name}=1000")
+    return name, int(number)
+
+
+def _sha256(text: str) -> str:
+    if len(text) != 64 or set(text.lower()) - set("0123456789abcdef"):
+        raise ValueError("expected the 64 hexadecimal digits of a SHA-256")
+    return text.lower()
+
+
+SHAPE, JSON = Parsed("SHAPE", _shape), Parsed("JSON", _json_object)
+LIMIT, SHA256 = Parsed("NAME=NUMBER", _limit), Parsed("HEX", _sha256)
+PATTERN_FILES = option(
+    "--patterns",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Patterns of your own, as TOML. Repeatable.",
+)
+KEY = option("--key", help="Entry of the checkpoint that holds the weights.")
+MODEL_OPTIONS = (
+    option("--model", metavar="MODULE:NAME", help="The network's code: package.module:factory or "
+            "path/to/file.py:Class."),
+    option("--model-args", type=JSON, default=None, help="Arguments for it, as JSON."),
+    KEY,
+    option("--allow-class", multiple=True, metavar="MODULE:CLASS",
+            help="A class of your own that a pickled module may hold. Repeatable."),
+    option("--sha256", type=SHA256, help="What the file must be, as sha256sum prints it."),
+    option("--limit", type=LIMIT, multiple=True, help="Read a file beyond a limit, e.g. "
+            "operations=2000000; `acfuse inspect` names the one. Repeatable."),
+    option("--allow-nonfinite", is_flag=True, help="Read a model that holds NaN or Inf, and leave "
+            "the blocks with such tensors as they are."),
+    option("--bn-eps", type=click.FloatRange(min=0), help="BatchNorm eps, for checkpoints without "
+            "their code."),
+    option("--fold-bn", is_flag=True, help="Fold lone conv+BatchNorm pairs as well."),
+    PATTERN_FILES,
+    option("--assume", multiple=True, metavar="PATTERN", help="A pattern that holds although the "
+            "tensors alone, or a forward that cannot be read, do not decide it. Repeatable."),
+)  # fmt: skip
+SHAPE_OPTIONS = (
+    option(
+        "--input-shape",
+        type=SHAPE,
+        multiple=True,
+        help="Shape of an input, e.g. 1,3,224,224; NAME:SHAPE where there are several.",
+    ),
+)
+INPUT_OPTIONS = (
+    *SHAPE_OPTIONS,
+    option("--seed", type=int, default=None, help="Seed of the random inputs. Default 0."),
+    option("--samples", type=click.IntRange(min=1), default=None,
+            help="How many random inputs. Default 3."),
+    option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance, on every element."),
+    option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance beside it."),
+)  # fmt: skip
+ONNX_OPTIONS = (
+    option("--opset", type=click.IntRange(18, 24), help="ONNX opset. Default 20."),
+    option("--dynamic", type=click.Choice(["batch", "hw", "all", "none"]),
+            help="Which axes of the ONNX file are free. Default batch."),
+)  # fmt: skip
+OUTPUT_OPTIONS = (
+    option("-o", "--output", type=click.Path(path_type=Path), help="File or directory."),
+    option("-f", "--force", is_flag=True, help="Replace files that exist."),
+)
+COMMON_OPTIONS = (
+    option("--format", type=click.Choice(["text", "json"]), default="text",
+            help="What stdout gets."),
+    option("-q", "--quiet", is_flag=True, help="Say only what went wrong."),
+    click.option("-v", "--verbose", count=True, help="Say more."),
+)  # fmt: skip
+
+
+def takes(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
+    """The options that a command takes."""
+
+    def add(command: F) -> F:
+        for option in reversed([option for group in groups for option in group]):
+            command = option(command)
+        return command
+
+    return add

@@ -1,0 +1,134 @@
+"""Whether faults are seen in the user's own files: they are planted in copies, one by one."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+
+from acfuse.errors import AcfuseError, UsageError
+from acfuse.files.onnx_reading import read_onnx
+from acfuse.files.read import read_tensors
+from acfuse.files.records import ReadOptions
+from acfuse.files.write import writer
+from acfuse.pipeline.convert import convert, prove
+from acfuse.pipeline.job import Conversion, Job
+from acfuse.pipeline.manifest import Manifest
+from acfuse.pipeline.replay import Opened, compared_onnx, open_again, verified
+from acfuse.proof.planted import Planted, planted_in_onnx, planted_in_tensors
+from acfuse.sources.bare import BareSource
+from acfuse.sources.base import Progress, silent
+from acfuse.sources.live import LiveSource
+from acfuse.sources.onnx import OnnxSource
+from acfuse.system.atomic_write import write_all
+
+FAULTS = 20
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One planted fault: in which file, what and where, and what was said of it ("": nothing)."""
+
+    file: str
+    what: str
+    place: str
+    said: str
+    is_named: bool  # whether what was said names the place
+
+    @property
+    def is_seen(self) -> bool:
+        return bool(self.said)
+
+
+def selftest(
+    job: Job, files: Sequence[Path] = (), progress: Progress = silent
+) -> tuple[Conversion, list[Trial]]:
+    """Plants twenty faults in copies of fused files, and verifies each as `verify` does.
+
+    `files` are the fused file of the job's original and, where there is one, the ONNX file that
+    was exported of it; without any, the original is converted for this alone. The conversion is
+    what verifying the files as they are shows; if that fails, nothing is planted.
+    """
+    with tempfile.TemporaryDirectory(prefix="acfuse-") as folder:
+        if not files:
+            made = convert(replace(job, output=Path(folder), dry_run=False, pt2=False), progress)
+            if not made.proofs.passed:
+                return made, []
+            files = [p for p in (made.job.paths.checkpoint, made.job.paths.onnx) if p.exists()]
+            files = list(dict.fromkeys(files))
+        again = open_again(job, progress)
+        onnx_path = files[1] if len(files) > 1 else None
+        right = verified(again, files[0], onnx_path, progress, unchanged=False)
+        if not right.proofs.passed:
+            return right, []
+        trials = list(_trials(again, files, Path(folder), progress))
+    if not trials:
+        raise UsageError(f"{files[0].name} holds nothing in which a fault could be planted.")
+    return right, trials
+
+
+def selftest_again(
+    manifest: Manifest, job: Job, progress: Progress = silent
+) -> tuple[Conversion, list[Trial]]:
+    """The same with the files of the last conversion."""
+    paths = manifest.paths
+    files = dict.fromkeys(p for p in (paths.checkpoint, paths.onnx) if p.exists())
+    return selftest(job, list(files), progress)
+
+
+def _trials(
+    again: Opened, files: Sequence[Path], folder: Path, progress: Progress
+) -> Iterator[Trial]:
+    reading = ReadOptions(again.job.key, limits=again.job.limits)
+    for index, path in enumerate(files):
+        most = FAULTS // len(files) + (index < FAULTS % len(files))
+        is_export = index > 0
+        for number, planted in enumerate(_planted(again, path, reading, most, is_export=is_export)):
+            progress(f"{path.name}: {planted.what}, {planted.place}")
+            copy = folder / f"{index}.{number}" / path.name
+            copy.parent.mkdir()
+            yield _tried(again, path, planted, copy, reading, is_export=is_export)
+            copy.unlink()
+
+
+def _planted(
+    again: Opened, path: Path, reading: ReadOptions, most: int, *, is_export: bool
+) -> list[Planted]:
+    source = again.source
+    if is_export or isinstance(source, OnnxSource):
+        model = read_onnx(path, ReadOptions(limits=reading.limits))[0]
+        original = source.model if isinstance(source, OnnxSource) else onnx.ModelProto()
+        return planted_in_onnx(original, model, most)
+    _, tensors = read_tensors(path, reading)
+    before = source.tensors if isinstance(source, (LiveSource, BareSource)) else {}
+    return planted_in_tensors(before, tensors, most)
+
+
+def _tried(
+    again: Opened, path: Path, planted: Planted, copy: Path, reading: ReadOptions, *,
+    is_export: bool,
+) -> Trial:  # fmt: skip
+    if isinstance(planted.held, onnx.ModelProto):
+        write_all({copy: planted.held.SerializeToString()})
+    else:
+        container, _ = read_tensors(path, reading)
+        prefix = container.prefix
+        held = {key.removeprefix(prefix): tensor for key, tensor in planted.held.items()}
+        write_all({copy: writer(container, held)})
+    said, names = "", [planted.place]
+    try:
+        if is_export:
+            assert again.fused.network is not None
+            check = compared_onnx(again, again.fused, copy, unchanged=False)
+            said = "" if check.passed else f"{check.name}: {check.detail}"
+        else:
+            stored = again.fused.with_file(copy, reading)
+            proofs = prove(stored, again.job.inputs, again.job.tolerance)
+            said = proofs.fault
+            names += [c.where for c in proofs.certificates if not c.passed]
+    except AcfuseError as error:
+        said = str(error)
+    # A certificate speaks of a block, and of the layer in it.
+    is_named = any(name in said for name in names if name)
+    return Trial(path.name, planted.what, planted.place, said, is_named)
