@@ -16,8 +16,8 @@ from acfuse.pipeline.job import Conversion, Job
 from acfuse.pipeline.manifest import Manifest, provenance, record, to_json
 from acfuse.pipeline.paths import Paths, again_path, exported_path
 from acfuse.proof import Check
+from acfuse.proof.onnx_program import compare_programs
 from acfuse.proof.onnx_runtime import compare_onnx
-from acfuse.proof.programs import compare_programs
 from acfuse.sources.base import Fused, Progress, Source, SourceFile, silent
 from acfuse.sources.live import LiveSource, load_fused
 from acfuse.system.atomic_write import Written, reserved, write_all

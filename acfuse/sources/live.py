@@ -25,7 +25,7 @@ from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
 from acfuse.proof import Check, Inputs, Tolerance, diagnose
 from acfuse.proof.evidence import evidence
-from acfuse.proof.program import (
+from acfuse.proof.live_program import (
     check_after_a_call,
     foreign_check,
     is_of_its_structure,

@@ -40,9 +40,9 @@ from acfuse.graph.onnx_write import Layers, Placed, lowered, put_back, read_anyw
 from acfuse.graph.regions import choose, kernel_of, kernels
 from acfuse.graph.steps import Identity, Region
 from acfuse.proof import Check, Inputs, Tolerance
+from acfuse.proof.onnx_program import compare_programs
+from acfuse.proof.onnx_rewriting import Rewritten, compare_rewriting
 from acfuse.proof.onnx_runtime import compare_files
-from acfuse.proof.programs import compare_programs
-from acfuse.proof.rewriting import Rewritten, compare_rewriting
 from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
 from acfuse.system.escape import one_line
 from acfuse.system.limits import LIMITS, Limits

@@ -177,7 +177,7 @@ def test_a_program_is_read_as_it_was(project):
 @pytest.mark.parametrize(
     "name", ["acnet/reflect", "acnet/k3_p0", "acnet/shared", "mobileone/apple"]
 )
-def test_programs_of_samples_are_read_as_they_were(project, name):
+def test_onnx_program_of_samples_are_read_as_they_were(project, name):
     sample = samples()[name]
     model = sample.build()
     given = (torch.randn(sample.input_shapes[0]),)

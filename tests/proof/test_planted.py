@@ -6,6 +6,7 @@ import torch
 
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
+from acfuse.proof.onnx_program import differences
 from acfuse.proof.planted import (
     LIST_FAULTS,
     NODE_FAULTS,
@@ -13,7 +14,6 @@ from acfuse.proof.planted import (
     planted_in_onnx,
     planted_in_tensors,
 )
-from acfuse.proof.programs import differences
 from acfuse.rewrite import fused_copy
 from acfuse.sources.onnx import fuse_onnx
 from sample_models import awake, samples

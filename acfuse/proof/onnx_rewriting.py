@@ -15,8 +15,8 @@ from acfuse.files.onnx_cost import all_graphs
 from acfuse.graph.onnx_read import Perm, inverse
 from acfuse.graph.onnx_values import NOT_STORED_SINCE
 from acfuse.graph.onnx_write import MODES, Placed, read_anywhere
+from acfuse.proof.onnx_program import Walk, fault, found_in_words
 from acfuse.proof.outputs import Check
-from acfuse.proof.programs import Walk, fault, found_in_words
 
 LEFT_OUT = ("GraphProto.node", "GraphProto.initializer", "GraphProto.value_info")
 

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from acfuse.pipeline.convert import prove
 from acfuse.proof import Inputs, Tolerance
-from acfuse.proof.rewriting import compare_rewriting
+from acfuse.proof.onnx_rewriting import compare_rewriting
 from acfuse.sources.onnx import fuse_onnx, rewritten
 from tests.proof.onnx_faults import FAULTS, assign, attribute, first, node, put
 from tests.proof.onnx_nets import NETS, fused_of

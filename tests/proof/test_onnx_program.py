@@ -12,7 +12,7 @@ from torch import nn
 from acfuse.errors import InputError
 from acfuse.pipeline.convert import prove
 from acfuse.proof import Inputs, Tolerance
-from acfuse.proof.programs import compare_programs, differences
+from acfuse.proof.onnx_program import compare_programs, differences
 from acfuse.sources.onnx import with_tensors
 from tests.cli.command import refused, run, worked
 from tests.proof.onnx_faults import FAULTS, assign, first, put, size

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 import acfuse
-from acfuse.proof.program import compare_programs
+from acfuse.proof.live_program import compare_programs
 from tests.proof.verdicts import SHAPE, Block, drawn
 
 
@@ -390,7 +390,7 @@ def test_what_nobody_can_look_into_is_said_to_be_that():
     assert done.unknown == ["lock", "rows"]
 
 
-def test_programs_in_circles_and_very_deep_ones_are_compared():
+def test_onnx_program_in_circles_and_very_deep_ones_are_compared():
     one, other = nn.Module(), nn.Module()
     for module in (one, other):
         module.chain = []
