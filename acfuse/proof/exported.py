@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from acfuse.errors import UsageError
-from acfuse.proof.noise import noises, responses_of
+from acfuse.proof.leaves import Leaves
+from acfuse.proof.noise import Noises, noises, responses_of, without_noise
 from acfuse.proof.outputs import Check, Difference, Tolerance, judge
-from acfuse.proof.running import Inputs, floating_dtype, images, named_shapes, run
+from acfuse.proof.running import Image, Inputs, floating_dtype, images, named_shapes, run
 from acfuse.proof.whole import has_nonfinite_weights, in_float64
 
 DYNAMIC_DIMS = {"none": (), "batch": (0,), "hw": (2, 3), "all": (0, 2, 3)}
@@ -36,31 +37,47 @@ def compared(
     """What answers to images, each in turn, against the original model, on all sizes to try."""
     shapes, dtype = named_shapes(original, inputs), floating_dtype(original)
     free = dynamic_dims(shapes, dynamic)
-    difference = Difference(tolerance=tolerance, takes_any=has_nonfinite_weights(original))
+    takes_any = has_nonfinite_weights(original)
     given = [images(sizes, seed) for sizes, seed in _sizes_to_try(shapes, free, inputs)]
     shipped = [run(original, g, dtype) for g in given]
-    exact, first, _ = in_float64(original, given[0])
+    found = [[answer(g) for g in given] for answer in answers]
+
+    def verdict(noise: Sequence[Noises]) -> Check:
+        difference = Difference(tolerance=tolerance, takes_any=takes_any)
+        for each in found:
+            for result, other, own in zip(shipped, each, noise, strict=True):
+                tensors = {n: x for n, x in result.items() if isinstance(x, Tensor)}
+                if len(other) == len(tensors):
+                    difference.add(tensors, dict(zip(tensors, other, strict=True)), own)
+                else:
+                    difference.fail(f"{runtime} gives {len(other)} outputs, not {len(tensors)}")
+        check = judge(name, difference, tolerance, dtype)
+        if math.isfinite(check.error):
+            return check
+        why = difference.failure or f"{runtime} gives NaN or Inf"
+        return replace(check, passed=False, detail=why)
+
+    check = verdict([without_noise(result) for result in shipped])
+    return check if check.passed else verdict(_noise(original, given, shipped, inputs, dtype))
+
+
+def _noise(
+    model: nn.Module,
+    given: Sequence[Image],
+    shipped: Sequence[Leaves],
+    inputs: Inputs,
+    dtype: torch.dtype,
+) -> list[Noises]:
+    """How far rounding moves what the original itself gives."""
+    exact, first, _ = in_float64(model, given[0])
     true = shipped
     if exact is not None:
         true = [first, *(run(exact, g, torch.float64) for g in given[1:])]
     usual = max(1, inputs.samples)
-    responses = responses_of(original, given, true, dtype, usual)
+    responses = responses_of(model, given, true, dtype, usual)
     for response, result in zip(responses, shipped, strict=True):
         response.add(result, 1)
-    noise = noises(responses, usual, dtype)
-    for answer in answers:
-        for g, result, own in zip(given, shipped, noise, strict=True):
-            tensors = {n: x for n, x in result.items() if isinstance(x, Tensor)}
-            found = answer(g)
-            if len(found) == len(tensors):
-                difference.add(tensors, dict(zip(tensors, found, strict=True)), own)
-            else:
-                difference.fail(f"{runtime} gives {len(found)} outputs, not {len(tensors)}")
-    check = judge(name, difference, tolerance, dtype)
-    if math.isfinite(check.error):
-        return check
-    why = difference.failure or f"{runtime} gives NaN or Inf"
-    return replace(check, passed=False, detail=why)
+    return noises(responses, usual, dtype)
 
 
 def _sizes_to_try(

@@ -133,6 +133,19 @@ def _noise(value: object, moved: Tensor | None, dtype: torch.dtype) -> Noise:
     return Noise(float(steady.max()), {a: along(a, steady) for a in axes}, unsteady)
 
 
+def without_noise(true: Leaves) -> Noises:
+    """As if rounding moved nothing: what passes so needs no measure of it."""
+
+    def still(value: object) -> Noise:
+        numbers = as_numbers(value)
+        if numbers is None or numbers.numel() == 0 or is_discrete(numbers):
+            return Noise()
+        lengths = {axis: numbers.shape[axis] for axis in axes_of(numbers)}
+        return Noise(0.0, {axis: torch.zeros(n) for axis, n in lengths.items()})
+
+    return {name: still(value) for name, value in true.items()}
+
+
 def responses_of(
     model: nn.Module,
     given: Sequence[Image],
