@@ -6,7 +6,7 @@ is as near as that, one of the two shows it.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -129,21 +129,40 @@ def _noise(value: object, moved: Tensor | None, dtype: torch.dtype) -> Noise:
         own = max(BLURRED, half_of_the_digits) * along(axis, size)
         limit = torch.minimum(limit, own.reshape(shape))
     unsteady = moved > limit.clamp_min(torch.finfo(dtype).tiny)
+    if numbers.ndim > 1:  # a row that is another one may agree with it here and there
+        unsteady |= unsteady.double().mean(-1, keepdim=True) > 0.5
     steady = torch.where(unsteady, 0.0, moved)
     return Noise(float(steady.max()), {a: along(a, steady) for a in axes}, unsteady)
 
 
-def without_noise(true: Leaves) -> Noises:
-    """As if rounding moved nothing: what passes so needs no measure of it."""
+def without_noise(true: Sequence[Leaves], usual: int, share: float) -> list[Noises]:
+    """As if rounding moved nothing: what passes so needs no measure of it.
 
-    def still(value: object) -> Noise:
+    The channels of the `usual` first outputs are taken together, because one number of a channel
+    may be near 0: such a share of the largest is what each may be off. Of the channels of the
+    others nothing is said.
+    """
+    pooled: dict[tuple[str, int, int], Tensor] = {}
+    for leaves in true[:usual]:
+        for name, axis, size in _channel_sizes(leaves):
+            key = (name, axis, len(size))
+            pooled[key] = torch.maximum(pooled.get(key, size), size)
+    still: list[Noises] = []
+    for i, leaves in enumerate(true):
+        channels: dict[str, dict[int, Tensor]] = {name: {} for name in leaves}
+        for name, axis, size in _channel_sizes(leaves) if i < usual else ():
+            channels[name][axis] = share * pooled[name, axis, len(size)]
+        still.append({name: Noise(0.0, own) for name, own in channels.items()})
+    return still
+
+
+def _channel_sizes(leaves: Leaves) -> Iterator[tuple[str, int, Tensor]]:
+    """How large each place along the axes of each output of real numbers is."""
+    for name, value in leaves.items():
         numbers = as_numbers(value)
-        if numbers is None or numbers.numel() == 0 or is_discrete(numbers):
-            return Noise()
-        lengths = {axis: numbers.shape[axis] for axis in axes_of(numbers)}
-        return Noise(0.0, {axis: torch.zeros(n) for axis, n in lengths.items()})
-
-    return {name: still(value) for name, value in true.items()}
+        if numbers is not None and numbers.numel() and not is_discrete(numbers):
+            size = sizes(numbers.double())
+            yield from ((name, axis, along(axis, size)) for axis in axes_of(numbers))
 
 
 def responses_of(
@@ -152,12 +171,14 @@ def responses_of(
     true: Sequence[Leaves],
     dtype: torch.dtype,
     usual: int,
+    *,
+    each: bool = False,
 ) -> list[Responses]:
     """How far the outputs of a model move when every number is moved by rounding to a dtype.
 
     There are enough draws for the channels of the `usual` first inputs together, and one pair for
-    each of the others; for each input alone where it makes decisions, of which every one counts.
-    Where `dtype` is half of float32, that is what it is run in.
+    each of the others; for each input alone where it makes decisions, of which every one counts,
+    or where `each` asks for that. Where `dtype` is half of float32, that is what it is run in.
     """
     precision = dtype if torch.finfo(dtype).bits >= 32 else torch.float32
 
@@ -165,7 +186,8 @@ def responses_of(
         near = _moved(model, dtype, precision, pair, units)
         return lambda image: run(near, image, precision)
 
-    return drawn(moved, given, true, dtype, usual)
+    units = (UNITS, 1) if each else (UNITS,)  # what is decided is not the same at any distance
+    return drawn(moved, given, true, dtype, usual, units=units, each=each)
 
 
 def drawn(
@@ -176,12 +198,13 @@ def drawn(
     usual: int,
     *,
     units: Sequence[float] = (UNITS,),
+    each: bool = False,
 ) -> list[Responses]:
     """How far outputs move: `moved` gives what runs with its weights moved, by draw and units."""
     responses = [Responses(t) for t in true]
     together = -(-ENOUGH // max(1, min(usual, 3)))
     wanted = [
-        ENOUGH if any(map(_is_decided, t.values())) else together if i < usual else 1
+        ENOUGH if each or any(map(_is_decided, t.values())) else together if i < usual else 1
         for i, t in enumerate(true)
     ]
     for pair in range(max(wanted, default=0)):

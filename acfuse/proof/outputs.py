@@ -9,7 +9,7 @@ from torch import Tensor
 
 from acfuse.proof.certificate import Certificate
 from acfuse.proof.leaves import Holder, Leaves, as_numbers, is_discrete, named, unlike
-from acfuse.proof.noise import Noise, Noises, along, apart, sizes
+from acfuse.proof.noise import Noise, Noises, along, apart, sizes, without_noise
 from acfuse.system.escape import one_line
 
 Outputs = Leaves | Sequence[Tensor]
@@ -256,6 +256,16 @@ def concluded(check: Check, difference: Difference) -> Check:
     return replace(check, compared=compared, left_out=left_out, detail=detail, warning=warning)
 
 
+def rounding_limit(dtype: torch.dtype) -> float:
+    """What outputs may be apart in the dtype that ships, of the largest number there."""
+    return HALF_LIMIT if torch.finfo(dtype).bits == 16 else ROUNDING_LIMIT
+
+
+def still(true: Sequence[Leaves], usual: int, limit: float) -> list[Noises]:
+    """No noise at all, for a first comparison with a limit."""
+    return without_noise(true, usual, limit / OWN_FACTOR)
+
+
 def judge(
     name: str,
     difference: Difference,
@@ -291,7 +301,7 @@ def _judged(
         )
     half = torch.finfo(dtype).bits == 16
     info = torch.finfo(dtype)
-    error, limit, at = difference.worst(HALF_LIMIT if half else ROUNDING_LIMIT, info.tiny)
+    error, limit, at = difference.worst(rounding_limit(dtype), info.tiny)
     passed = error <= limit
     detail = f"outputs differ by {error:.1e} of the largest (at most {limit:.0e})"
     detail += "" if passed else f", in {at}"
