@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.packages.imports import imported, undisturbed
 
-WIDE = (1, 3, 64, 96)
+WIDE = (1, 3, 64, 48)
 SQUARE = (1, 3, 64, 64)
 
 
@@ -161,13 +161,19 @@ def _transformers(name: str, options: dict[str, Any]) -> nn.Module:
     folder, _, kind = name.partition(".")
     package = imported("transformers")
     model_class = getattr(imported(f"transformers.models.{folder}.modeling_{folder}"), kind)
+    is_part = kind.endswith("HybridEncoder")
+    config_class = (
+        getattr(package, f"{kind.removesuffix('HybridEncoder')}Config")
+        if is_part
+        else model_class.config_class
+    )
     built = {
         key: getattr(package, value[0])(**value[1]) if isinstance(value, tuple) else value
         for key, value in options.items()
     }
     with undisturbed():
-        model = model_class(model_class.config_class(**built))
-    return _OfFeatures(model) if kind.endswith("HybridEncoder") else model
+        model = model_class(config_class(**built))
+    return _OfFeatures(model) if is_part else model
 
 
 _BUILD: dict[str, Callable[[str, dict[str, Any]], nn.Module]] = {
@@ -195,28 +201,86 @@ def _folded(package: str, names: str, **options: Any) -> Iterator[Model]:
         yield Model(package, name, (WIDE,), options, fold_bn=True)
 
 
+RESNET = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1],
+          "layer_type": "basic"}  # fmt: skip
+HGNET = {
+    "embedding_size": 16,
+    "stem_channels": [3, 8, 16],
+    "stage_in_channels": [16, 32, 64, 128],
+    "stage_mid_channels": [8, 16, 32, 64],
+    "stage_out_channels": [32, 64, 128, 256],
+    "hidden_sizes": [32, 64, 128, 256],
+}
+STAGES = {"out_features": ["stage2", "stage3", "stage4"]}
+ENCODER = {"encoder_hidden_dim": 32, "encoder_ffn_dim": 32, "encoder_attention_heads": 4}
+DETECTOR = {
+    **ENCODER,
+    "d_model": 32,
+    "decoder_in_channels": [32] * 3,
+    "decoder_ffn_dim": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "num_queries": 10,
+}
+ON_RESNET = {
+    **DETECTOR,
+    "backbone_config": ("RTDetrResNetConfig", {**RESNET, **STAGES}),
+    "encoder_in_channels": [32, 64, 128],
+}
+ON_HGNET = {
+    **DETECTOR,
+    "backbone_config": ("HGNetV2Config", {**HGNET, **STAGES}),
+    "encoder_in_channels": [64, 128, 256],
+}
+OMDET = {"encoder_in_channels": [16, 32, 64], "encoder_hidden_dim": 32, "d_model": 32,
+         "encoder_dim_feedforward": 32}  # fmt: skip
+LOFTR = {
+    "stage_num_blocks": [1, 2, 2, 2],
+    "out_features": [16, 16, 32, 64],
+    "hidden_size": 64,
+    "num_attention_heads": 8,
+    "num_attention_layers": 1,
+}
+BOXES = (1, 3, 64, 96)
+MAPS = ((1, 16, 16, 24), (1, 32, 8, 12), (1, 64, 4, 6))
+
 MODELS = (
-    *_each("timm", "mobileone_s0 fastvit_t8 repvgg_a0 repvit_m0_9 repghostnet_050 ghostnetv3_050"),
-    *_each("timm", "lcnetv2_base shvit_s1"),
-    *_each("doctr", "textnet_tiny fast_tiny"),
-    *_each("ultralytics", "yolov10n yolov9t yolov6n yolov8n yolo11n yolo26n"),
-    *_each("transformers", "textnet.TextNetModel"),
+    *_each("timm", "repghostnet_050 lcnetv2_base shvit_s1 mobileone_s0 fastvit_t8 repvit_m0_9"),
+    *_each("timm", "repvgg_a0 repvgg_b1g4 repvgg_d2se", width_factor=0.125),
+    *_each("ultralytics", "yolov10n yolov9t yolo26n"),
+    *_each("doctr", "textnet_tiny"),
+    *_each("transformers", "textnet.TextNetModel", hidden_sizes=[16, 16, 32, 32, 64]),
     *_each("torchvision", "resnet18 mobilenet_v3_small"),
-    *_folded("timm", "resnet18 repvit_m0_9 mobileone_s0"),
-    *_folded("torchvision", "resnet18 mobilenet_v2"),
+    *_each("transformers", "rt_detr.RTDetrForObjectDetection", BOXES, **ON_RESNET),
+    *_each("transformers", "efficientloftr.EfficientLoFTRModel", (1, 2, 3, 64, 96), **LOFTR),
+    *_each("transformers", "omdet_turbo.OmDetTurboHybridEncoder", *MAPS, **OMDET),
+    *_each("transformers", "pp_lcnet_v3.PPLCNetV3Backbone", scale=0.25),
+    *_folded("timm", "resnet10t repvit_m0_9 levit_conv_128s"),
+    *_folded("torchvision", "mobilenet_v2"),
     *_folded("ultralytics", "yolo11n"),
-    *_each("timm", "levit_128s levit_conv_128s efficientvit_m0", SQUARE, img_size=64),
-    *_each("timm", "caformer_s18 poolformerv2_s12", SQUARE),
-    *_each("timm", "hgnetv2_b0 ghostnet_100 ghostnetv2_100 efficientvit_b0 resnet18"),
-    *_each("timm", "repghostnet_100 ghostnetv3_100 repvit_m1_0 repvit_m1_5 lcnetv2_large"),
-    *_each("timm", "fastvit_t12 fastvit_sa12 fastvit_mci0 mobileone_s1 mobileone_s2 mobileone_s4"),
-    *_each("timm", "repvgg_a1 repvgg_a2 repvgg_b0 repvgg_b1g4 starnet_s1 mobilenetv4_conv_small"),
-    *_each("ultralytics", "yolov5n yolo12n yolo11n-seg yolo11n-pose yolo11n-cls yolo11n-obb"),
-    *_each("ultralytics", "yolov3-tiny yolov10s yolov9s"),
-    *_each("doctr", "textnet_small textnet_base fast_small fast_base db_mobilenet_v3_large"),
-    *_each("doctr", "linknet_resnet18"),
+    *_each("timm", "ghostnetv3_050 ghostnet_050 ghostnetv2_100 lcnet_050 hgnetv2_b0"),
+    *_each("timm", "levit_128s levit_conv_128s", SQUARE, img_size=64),
+    *_each("timm", "efficientvit_m0", SQUARE, img_size=64),
+    *_each("timm", "poolformerv2_s12 caformer_s18", SQUARE, depths=(1, 1, 2, 1)),
+    *_each("transformers", "rt_detr.RTDetrModel", BOXES, **ON_RESNET),
+    *_each("transformers", "rt_detr_v2.RTDetrV2ForObjectDetection", BOXES, **ON_RESNET),
+    *_each("transformers", "d_fine.DFineForObjectDetection", BOXES, **ON_HGNET),
+    *_each("transformers", "deimv2.Deimv2ForObjectDetection", BOXES, **ON_HGNET),
+    *_each("transformers", "levit.LevitForImageClassification", SQUARE, image_size=64),
+    *_each("transformers", "hgnet_v2.HGNetV2ForImageClassification", **HGNET),
+    *_each("transformers", "resnet.ResNetForImageClassification", **RESNET),
+    *_each("transformers", "superpoint.SuperPointForKeypointDetection"),
+    *_each("timm", "efficientvit_b0 resnet10t starnet_s050 mobilenetv4_conv_small_050"),
+    *_each("torchvision", "shufflenet_v2_x0_5 squeezenet1_1 mnasnet0_5 regnet_y_400mf"),
+    *_each("torchvision", "efficientnet_b0 mobilenet_v2 densenet121"),
     *_each("doctr", "vip_tiny mobilenet_v3_small_r crnn_mobilenet_v3_small", (1, 3, 32, 128)),
-    *_each("torchvision", "mobilenet_v2 shufflenet_v2_x0_5 squeezenet1_1 densenet121 googlenet"),
-    *_each("torchvision", "efficientnet_b0 regnet_y_400mf mnasnet0_5 vgg11_bn"),
-    *_each("torchvision", "lraspp_mobilenet_v3_large"),
+    *_each("doctr", "db_mobilenet_v3_large"),
+    *_each("ultralytics", "yolov5n yolov6n yolov8n yolo11n yolo12n yolo11n-seg yolo11n-pose"),
+    *_each("ultralytics", "yolo11n-cls yolo11n-obb yolov3-tiny"),
+    *_each("timm", "fastvit_t12 fastvit_mci0 repghostnet_100 ghostnetv3_100 repvit_m1_0"),
+    *_each("timm", "mobileone_s1 lcnetv2_large repghostnet_080 efficientvit_m2"),
+    *_folded("timm", "mobilenetv2_050 repghostnet_050"),
+    *_folded("torchvision", "resnet18"),
+    *_folded("ultralytics", "yolov10n"),
+    *_each("doctr", "fast_tiny linknet_resnet18"),
 )

@@ -7,6 +7,7 @@ network stores must be that copy's numbers, rounded.
 
 import copy
 import json
+import resource
 import sys
 import time
 from collections import Counter
@@ -28,6 +29,7 @@ EXACT = 1e-8  # of the largest: float64 outputs, through every layer of a deep n
 FACTOR = 100  # the same: so many times what one rounding of the original's float64 numbers costs
 STORED = 2**-23  # of a tensor's largest: float32 numbers beside those in float64
 FAULT = 1e-4
+PROCESSOR_SECONDS = 300  # of one model; a busy machine takes longer
 
 
 def trial(model: Model) -> dict[str, Any]:
@@ -65,6 +67,7 @@ def trial(model: Model) -> dict[str, Any]:
         name: not verdict_with(plant, model, original, fused.model)
         for name, plant in faults(fused, fused.model).items()
     }
+    row["seconds"] = time.process_time()
     return row
 
 
@@ -213,6 +216,7 @@ def planted(tensor: Tensor, place: int, value: float) -> Iterator[None]:
 
 def main(title: str, path: str) -> None:
     """Tries one model."""
+    resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS))
     torch.set_num_threads(1)
     model = next(m for m in MODELS if m.title == title)
     Path(path).write_text(json.dumps(trial(model)), encoding="utf-8")
