@@ -77,9 +77,8 @@ def main() -> int:
             title, row = waiting[future].title, future.result()
             results[title] = row
             keep(results)
-            wrong = faults_of(row)
-            print(f"{time.monotonic() - began:5.0f} s  {title}: {'; '.join(wrong) or 'as it should be'}",
-                  flush=True)  # fmt: skip
+            said = "; ".join(faults_of(row)) or "as it should be"
+            print(f"{time.monotonic() - began:5.0f} s  {title}: {said}", flush=True)
     write_pages(known())
     return int(any(faults_of(row) for row in known().values()))
 

@@ -45,8 +45,10 @@ numbers, rounded once ("stored": the largest difference, of each tensor's larges
 is half a unit in the last place). Equal is: apart at most 1e-8 or {factor} times the noise, and
 stored at most 2^-23.
 
-Two faults are planted in each network, one at a time, and `acfuse.verify` has to fail for each: the
-largest weight of a fused layer times 1.0001, and 0.0001 added to one number of what is not fused.
+Two faults are planted in each network, one at a time, and `acfuse.verify` has to fail for each,
+without a shape and so without comparing any output: the largest weight of a fused layer times
+1.0001, and 0.0001 added to one number of what is not fused. Where nothing is fused, only the second
+can be planted.
 
 Written by `make zoo`, with the network of each row as in [models.md](models.md).
 """

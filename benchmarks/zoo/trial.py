@@ -64,7 +64,7 @@ def trial(model: Model) -> dict[str, Any]:
     row["warnings"] = [c.warning for c in proofs.checks if c.warning]
     row["independent"] = independent(model, original, fused.model)
     row["planted"] = {
-        name: not verdict_with(plant, model, original, fused.model)
+        name: not passes_with(plant, model, original, fused.model)
         for name, plant in faults(fused, fused.model).items()
     }
     row["seconds"] = time.process_time()
@@ -87,7 +87,7 @@ def own_count(model: Model, original: nn.Module) -> int | None:
 
 
 def verdict(model: Model, original: nn.Module, fused: nn.Module) -> Any:
-    """acfuse's own proofs."""
+    """What `acfuse.verify` proves."""
     return acfuse.verify(original, fused, *model.shapes, fold_bn=model.fold_bn)
 
 
@@ -194,10 +194,10 @@ def faults(fused: Any, model: nn.Module) -> dict[str, Plant]:
     return planted
 
 
-def verdict_with(plant: Plant, model: Model, original: nn.Module, fused: nn.Module) -> bool:
-    """acfuse's verdict on a network with a fault in it."""
+def passes_with(plant: Plant, model: Model, original: nn.Module, fused: nn.Module) -> bool:
+    """Whether acfuse passes a network with a fault in it, without an input and so any outputs."""
     with planted(*plant):
-        return bool(verdict(model, original, fused).passed)
+        return acfuse.verify(original, fused, fold_bn=model.fold_bn).passed
 
 
 @contextmanager
