@@ -69,14 +69,12 @@ def main() -> int:
     parser.add_argument("words", nargs="*", help="only models whose title holds one of these")
     parser.add_argument("--again", action="store_true", help="also those that have a result")
     options = parser.parse_args()
-    results = known()
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         began = time.monotonic()
         waiting = {pool.submit(tried, m): m for m in wanted(options.words, options.again)}
         for future in concurrent.futures.as_completed(waiting):
             title, row = waiting[future].title, future.result()
-            results[title] = row
-            keep(results)
+            keep({**known(), title: row})
             said = "; ".join(faults_of(row)) or "as it should be"
             print(f"{time.monotonic() - began:5.0f} s  {title}: {said}", flush=True)
     write_pages(known())
