@@ -146,14 +146,14 @@ def _doctr(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 class _OfFeatures(nn.Module):
-    """Calls a part of a detector, which takes a list of feature maps, with one image for each."""
+    """Calls a part of a detector, which takes a list of feature maps, with three images."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
         self.part = part
 
-    def forward(self, *maps: Tensor) -> Any:
-        return self.part(list(maps))
+    def forward(self, fine: Tensor, middle: Tensor, coarse: Tensor) -> Any:
+        return self.part([fine, middle, coarse])
 
 
 def _transformers(name: str, options: dict[str, Any]) -> nn.Module:
@@ -247,7 +247,12 @@ MAPS = ((1, 16, 16, 24), (1, 32, 8, 12), (1, 64, 4, 6))
 MODELS = (
     *_each("timm", "repghostnet_050 lcnetv2_base shvit_s1 mobileone_s0 repvit_m0_9"),
     *_each("timm", "repvgg_a0 repvgg_b1g4 repvgg_d2se", width_factor=0.125),
-    *_each("transformers", "textnet.TextNetModel", hidden_sizes=[16, 16, 32, 32, 64]),
+    *_each(
+        "transformers",
+        "textnet.TextNetModel",
+        stem_out_channels=16,
+        hidden_sizes=[16, 16, 32, 32, 64],
+    ),
     *_each("transformers", "rt_detr.RTDetrForObjectDetection", BOXES, **ON_RESNET),
     *_each("transformers", "efficientloftr.EfficientLoFTRModel", (1, 2, 3, 64, 96), **LOFTR),
     *_each("transformers", "omdet_turbo.OmDetTurboHybridEncoder", *MAPS, **OMDET),

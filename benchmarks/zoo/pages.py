@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.zoo.models import MODELS, Model
+from benchmarks.zoo.trial import FACTOR
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results.json"
@@ -100,7 +101,7 @@ def verdicts_page(results: Results) -> str:
         f"{_starting(wrong, 'wrong fusion')} networks were fused wrongly, with a verdict that says "
         f"so; {_starting(wrong, 'failed')} could not be tried.",
     ]
-    head = VERDICTS_HEAD.format(counts="\n".join(counts), factor=100)
+    head = VERDICTS_HEAD.format(counts="\n".join(counts), factor=FACTOR)
     listed = [f"- {title}: {text}\n" for title, row in results.items() for text in faults_of(row)]
     found = "\n## What is wrong\n\n" + "".join(listed) if listed else ""
     return head + found + _by_package(results, heads, _verdict_cells)
@@ -119,7 +120,11 @@ def _by_package(
         for model in sorted(MODELS, key=lambda m: m.title):
             row = results.get(model.title)
             if model.package == package and row is not None:
-                failed = [_label(model), row.get("failed", ""), *[""] * (len(heads) - 2)]
+                failed = [
+                    _label(model),
+                    row.get("failed", "").replace("|", "/"),
+                    *[""] * (len(heads) - 2),
+                ]
                 shown = failed if "failed" in row else cells(model, row)
                 text += f"| {' | '.join(shown)} |\n"
     return text
