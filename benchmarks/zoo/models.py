@@ -196,9 +196,9 @@ def _each(package: str, names: str, *shapes: tuple[int, ...], **options: Any) ->
         yield Model(package, name, shapes or (WIDE,), options)
 
 
-def _folded(package: str, names: str, **options: Any) -> Iterator[Model]:
+def _folded(package: str, names: str, shape: tuple[int, ...] = WIDE) -> Iterator[Model]:
     for name in names.split():
-        yield Model(package, name, (WIDE,), options, fold_bn=True)
+        yield Model(package, name, (shape,), fold_bn=True)
 
 
 RESNET = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1],
@@ -241,6 +241,7 @@ LOFTR = {
     "num_attention_heads": 8,
     "num_attention_layers": 1,
 }
+TEXTNET = {"stem_out_channels": 16, "hidden_sizes": [16, 16, 32, 32, 64]}
 BOXES = (1, 3, 64, 96)
 MAPS = ((1, 16, 16, 24), (1, 32, 8, 12), (1, 64, 4, 6))
 
@@ -259,10 +260,10 @@ MODELS = (
     *_each("transformers", "pp_lcnet_v3.PPLCNetV3Backbone", scale=0.25),
     *_each("transformers", "d_fine.DFineForObjectDetection", BOXES, **ON_HGNET),
     *_each("torchvision", "resnet18 mobilenet_v3_small shufflenet_v2_x0_5 squeezenet1_1"),
-    *_each("ultralytics", "yolov10n yolov9t yolo26n"),
+    *_each("ultralytics", "yolov10n yolov9t yolo26n", BOXES),
     *_folded("timm", "resnet10t repvit_m0_9"),
     *_folded("torchvision", "mobilenet_v2"),
-    *_folded("ultralytics", "yolo11n"),
+    *_folded("ultralytics", "yolo11n", BOXES),
     *_each("doctr", "textnet_tiny"),
     *_each("timm", "levit_128s levit_conv_128s efficientvit_m0", SQUARE, img_size=64),
     *_each("timm", "poolformerv2_s12 caformer_s18", SQUARE, depths=(1, 1, 2, 1)),
@@ -277,13 +278,15 @@ MODELS = (
     *_each("transformers", "resnet.ResNetForImageClassification", **RESNET),
     *_each("transformers", "superpoint.SuperPointForKeypointDetection"),
     *_each("torchvision", "mnasnet0_5 regnet_y_400mf mobilenet_v2"),
-    *_each("ultralytics", "yolov5n yolov6n yolov8n yolo11n yolo12n yolo11n-seg yolo11n-pose"),
-    *_each("ultralytics", "yolo11n-cls yolo11n-obb yolov3-tiny"),
+    *_each(
+        "ultralytics", "yolov5n yolov6n yolov8n yolo11n yolo12n yolo11n-seg yolo11n-pose", BOXES
+    ),
+    *_each("ultralytics", "yolo11n-cls yolo11n-obb yolov3-tiny", BOXES),
     *_each("timm", "mobilenetv4_conv_small_050 ghostnetv2_100 hgnetv2_b0 efficientvit_b0"),
     *_each("doctr", "db_mobilenet_v3_large fast_tiny"),
     *_folded("timm", "mobilenetv2_050 repghostnet_050"),
     *_folded("torchvision", "resnet18"),
-    *_folded("ultralytics", "yolov10n"),
+    *_folded("ultralytics", "yolov10n", BOXES),
     *_each("timm", "fastvit_mci0", SQUARE),
     *_each("timm", "repghostnet_100 ghostnetv3_100 repvit_m1_0 lcnetv2_large mobileone_s1"),
     *_each("torchvision", "efficientnet_b0 densenet121"),
