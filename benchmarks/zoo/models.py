@@ -266,7 +266,7 @@ MODELS = (
     *_folded("ultralytics", "yolo11n", BOXES),
     *_each("doctr", "textnet_tiny"),
     *_each("timm", "levit_128s levit_conv_128s efficientvit_m0", SQUARE, img_size=64),
-    *_each("timm", "poolformerv2_s12 caformer_s18", SQUARE, depths=(1, 1, 2, 1)),
+    *_each("timm", "poolformerv2_s12 caformer_s18", SQUARE),
     *_each("timm", "fastvit_t8", SQUARE),
     *_each("timm", "ghostnetv3_050 ghostnet_050 lcnet_050 resnet10t starnet_s050"),
     *_each("doctr", "vip_tiny mobilenet_v3_small_r crnn_mobilenet_v3_small", (1, 3, 32, 128)),

@@ -22,11 +22,11 @@ Networks as their packages build them, with random weights and random BatchNorm 
 are the package's own re-parameterizable blocks with more than one branch: how many acfuse finds, of
 how many there are. Convolutions are counted before, after, and after the package's own converter
 (`-` where it has none). The verdict is that of `acfuse.verify`; [verdicts.md](verdicts.md) sets it
-beside a comparison that acfuse has no part in. Seconds are processor time of one thread, of
+beside a comparison that is not acfuse's own. Seconds are processor time of one thread, of
 `acfuse.fuse` and of `acfuse.verify`.
 
-Options that make a network smaller stand behind its name; `fold_bn` says that lone BatchNorms were
-folded as well. What is refused is counted by reason code.
+Options that make a network smaller stand behind its name ("small": those of
+`benchmarks/zoo/models.py`); `fold_bn` says that lone BatchNorms were folded as well. What is refused is counted by reason code.
 
 Written by `make zoo`.
 """
@@ -38,8 +38,8 @@ VERDICTS_HEAD = """# Whether the verdicts are right
 A **false alarm** is a fused network that `acfuse.verify` calls not equal, although it is. A **false
 accept** is one that it passes, although it is not equal, or although a fault was planted in it.
 
-Whether a network is equal is decided by other means: a float64 copy of the network is fused and
-run beside the original in float64, where hardly anything rounds ("apart": the largest difference of
+Whether a network is equal is decided with a comparison that is not acfuse's own: a float64 copy of
+the network is fused, and run beside the original in float64, where hardly anything rounds ("apart": the largest difference of
 an output tensor, of its largest element; "noise": the same when every number of the original is
 moved by one rounding of float64), and what the float32 network stores has to be the float64 copy's
 numbers, rounded once ("stored": the largest difference, of each tensor's largest element; 6.0e-08
@@ -94,7 +94,8 @@ def verdicts_page(results: Results) -> str:
     planted = [caught for row in results.values() for caught in row.get("planted", {}).values()]
     packages = {title.partition("/")[0] for title in results}
     counts = [
-        f"{len(results)} models of {len(packages)} packages:",
+        f"{len(results)} of the {len(MODELS)} models on the list were tried, of {len(packages)}",
+        "packages:",
         f"**{_starting(wrong, 'false alarm')} false alarms,",
         f"{_starting(wrong, 'false accept')} false accepts**;",
         f"{sum(planted)} of {len(planted)} planted faults caught;",
@@ -131,11 +132,11 @@ def _by_package(
 
 
 def _label(model: Model) -> str:
-    """A network's name, and the options that fit on a line."""
-    plain = [f"{k}={v}" for k, v in model.options.items() if isinstance(v, (int, float))]
-    small = ", ".join([*plain, *(["fold_bn"] if model.fold_bn else [])])
-    less = any(not isinstance(v, (int, float)) for v in model.options.values())
-    return f"{model.name}{f' ({small})' if small else ''}{' (small)' if less else ''}"
+    """A network's name, and its options where they fit on a line."""
+    plain = all(isinstance(value, (int, float)) for value in model.options.values())
+    said = [f"{k}={v}" for k, v in model.options.items()] if plain else ["small"]
+    said += ["fold_bn"] if model.fold_bn else []
+    return f"{model.name} ({', '.join(said)})" if said else model.name
 
 
 def _model_cells(model: Model, row: Row) -> Sequence[str]:

@@ -1,8 +1,8 @@
 """One network, tried: `python -m benchmarks.zoo.trial TITLE FILE` writes what came of it as JSON.
 
-Whether a fused network is equal is decided here a second time, and by nothing of acfuse: a float64
-copy is fused and compared with the original in float64, where nothing rounds; and what the float32
-network stores must be that copy's numbers, rounded.
+Whether a fused network is equal is decided here a second time, with a comparison that is not
+acfuse's: a float64 copy is fused and run beside the original in float64, where hardly anything
+rounds; and what the float32 network stores must be that copy's numbers, rounded.
 """
 
 import copy
