@@ -18,15 +18,16 @@ Results = Mapping[str, Row]
 
 MODELS_HEAD = """# acfuse on published models
 
-Networks as their packages build them, with random weights and random BatchNorm statistics. "Blocks"
-are the package's own re-parameterizable blocks with more than one branch: how many acfuse finds, of
-how many there are. Convolutions are counted before, after, and after the package's own converter
-(`-` where it has none). The verdict is that of `acfuse.verify`; [verdicts.md](verdicts.md) sets it
-beside a comparison that is not acfuse's own. Seconds are processor time of one thread, of
-`acfuse.fuse` and of `acfuse.verify`.
+Networks as their packages build them, with random weights and random BatchNorm statistics.
+"Blocks" are the package's own re-parameterizable blocks with more than one branch: how many
+acfuse finds, of how many there are. Convolutions are counted before, after, and after the
+package's own converter (`-` where it has none). The verdict is that of `acfuse.verify`;
+[verdicts.md](verdicts.md) sets it beside a comparison that is not acfuse's own. Seconds are
+processor time of one thread, of `acfuse.fuse` and of `acfuse.verify`.
 
 Options that make a network smaller stand behind its name ("small": those of
-`benchmarks/zoo/models.py`); `fold_bn` says that lone BatchNorms were folded as well. What is refused is counted by reason code.
+`benchmarks/zoo/models.py`); `fold_bn` says that lone BatchNorms were folded as well. What is
+refused is counted by reason code.
 
 Written by `make zoo`.
 """
@@ -35,21 +36,22 @@ VERDICTS_HEAD = """# Whether the verdicts are right
 
 {counts}
 
-A **false alarm** is a fused network that `acfuse.verify` calls not equal, although it is. A **false
-accept** is one that it passes, although it is not equal, or although a fault was planted in it.
+A **false alarm** is a fused network that `acfuse.verify` calls not equal, although it is. A
+**false accept** is one that it passes, although it is not equal, or although a fault was planted
+in it.
 
-Whether a network is equal is decided with a comparison that is not acfuse's own: a float64 copy of
-the network is fused, and run beside the original in float64, where hardly anything rounds ("apart": the largest difference of
-an output tensor, of its largest element; "noise": the same when every number of the original is
-moved by one rounding of float64), and what the float32 network stores has to be the float64 copy's
-numbers, rounded once ("stored": the largest difference, of each tensor's largest element; 6.0e-08
-is half a unit in the last place). Equal is: apart at most 1e-8 or {factor} times the noise, and
-stored at most 2^-23.
+Whether a network is equal is decided with a comparison that is not acfuse's own: a float64 copy
+of the network is fused, and run beside the original in float64, where hardly anything rounds
+("apart": the largest difference of an output tensor, of its largest element; "noise": the same
+when every number of the original is moved by one rounding of float64), and what the float32
+network stores has to be the float64 copy's numbers, rounded once ("stored": the largest
+difference, of each tensor's largest element; 6.0e-08 is half a unit in the last place). Equal is:
+apart at most 1e-8 or {factor} times the noise, and stored at most 2^-23.
 
 Two faults are planted in each network, one at a time, and `acfuse.verify` has to fail for each,
 without a shape and so without comparing any output: the largest weight of a fused layer times
-1.0001, and 0.0001 added to one number of what is not fused. Where nothing is fused, only the second
-can be planted.
+1.0001, and 0.0001 added to one number of what is not fused. Where nothing is fused, only the
+second can be planted.
 
 Written by `make zoo`, with the network of each row as in [models.md](models.md).
 """
