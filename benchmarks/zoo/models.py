@@ -278,9 +278,7 @@ MODELS = (
     *_each("transformers", "resnet.ResNetForImageClassification", **RESNET),
     *_each("transformers", "superpoint.SuperPointForKeypointDetection"),
     *_each("torchvision", "mnasnet0_5 regnet_y_400mf mobilenet_v2"),
-    *_each(
-        "ultralytics", "yolov5n yolov6n yolov8n yolo11n yolo12n yolo11n-seg yolo11n-pose", BOXES
-    ),
+    *_each("ultralytics", "yolov5n yolov6n yolov8n yolo11n yolo12n yolo11n-seg", BOXES),
     *_each("ultralytics", "yolo11n-pose yolo11n-cls yolo11n-obb yolov3-tiny", BOXES),
     *_each("timm", "mobilenetv4_conv_small_050 ghostnetv2_100 hgnetv2_b0 efficientvit_b0"),
     *_each("doctr", "db_mobilenet_v3_large fast_tiny"),
