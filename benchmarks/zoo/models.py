@@ -141,7 +141,8 @@ def _doctr(name: str, options: dict[str, Any]) -> nn.Module:
     for room in ("classification", "detection", "recognition"):
         package = imported(f"doctr.models.{room}")
         if hasattr(package, name):
-            return getattr(package, name)(pretrained=False, **options)
+            whole = {} if room == "classification" else {"pretrained_backbone": False}
+            return getattr(package, name)(pretrained=False, **whole, **options)
     raise ValueError(f"doctr has no model {name}.")
 
 
