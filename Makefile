@@ -7,7 +7,7 @@ PACKAGES := $(VENV)/.packages
 SOLVERS := $(VENV)/.solvers
 FLOORS := .venv-floors
 
-.PHONY: help demo test test-kernels floors prove trust fuzz check fix samples clean
+.PHONY: help demo test test-kernels floors prove trust zoo fuzz check fix samples clean
 
 help:
 	@echo "make demo     fuse the trained sample and show the result"
@@ -17,6 +17,8 @@ help:
 	@echo "              with AVX2 alone, without oneDNN, with two threads (about ten minutes)"
 	@echo "make prove    prove the geometry for all integers, with two solvers, and write docs/proofs.md"
 	@echo "make trust    measure every promise of SECURITY.md (up to 30 minutes)"
+	@echo "make zoo      try published models, and write docs/models.md and docs/verdicts.md; only those"
+	@echo "              without a result, unless ZOO=--again (about 25 minutes)"
 	@echo "make fuzz     draw files that are nearly right by the ten thousand (about ten minutes)"
 	@echo "make check    lint, types and import contracts"
 	@echo "make fix      format, and mend what ruff can mend"
@@ -74,6 +76,9 @@ prove: $(READY) $(SOLVERS)
 
 trust: $(READY)
 	$(BIN)/python -m tests.trust
+
+zoo: $(READY) $(PACKAGES)
+	$(BIN)/python -m benchmarks.zoo $(ZOO)
 
 # What it finds lies in tests/trust/finds afterwards, and is tried by make test from then on.
 fuzz: $(READY)
