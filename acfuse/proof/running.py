@@ -52,15 +52,20 @@ def named_shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]
     """Which parameter gets which shape. Raises UsageError where that does not fit."""
     names = input_names(model)
     given: dict[str, tuple[int, ...]] = {}
-    free = [n for n in names if n not in {name for name, _ in inputs.shapes}]
+    # What has a default is an input where there are shapes left for it.
+    optional = [n for n, p in _signature(model).parameters.items()
+                if p.kind is p.POSITIONAL_OR_KEYWORD and n not in names]  # fmt: skip
+    named = {name for name, _ in inputs.shapes}
+    free = [n for n in (*names, *optional) if n not in named]
     for name, shape in inputs.shapes:
         if name is None and free:
             name = free.pop(0)
         if name is None or name not in _signature(model).parameters:
+            known = [*names, *optional]
             given_for = f"{shape} is given for {name}" if name else f"{shape} is one too many"
             raise UsageError(
                 f"--input-shape: {given_for}, but the model's inputs "
-                + (f"are {', '.join(names)}." if names else "have no names.")
+                + (f"are {', '.join(known)}." if known else "have no names.")
             )
         given[name] = shape
     missing = [n for n in names if n not in given]

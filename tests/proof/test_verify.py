@@ -624,3 +624,29 @@ def test_a_user_s_tolerance_decides_in_both_directions():
     for atol, passes in ((worst, True), (worst * 0.999, False)):
         proofs = proved(original, fused, found, inputs, Tolerance(atol, 0.0))
         assert proofs.passed == passes
+
+
+class Optional(nn.Module):
+    """A forward all of whose arguments have defaults."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = _case("acnet/groups_stride21")[0]
+
+    def forward(self, pixel_values=None, labels=None, return_dict=None, **rest):
+        if pixel_values is None:
+            raise ValueError("pixel_values is missing")
+        return {"logits": self.body(pixel_values)}
+
+
+def test_shapes_are_those_of_optional_arguments_where_no_others_are_left():
+    model = Optional().eval()
+    fused = acfuse.fuse(model).model
+    shape = SHAPES["acnet/groups_stride21"]
+    proofs = acfuse.verify(model, fused, shape)
+    assert proofs.passed, proofs.fault
+    assert proofs.checks[-1].compared > 0
+    fused.body.register_forward_hook(lambda *given: None)
+    assert not acfuse.verify(model, fused, shape).passed
+    with pytest.raises(acfuse.AcfuseError, match="inputs are pixel_values, labels, return_dict"):
+        acfuse.verify(model, fused, shape, (1,), (1,), (1,))
