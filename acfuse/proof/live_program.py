@@ -65,6 +65,15 @@ def is_of_its_structure(expected: nn.Module, given: nn.Module) -> bool:
     return any(isinstance(module, FusedForward) for module in given.modules())
 
 
+def has_its_forwards(expected: nn.Module, given: nn.Module) -> bool:
+    """Whether the same modules of a model are rewritten."""
+    both = [
+        {name for name, module in model.named_modules() if isinstance(module, FusedForward)}
+        for model in (expected, given)
+    ]
+    return both[0] == both[1]
+
+
 def program_check(expected: nn.Module, given: nn.Module, proved: Collection[str] = ()) -> Check:
     """The verdict on all that is outside of the blocks."""
     done = compare_programs(expected, given, proved)
