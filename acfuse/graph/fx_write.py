@@ -1,6 +1,7 @@
 """Puts regions back: the module with its forward rewritten, or the region alone to be measured."""
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ def with_forward(kind: type[Any], graph: fx.Graph, state: Mapping[str, Any]) -> 
     forward = _forward_from_src(code.src, code.globals)
     own = {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__,
            "__qualname__": kind.__qualname__}  # fmt: skip
-    own |= {name: _is_done for name in CONVERSIONS if hasattr(kind, name)}
+    own |= {name: _is_done for name in CONVERSIONS if _is_conversion(getattr(kind, name, None))}
     # The metaclass of a user may do more than make a class: it is not asked.
     fused_kind: Any = type.__new__(type(kind), kind.__name__, (FusedForward, kind), own)
     fused: nn.Module = object.__new__(fused_kind)
@@ -86,6 +87,16 @@ def with_forward(kind: type[Any], graph: fx.Graph, state: Mapping[str, Any]) -> 
 CONVERSIONS = ("fuse", "fuse_convs", "switch_to_deploy", "reparameterize", "reparameterize_layer",
                "convert_to_deploy", "repvgg_convert", "full_fusion", "partial_fusion",
                "prep_model_for_conversion", "merge_kernel", "reparam")  # fmt: skip
+
+
+def _is_conversion(method: Any) -> bool:
+    """Whether a method can be called of a module alone; `fuse(x, y)` is arithmetic of its own."""
+    try:
+        parameters = list(inspect.signature(method).parameters.values())[1:]
+    except (TypeError, ValueError):
+        return False
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return all(p.default is not p.empty or p.kind in kinds for p in parameters)
 
 
 def _is_done(self: nn.Module, *_: Any, **__: Any) -> None:

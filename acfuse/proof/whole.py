@@ -87,6 +87,12 @@ def compare_models(
             response.add(result, 1)
         return noises(responses, usual, dtype)
 
+    def measured(compare: Callable[..., Check]) -> Check:
+        check = compare(noise=noise())
+        if check.left_out and not check.passed:  # rounding decides: which rows of several, where
+            check = compare(noise=noise(each=True))
+        return check
+
     if exact is None:
         why = f"it could not be run in float64 ({why}), and is compared as it ships alone"
         checks.append(Check("algebra", True, 0.0, 0.0, detail=why, warning=why, compared=0))
@@ -106,7 +112,7 @@ def compare_models(
         stored = _answers(copied(fused).double(), given, torch.float64)
         weights = partial(compared, "weights", STORED, stored, limit=limit)
         check = weights(noise=still(true, usual, limit))
-        checks.append(check if check.passed else weights(noise=noise()))
+        checks.append(check if check.passed else measured(weights))
     progress(f"rounding in {str(dtype).removeprefix('torch.')}")
     # A tolerance holds for usual inputs: of others, only the largest output is a fair measure.
     count = usual if tolerance.is_given else len(tried)
@@ -122,11 +128,7 @@ def compare_models(
         return judge("rounding", difference, tolerance, dtype, own)
 
     check = rounding(still(shipped, usual, rounding_limit(dtype)))
-    if not check.passed:
-        check = rounding(noise())
-    if check.left_out and not check.passed:  # rounding decides: which rows of several, and where
-        check = rounding(noise(each=True))
-    checks.append(check)
+    checks.append(check if check.passed else measured(rounding))
     return tuple(checks)
 
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree
 
 from acfuse.graph.copies import copied
 from acfuse.graph.own_layers import is_layer
-from acfuse.proof.leaves import leaves_of
+from acfuse.proof.leaves import as_numbers, leaves_of
 from acfuse.proof.noise import along, sizes
 from acfuse.proof.outputs import ALGEBRA_LIMIT, NOISE_FACTOR, OWN_FACTOR
 from acfuse.proof.running import (
@@ -187,6 +187,9 @@ def compared(before: Seen, after: Seen) -> tuple[str, float]:
 
 
 def _compared_leaf(one: Any, other: Any) -> tuple[str, float]:
+    if type(one) is type(other) and isinstance(one, (float, complex, np.ndarray, np.generic)):
+        a, b = as_numbers(one), as_numbers(other)  # that a forward gives as no tensors
+        one, other = (one, other) if a is None or b is None else (a, b)
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         same = type(one) is type(other) and (one is other or _is_equal(one, other))
         return ("" if same else f"is {other!r:.40}, not {one!r:.40}"), 0.0

@@ -199,3 +199,42 @@ def test_what_a_forward_keeps_out_of_sight_is_seen(where):
     result = acfuse.fuse(awake(HIDDEN[where](), 0))
     assert not result.found
     assert result.refused
+
+
+ENDS = {
+    "an array": lambda y: y.detach().cpu().numpy(),
+    "a number": lambda y: {"y": y, "score": y.mean().item()},
+    "a list of numbers": lambda y: y.mean((2, 3)).tolist(),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_results_that_are_no_tensors_may_differ_by_rounding(end):
+    model = awake(Net(lambda m, x: ENDS[end](torch.relu(m.body(x))), body=Body()), 0).float()
+    fused = acfuse.fuse(model)
+    assert [block.where for block in fused.found] == ["body"], fused.refused
+    proofs = acfuse.verify(model, fused.model, (1, 4, 9, 7))
+    assert proofs.passed, proofs.fault
+    wrong = acfuse.fuse(model).model
+    wrong.body.fused_conv.bias.data += 0.01
+    assert not acfuse.verify(model, wrong, (1, 4, 9, 7)).passed
+
+
+class Body(nn.Module):
+    """Two branches, and a method that is called as authors call their own conversion."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3), conv(1)
+
+    def fuse(self, one, other):
+        return one + 2 * other
+
+    def forward(self, x):
+        return self.a(x) + self.b(x)
+
+
+def test_a_method_with_arguments_is_no_conversion_whatever_it_is_called():
+    body = awake(Body(), 0).float()
+    fused = acfuse.fuse(body).model
+    assert fused.fuse(1, 2) == 5
