@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 import acfuse
 from acfuse.proof.live_program import compare_programs
-from tests.proof.verdicts import SHAPE, Block, drawn
+from tests.proof.verdicts import SHAPE, Block, Sigmoid, drawn
 
 
 class Mode(enum.Enum):
@@ -510,3 +510,13 @@ def test_a_fault_in_such_a_model_shows_in_its_outputs():
     foreign.two.padding_mode = "circular"
     proofs = acfuse.verify(model, foreign, SHAPE)
     assert {check.name for check in proofs.checks if not check.passed} >= {"weights", "rounding"}
+
+
+@pytest.mark.parametrize("shapes", [(), (SHAPE,)])
+def test_a_forward_of_an_instance_is_seen_although_no_copy_has_it(shapes):
+    model = drawn(Sigmoid)
+    fused = acfuse.fuse(model).model
+    fused.first.forward = lambda x: torch.zeros(2, 8, 15, 18)
+    proofs = acfuse.verify(model, fused, *shapes)
+    assert not proofs.passed
+    assert "forward" in proofs.fault
