@@ -5,7 +5,6 @@ shown by running the forward: what it gives (structure, types, numbers, whether 
 what it writes into its inputs, and what it leaves behind in buffers, attributes and lists.
 """
 
-import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -301,13 +300,13 @@ def _described(value: Any, depth: int) -> Any:
     if isinstance(value, (type, ModuleType)):
         return id(value)
     held = attributes(value)
-    state = None if held and not has_own_reduce(value) else _pickled(value)
+    state = None if held and not has_own_reduce(value) else _reduced(value)
     return id(value), _described(held, depth - 1), state
 
 
-def _pickled(value: Any) -> int | None:
+def _reduced(value: Any) -> int | None:
     """What tells one state of an object from another where attributes do not, as of an iterator."""
     try:
-        return None if callable(value) else hash(pickle.dumps(value))
+        return None if callable(value) else hash(repr(value.__reduce_ex__(2)))
     except Exception:  # nobody can look into it
         return None
