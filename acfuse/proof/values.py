@@ -69,10 +69,10 @@ def attributes(value: Any) -> dict[str, Any]:
 def _object(value: Any) -> Made:
     """An object without a rule of its own: its attributes, and what it would be pickled as."""
     parts = attributes(value)
-    reduced = _reduced(value)
+    pickled = reduced(value)
     if has_own_reduce(value):
-        parts |= {f" (pickled, {i})": part for i, part in enumerate(reduced or ())}
-    known = reduced is not None or (bool(parts) and _is_pythons(type(value)))
+        parts |= {f" (pickled, {i})": part for i, part in enumerate(pickled or ())}
+    known = pickled is not None or (bool(parts) and _is_pythons(type(value)))
     return Made(None, list(parts.items()), ordered=False, known=known)
 
 
@@ -90,16 +90,16 @@ def has_own_reduce(value: Any) -> bool:
     return (kind.__reduce_ex__, kind.__reduce__) != (object.__reduce_ex__, object.__reduce__)
 
 
-def _reduced(value: Any) -> list[Any] | None:
+def reduced(value: Any) -> list[Any] | None:
     """What an object would be pickled as; None if it cannot be."""
     try:
-        reduced = value.__reduce_ex__(4)
+        made = value.__reduce_ex__(4)
     except Exception:  # whatever a class makes of it
         return None
-    if isinstance(reduced, str):
-        return [reduced]
+    if isinstance(made, str):
+        return [made]
     return [list(part) if i in (3, 4) and part is not None else part
-            for i, part in enumerate(reduced)]  # fmt: skip
+            for i, part in enumerate(made)]  # fmt: skip
 
 
 def _module(value: nn.Module) -> Made:

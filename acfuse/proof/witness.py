@@ -7,6 +7,7 @@ what it writes into its inputs, and what it leaves behind in buffers, attributes
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +28,7 @@ from acfuse.proof.running import (
     moved_by_rounding,
     named_shapes,
 )
-from acfuse.proof.values import attributes, has_own_reduce
+from acfuse.proof.values import attributes, has_own_reduce, reduced
 from acfuse.system.escape import one_line
 
 LOOSE = 2.0**10  # units of rounding: a difference that is larger is looked at again
@@ -275,38 +276,37 @@ def _values(model: nn.Module, key: str) -> Iterator[Any]:
         yield leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
-def _described(value: Any, depth: int) -> Any:
-    """A value as something that is equal if, and only if, nothing in it was changed."""
+def _described(value: Any, depth: int, *, fresh: bool = False) -> Any:
+    """A value as something that is equal if, and only if, nothing in it was changed.
+
+    What is `fresh` was made to be asked, and is known by its class: another one is made each time.
+    """
+    name = type(value) if fresh else id(value)
     if isinstance(value, Tensor):  # of numbers that change unseen, the caller takes care
-        return id(value), value.shape, 0 if value.is_inference() else value._version
-    if value is None or isinstance(value, (bool, int, str, bytes)):
+        return name, value.shape, 0 if value.is_inference() else value._version
+    if value is None or isinstance(value, (bool, int, str, bytes, range)):
         return value
     if isinstance(value, (float, complex)):
         return repr(value)  # NaN is what it was
-    if depth == 0 or isinstance(value, nn.Module):
+    if isinstance(value, (type, ModuleType)):
         return id(value)
+    if depth == 0 or isinstance(value, nn.Module):
+        return name
+    inner = partial(_described, depth=depth - 1, fresh=fresh)
     if isinstance(value, Mapping):
-        return [(repr(k), _described(v, depth - 1)) for k, v in value.items()]
+        return [(repr(k), inner(v)) for k, v in value.items()]
     if isinstance(value, tuple) and all(type(v) is int for v in value):
         return value
     if isinstance(value, (list, tuple)) or type(value).__name__ == "deque":
-        return [_described(v, depth - 1) for v in value]
+        return [inner(v) for v in value]
     if isinstance(value, (set, frozenset)):
         return sorted(map(repr, value))
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return value.dtype.str, value.shape, hash(value.tobytes())
     if isinstance(value, torch.Generator):
-        return id(value), hash(value.get_state().numpy().tobytes())
-    if isinstance(value, (type, ModuleType)):
-        return id(value)
+        return name, hash(value.get_state().numpy().tobytes())
     held = attributes(value)
-    state = None if held and not has_own_reduce(value) else _reduced(value)
-    return id(value), _described(held, depth - 1), state
-
-
-def _reduced(value: Any) -> int | None:
-    """What tells one state of an object from another where attributes do not, as of an iterator."""
-    try:
-        return None if callable(value) else hash(repr(value.__reduce_ex__(2)))
-    except Exception:  # nobody can look into it
-        return None
+    state = None if callable(value) or (held and not has_own_reduce(value)) else reduced(value)
+    # What it would be pickled as: of a generator of numpy's, the state is two objects deeper.
+    further = depth - 1 if fresh else 2 * DEPTH
+    return name, inner(held), _described(state, further, fresh=True)

@@ -1,6 +1,7 @@
 """Running what was rewritten beside the original shows what reading it missed."""
 
 import copy
+import itertools
 import random
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 import acfuse
 from acfuse.errors import Reason
 from acfuse.graph import fx_modules
+from acfuse.proof import witness
 from acfuse.proof.witness import Given, difference
 from sample_models import awake
 from tests.graph.attacks import MODELS, Part, arms
@@ -238,3 +240,23 @@ def test_a_method_with_arguments_is_no_conversion_whatever_it_is_called():
     body = awake(Body(), 0).float()
     fused = acfuse.fuse(body).model
     assert fused.fuse(1, 2) == 5
+
+
+SOURCES = {
+    "numpy": (lambda: np.random.default_rng(0), lambda g: g.random()),
+    "python": (lambda: random.Random(0), lambda g: g.random()),
+    "count": (itertools.count, next),
+    "list": (lambda: iter([1, 2, 3]), next),
+    "range": (lambda: iter(range(5)), next),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_a_source_of_numbers_gave_is_seen_in_it(name):
+    make, draw = SOURCES[name]
+    module = nn.Module()
+    module.source = make()
+    before = witness._state(module)
+    assert witness._state(module) == before
+    draw(module.source)
+    assert witness._state(module) != before
