@@ -1,7 +1,7 @@
 """Whether faults are seen in the user's own files: they are planted in copies, one by one."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,11 +16,8 @@ from acfuse.pipeline.convert import convert, prove
 from acfuse.pipeline.job import Conversion, Job
 from acfuse.pipeline.manifest import Manifest
 from acfuse.pipeline.replay import Opened, compared_onnx, open_again, verified
-from acfuse.proof.planted import Planted, planted_in_onnx, planted_in_tensors
-from acfuse.sources.bare import BareSource
+from acfuse.proof.planted import Planted, planted_in_onnx
 from acfuse.sources.base import Progress, silent
-from acfuse.sources.live import LiveSource
-from acfuse.sources.onnx import OnnxSource
 from acfuse.system.atomic_write import write_all
 
 FAULTS = 20
@@ -95,21 +92,17 @@ def _trials(
 def _planted(
     again: Opened, path: Path, reading: ReadOptions, most: int, *, is_export: bool
 ) -> list[Planted]:
-    source = again.source
-    if is_export or isinstance(source, OnnxSource):
-        model = read_onnx(path, ReadOptions(limits=reading.limits))[0]
-        original = source.model if isinstance(source, OnnxSource) else onnx.ModelProto()
-        return planted_in_onnx(original, model, most)
-    _, tensors = read_tensors(path, reading)
-    before = source.tensors if isinstance(source, (LiveSource, BareSource)) else {}
-    return planted_in_tensors(before, tensors, most)
+    if not is_export:
+        return again.fused.planted(path, reading, most)
+    file, _ = read_onnx(path, ReadOptions(limits=reading.limits))
+    return planted_in_onnx(onnx.ModelProto(), file, most)
 
 
 def _tried(
     again: Opened, path: Path, planted: Planted, copy: Path, reading: ReadOptions, *,
     is_export: bool,
 ) -> Trial:  # fmt: skip
-    if isinstance(planted.held, onnx.ModelProto):
+    if not isinstance(planted.held, Mapping):
         write_all({copy: planted.held.SerializeToString()})
     else:
         container, _ = read_tensors(path, reading)

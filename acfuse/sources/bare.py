@@ -14,6 +14,7 @@ from acfuse.files.write import Write, writer
 from acfuse.findings import Block, Findings, Size
 from acfuse.patterns.match import find_in_tensors
 from acfuse.proof import Check, Inputs, Tolerance
+from acfuse.proof.planted import Planted, planted_in_tensors
 from acfuse.rewrite import fused_bare, without_nonfinite
 from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
 from acfuse.system.memory import trim_heap
@@ -77,6 +78,9 @@ class BareFused(Fused):
         _, tensors = read_tensors(path, read)
         given = fitting(tensors, self.source.container.prefix, self.tensors, path.name)
         return replace(self, tensors=given, is_read_back=True)
+
+    def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:
+        return planted_in_tensors(self.source.tensors, read_tensors(path, read)[1], most)
 
     def contents(self) -> Mapping[str, bytes | Write]:
         return {"checkpoint": writer(self.source.container, self.tensors)}

@@ -14,6 +14,7 @@ from acfuse.files.write import Write
 from acfuse.findings import Block, Findings, Refused, Size
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.proof import Check, Inputs, Tolerance
+from acfuse.proof.planted import Planted
 from acfuse.targets.onnx_export import OnnxFile
 
 Progress = Callable[[str], None]
@@ -109,6 +110,10 @@ class Fused(ABC):
 
         `unchanged` says that the file is known by its hash. Raises InputError if it does not fit.
         """
+
+    @abstractmethod
+    def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:
+        """At most so many faults, each in what a fused file of it holds."""
 
     @abstractmethod
     def contents(self) -> Mapping[str, bytes | Write]:

@@ -31,6 +31,7 @@ from acfuse.proof.live_program import (
     is_of_its_structure,
     program_check,
 )
+from acfuse.proof.planted import Planted, planted_in_tensors
 from acfuse.proof.running import floating_dtype, named_shapes
 from acfuse.proof.whole import compare_models
 from acfuse.proof.witness import Given
@@ -178,6 +179,9 @@ class LiveFused(Fused):
         model = copied(self.model)
         assigned(model, given)
         return replace(self, model=model, read_back=given)
+
+    def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:
+        return planted_in_tensors(self.source.tensors, read_tensors(path, read)[1], most)
 
     def contents(self) -> Mapping[str, bytes | Write]:
         container = self.source.container

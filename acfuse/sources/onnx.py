@@ -43,6 +43,7 @@ from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.onnx_program import compare_programs
 from acfuse.proof.onnx_rewriting import Rewritten, compare_rewriting
 from acfuse.proof.onnx_runtime import compare_files
+from acfuse.proof.planted import Planted, planted_in_onnx
 from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
 from acfuse.system.escape import one_line
 from acfuse.system.limits import LIMITS, Limits
@@ -162,6 +163,10 @@ class OnnxFused(Fused):
         if stored.program is not None and not stored.program.passed:
             self._check_folds(file, path.name)
         return stored
+
+    def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:
+        file, _ = read_onnx(path, ReadOptions(limits=read.limits))
+        return planted_in_onnx(self.source.model, file, most)
 
     def _check_folds(self, file: onnx.ModelProto, name: str) -> None:
         """Raises InputError for a file that was right if `--fold-bn` were given, or were not."""
