@@ -2,17 +2,17 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.immutable_collections import immutable_list
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """How a module is called: which parameters get tensors, and the plain values of the others.
 
@@ -23,7 +23,13 @@ class Call:
     tensors: tuple[str, ...]
     values: tuple[tuple[str, object], ...] = ()
     lists: tuple[tuple[str, type, int], ...] = ()
-    guessed: bool = field(default=False, compare=False)
+    guessed: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        """Whether a forward that was read for one call holds for another."""
+        return isinstance(other, Call) and is_same(
+            (self.tensors, self.values, self.lists), (other.tensors, other.values, other.lists)
+        )
 
     @classmethod
     def default(cls, module: nn.Module, *, guessed: bool = False) -> "Call":
@@ -72,7 +78,32 @@ class Call:
         return cls(tensors, values, lists)
 
 
+def is_same(value: Any, known: Any) -> bool:
+    """Whether two arguments are one to any forward: equal, and of one type in each of their parts.
+
+    False, 0 and 0.0 are equal, and a forward may ask which of them it has.
+    """
+    if _kind(value) is not _kind(known):
+        return False
+    if isinstance(known, Mapping):
+        return is_same([*value.items()], [*known.items()])
+    if isinstance(known, (list, tuple)):
+        return len(value) == len(known) and all(map(is_same, value, known))
+    if isinstance(known, (set, frozenset)):
+        return {(type(v), v) for v in value} == {(type(v), v) for v in known}
+    if is_dataclass(known):
+        return is_same(vars(value), vars(known))
+    return bool(value == known)
+
+
 LISTS: dict[type, type] = {list: immutable_list, tuple: tuple}  # what fx makes of them
+MUTABLE: dict[type, type] = {immutable_list: list, immutable_dict: dict}
+
+
+def _kind(value: Any) -> type:
+    """The class of a value, before torch.fx made it one that cannot be changed."""
+    kind = type(value)
+    return MUTABLE.get(kind, kind)
 
 
 def signature(module: nn.Module) -> inspect.Signature:

@@ -1,16 +1,17 @@
 """Every module of a live model as steps: each read once, for itself, innermost first."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
 
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.aliasing import Effect, write_once
+from acfuse.graph.another_mode import another_mode, may_ask, told_otherwise
 from acfuse.graph.calls import Call
 from acfuse.graph.fx_read import is_convolution, spatial_rank_of, steps_of
-from acfuse.graph.fx_trace import Traced, reading, trace
+from acfuse.graph.fx_trace import Traced, outline, reading, trace
 from acfuse.graph.own_layers import has_hooks, is_layer
 from acfuse.graph.regions import as_layer
 from acfuse.graph.steps import ConvStep, Graph, LinearSubmodule, Opaque, PerChannel
@@ -72,12 +73,20 @@ class ModuleReader:
     def _read_forward(self, module: nn.Module, call: Call) -> Traced:
         """A forward as it is read; one that cannot be read, as it is captured."""
         traced = trace(module, call)
-        known = traced.refusal is None or traced.refusal.code != Reason.UNTRACEABLE
-        if known or traced.decides:
+        if traced.graph is not None:
+            if not may_ask(module):
+                return traced
+            with another_mode():
+                return _if_same(traced, trace(module, call))
+        if traced.decides or traced.refusal is None or traced.refusal.code != Reason.UNTRACEABLE:
             return traced
         from acfuse.graph.fx_capture import captured  # slow to load, and seldom needed
 
-        return captured(traced, self.spatial_rank)
+        recorded = captured(traced, self.spatial_rank)
+        if recorded.graph is None:
+            return recorded
+        with told_otherwise():
+            return _if_same(recorded, captured(traced, self.spatial_rank))
 
     def _leave(self, module: nn.Module, why: str) -> None:
         """Takes a module for one that cannot be read, because of how it is called."""
@@ -173,6 +182,15 @@ class ModuleReader:
             telling = min(opaque, key=lambda rule: rule.code != Reason.RANDOM)
             why, code = f"{label}: {telling.why}", telling.code
         return Opaque(why, code, holds_convolution=convolves)
+
+
+def _if_same(traced: Traced, again: Traced) -> Traced:
+    """What was read of a forward, if it is the same in another mode."""
+    assert traced.graph is not None
+    if again.graph is not None and outline(traced.graph) == outline(again.graph):
+        return traced
+    why = "it does something else in another mode (autocast, tracing), or the second time"
+    return replace(traced, graph=None, refusal=NotFusable(Reason.MODE, why))
 
 
 def _norms_first(graph: Graph) -> bool:

@@ -27,8 +27,10 @@ from acfuse.graph.fx_values import (
     ASSERTS,
     KNOWN,
     RECORDED,
+    SIZES,
     Value,
     function_name,
+    is_seen,
     parts_made,
     type_of,
     types_told,
@@ -63,8 +65,9 @@ class _Reader(fx.Tracer):
     """A tracer that takes one module alone, with the arguments of one call, along one path.
 
     `answers` are given to what the forward asks of its values (`if x.shape[0] == 1`); after them it
-    is told True. `asked` are the values that it asked about, `spelled` what it was told where it
-    wrote one as text; `typed` says that it asked for a type.
+    is told True. `asked` are the values that it asked about, `told` those of which it asked for the
+    type, `spelled` what it was told where it wrote one as text, `looks` the attributes of them that
+    it only looked at; `typed` says that it asked for a type.
     """
 
     def __init__(
@@ -74,7 +77,9 @@ class _Reader(fx.Tracer):
         self.module = self.root = module
         self.call, self.answers, self.inline = call, answers, inline
         self.asked: list[fx.Node] = []
+        self.told: list[fx.Node] = []
         self.spelled: list[str] = []
+        self.looks: dict[object, str] = {}
         self.typed = False
         self.unreadable = ""
         self.graph = fx.Graph(tracer_cls=type(self))
@@ -97,6 +102,10 @@ class _Reader(fx.Tracer):
         said = [str(n.args[1:]) for n in self.graph.nodes if function_name(n) in ASSERTS]
         if any(not any(text in message for message in said) for text in self.spelled):
             raise self.cannot("it writes a value as text, beyond the message of an assertion")
+        unseen = {n for n in self.graph.nodes if not is_seen(n)}.difference(self.asked, self.told)
+        looks = sorted({*map(function_name, unseen), *self.looks.values()} - SIZES)
+        if looks:
+            raise self.cannot(f"nothing tells what it makes of the {looks[0]} of a value")
 
     @cached_property
     def tensor_names(self) -> dict[int, str]:
@@ -200,8 +209,7 @@ class _Reader(fx.Tracer):
                 if values.get(name):
                     raise NotFusable(Reason.UNTRACEABLE, f"it takes any number of {name}")
                 continue
-            default = () if parameter.default is parameter.empty else (parameter.default,)
-            proxy = self.create_proxy("placeholder", name, default, {})
+            proxy = self.proxy(self.graph.placeholder(name, default_value=parameter.default))
             value = values.get(name, proxy)
             if name in lists:
                 kind, count = lists[name]
@@ -425,7 +433,7 @@ def _agreed(module: nn.Module, paths: list[_Path]) -> tuple[NotFusable | None, f
         if path.error is not None or path.reader.unreadable:
             return _refusal(module, path.reader.unreadable or path.error), None
     first = whole[0]
-    if any(_outline(path.reader.graph) != _outline(first.reader.graph) for path in whole):
+    if any(outline(path.reader.graph) != outline(first.reader.graph) for path in whole):
         return DECIDES, None
     for i, question in enumerate(first.reader.asked):
         other = (*first.answers[:i], not first.answers[i])
@@ -441,7 +449,7 @@ def _agreed(module: nn.Module, paths: list[_Path]) -> tuple[NotFusable | None, f
     return None, graph
 
 
-def _outline(graph: fx.Graph) -> list[object]:
+def outline(graph: fx.Graph) -> list[object]:
     """What a graph does, to be compared."""
     return [(n.op, n.target, n.name, str(n.args), str(n.kwargs)) for n in graph.nodes]
 

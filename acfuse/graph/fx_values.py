@@ -22,6 +22,7 @@ IN_PLACE_METHODS = tuple(
 IN_PLACE = {*IN_PLACE_METHODS, "setitem", "delitem"}
 METADATA = {"size", "dim", "ndimension", "numel", "stride", "is_floating_point", "element_size"}
 METADATA_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "requires_grad", "is_cuda"}
+SIZES = {"shape", "ndim", "size", "dim", "ndimension", "numel", "stride"}
 ASSERTS = {"_assert", "_assert_is_none"}
 OWN_ATTRIBUTES = {"node", "tracer", "root", "attr", "_node"}
 
@@ -82,7 +83,30 @@ for _name in IN_PLACE_METHODS:  # without these, `y **= 2` would be read as `y =
 
 
 class _Attribute(Value, fx.proxy.Attribute):
-    """What `x.name` gives: the beginning of a method call, or a value."""
+    """What `x.name` gives: the beginning of a method call, or a value.
+
+    Until it is one of these the reader has it among the `looks`: nothing tells what a forward
+    does that only holds it against another (`x.dtype is torch.float64`).
+    """
+
+    def __init__(self, root: Value, name: str) -> None:
+        super().__init__(root, name)
+        vars(self)["key"] = object()
+        self._reader.looks[vars(self)["key"]] = name
+
+    @property
+    def _reader(self) -> Any:
+        return vars(self)["tracer"]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        self._reader.looks.pop(vars(self)["key"], None)
+        return super().__call__(*args, **kwargs)
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        """The step that gives it, from when it is asked for."""
+        self._reader.looks.pop(vars(self)["key"], None)
+        return super().node
 
     def __hash__(self) -> int:
         return Value.__hash__(self)
@@ -99,6 +123,7 @@ def _asked_for_type(value: Any, kinds: Any) -> bool:
     if kind is None:
         raise value.tracer.cannot("it asks for the type of a value")
     value.tracer.typed = True
+    value.tracer.told.append(value.node)
     return issubclass(kind, kinds)
 
 
@@ -149,6 +174,27 @@ def parts_made(node: fx.Node) -> int | None:
     return next((len(sizes) for sizes in given if isinstance(sizes, (list, tuple))), None)
 
 
+def is_seen(node: fx.Node) -> bool:
+    """Whether nobody can make anything of what a step gives but what the graph shows.
+
+    Of a tensor that is so, or of a size. A forward that asks `x.is_contiguous() is True` leaves
+    nothing in the graph but the question.
+    """
+    name = function_name(node)
+    if node.users or node.op not in ("call_method", "call_function") or name in ASSERTS | IN_PLACE:
+        return True
+    if name in SIZES or type_of(node) in (Tensor, torch.Size, int) or node.target in ARITHMETIC:
+        return True
+    packet = getattr(torch.ops.aten, name, None)
+    schemas = [getattr(packet, o)._schema for o in packet.overloads()] if packet else []
+    if isinstance(node.target, torch._ops.OpOverload):
+        schemas = [node.target._schema]
+    of_tensors = [s for s in schemas if any("Tensor" in str(a.type) for a in s.arguments)]
+    results = [str(result.type) for schema in of_tensors for result in schema.returns]
+    return bool(of_tensors) and all(kind in ("Tensor", "List[Tensor]") for kind in results)
+
+
+ARITHMETIC = {f for n, f in vars(operator).items() if hasattr(Tensor, f"__{n.strip('_')}__")}
 KNOWN = "acfuse_type"
 TENSORS = {Tensor, nn.Parameter}
 ATTRIBUTES: dict[str, type] = {

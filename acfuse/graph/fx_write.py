@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.graph_module import _forward_from_src
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from acfuse.graph import copies
-from acfuse.graph.calls import Call
+from acfuse.graph.calls import Call, is_same
 from acfuse.graph.fx_read import metadata_only
 
 
@@ -69,8 +70,7 @@ REPLACED = ("acfuse_graph", "_graph", "forward")
 
 def with_forward(kind: type[Any], graph: fx.Graph, state: Mapping[str, Any]) -> nn.Module:
     """A module of a class with this state, whose forward is this graph."""
-    code = graph.python_code("self")
-    forward = _forward_from_src(code.src, code.globals)
+    forward = _forward(graph)
     own = {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__,
            "__qualname__": kind.__qualname__}  # fmt: skip
     own |= {name: _is_done for name in CONVERSIONS if _is_conversion(getattr(kind, name, None))}
@@ -81,6 +81,30 @@ def with_forward(kind: type[Any], graph: fx.Graph, state: Mapping[str, Any]) -> 
     if kind is fx.GraphModule:
         vars(fused)["_graph"] = graph
     return fused
+
+
+def _forward(graph: fx.Graph) -> Any:
+    """A graph as a function. Defaults are put in by themselves: not every one can be spelled."""
+    placeholders = [node for node in graph.nodes if node.op == "placeholder" and node.args]
+    defaults = [node.args for node in placeholders]
+    for node in placeholders:
+        node.args = (None,)
+    code = graph.python_code("self")
+    for node, args in zip(placeholders, defaults, strict=True):
+        node.args = args
+    forward = _forward_from_src(code.src, code.globals)
+    if defaults:
+        forward.__defaults__ = tuple(_mutable(default) for (default,) in defaults)
+    return forward
+
+
+def _mutable(value: Any) -> Any:
+    """A value as it was before torch.fx made it one that cannot be changed."""
+    if isinstance(value, immutable_dict):
+        return {key: _mutable(item) for key, item in value.items()}
+    if isinstance(value, immutable_list):
+        return [*map(_mutable, value)]
+    return tuple(map(_mutable, value)) if type(value) is tuple else value
 
 
 # What authors call the conversion to their own deploy form. Many call it on all that have it.
@@ -179,7 +203,7 @@ def add_constants(module: nn.Module, graph: fx.Graph) -> None:
 def can_be_asserted(value: object) -> bool:
     """Whether equality tells that an argument is what it was when the forward was read."""
     try:
-        return bool(copy.deepcopy(value) == value)
+        return is_same(copy.deepcopy(value), value)
     except Exception:
         return False
 
@@ -202,14 +226,23 @@ def _assert_arguments(module: nn.Module, graph: fx.Graph, fixed: Mapping[str, ob
             elif value is torch.Tensor:
                 holds = graph.call_function(torch.is_tensor, (node,))
                 message = f"{node.target} was a tensor when this module was fused"
-            elif value is None or isinstance(value, (int, float, str)):
-                same: Any = operator.is_ if value is None else operator.eq
-                holds = graph.call_function(same, (node, value))
+            elif value is None:
+                holds = graph.call_function(operator.is_, (node, value))
+            elif type(value) in PLAIN:
+                node.type = type(value)
+                # Of what is equal, False, 0 and 0.0 are told apart so; torch.jit can do it as well.
+                spelled = graph.call_function(str, (node,)), graph.call_function(str, (value,))
+                holds = graph.call_function(operator.eq, spelled)
+                graph.call_function(torch._assert, (holds, message))
+                holds = graph.call_function(operator.eq, (node, value))
             else:  # no constant that a graph could hold
                 vars(module)[f"acfuse_{node.target}"] = value
                 known = graph.get_attr(f"acfuse_{node.target}")
-                holds = graph.call_function(operator.eq, (node, known))
+                holds = graph.call_function(is_same, (node, known))
             graph.call_function(torch._assert, (holds, message))
+
+
+PLAIN = (bool, int, float, str)
 
 
 def _insert(graph: fx.Graph, terms: Sequence[tuple[fx.Node, str | None]]) -> fx.Node:

@@ -142,6 +142,7 @@ def _doctr(name: str, options: dict[str, Any]) -> nn.Module:
         package = imported(f"doctr.models.{room}")
         if hasattr(package, name):
             whole = {} if room == "classification" else {"pretrained_backbone": False}
+            whole |= {"exportable": True} if room == "detection" else {}  # no boxes drawn with cv2
             return getattr(package, name)(pretrained=False, **whole, **options)
     raise ValueError(f"doctr has no model {name}.")
 
@@ -282,12 +283,12 @@ MODELS = (
     *_each("ultralytics", "yolov5n yolov6n yolov8n yolo11n yolo12n yolo11n-seg", BOXES),
     *_each("ultralytics", "yolo11n-pose yolo11n-cls yolo11n-obb yolov3-tiny", BOXES),
     *_each("timm", "mobilenetv4_conv_small_050 ghostnetv2_100 hgnetv2_b0 efficientvit_b0"),
-    *_each("doctr", "db_mobilenet_v3_large fast_tiny"),
+    *_each("doctr", "db_mobilenet_v3_large fast_tiny", SQUARE),
     *_folded("timm", "mobilenetv2_050 repghostnet_050"),
     *_folded("torchvision", "resnet18"),
     *_folded("ultralytics", "yolov10n", BOXES),
     *_each("timm", "fastvit_mci0", SQUARE),
     *_each("timm", "repghostnet_100 ghostnetv3_100 repvit_m1_0 lcnetv2_large mobileone_s1"),
     *_each("torchvision", "efficientnet_b0 densenet121"),
-    *_each("doctr", "linknet_resnet18"),
+    *_each("doctr", "linknet_resnet18", SQUARE),
 )

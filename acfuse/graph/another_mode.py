@@ -1,0 +1,113 @@
+"""Another mode than the one in which forwards are read, to see which of them ask for it.
+
+What a forward is told is in no graph: `if torch.is_autocast_enabled()` leaves the one way that was
+taken. So it is read in two modes that have nothing in common, and has to do the same in both.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+FLAGS = (
+    ("torch.compiler", "_is_compiling_flag"),
+    ("torch.compiler", "_is_exporting_flag"),
+    ("torch.onnx._internal.exporter._flags", "_is_onnx_exporting"),
+)
+QUESTIONS = (
+    ("torch._C", "_is_tracing"),
+    ("torch", "are_deterministic_algorithms_enabled"),
+    ("torch", "get_num_threads"),
+)
+MODES = (  # that change what an operator does
+    ("torch", "is_autocast_enabled"),
+    ("torch", "is_autocast_cpu_enabled"),
+    ("torch", "is_inference_mode_enabled"),
+)
+
+
+@contextmanager
+def told_otherwise(questions: tuple[tuple[str, str], ...] = QUESTIONS + MODES) -> Iterator[None]:
+    """Within it forwards are told that they are traced, compiled, exported, and so on."""
+    known = [(sys.modules[where], name) for where, name in FLAGS if where in sys.modules]
+    asked = [(sys.modules[where], name) for where, name in questions]
+    before = [(place, name, getattr(place, name)) for place, name in known + asked]
+    try:
+        for place, name, value in before:
+            setattr(place, name, _otherwise(value) if callable(value) else not value)
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+
+
+@contextmanager
+def another_mode() -> Iterator[None]:
+    """The same, and the modes are others in truth: autocast, inference mode, the default dtype."""
+    dtype = torch.get_default_dtype()
+    autocast = {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")}
+    with torch.inference_mode(not torch.is_inference_mode_enabled()), told_otherwise(QUESTIONS):
+        try:
+            torch.set_default_dtype(torch.float32 if dtype == torch.float64 else torch.float64)
+            for device, enabled in autocast.items():
+                torch.set_autocast_enabled(device, not enabled)
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            for device, enabled in autocast.items():
+                torch.set_autocast_enabled(device, enabled)
+
+
+def _otherwise(ask: Callable[..., int]) -> Callable[..., Any]:
+    """A question that is answered by another truth value, or one more."""
+
+    def told(*args: Any) -> Any:
+        answer = ask(*args)
+        return not answer if isinstance(answer, bool) else answer + 1
+
+    return told
+
+
+def may_ask(module: nn.Module) -> bool:
+    """Whether a forward does more than to call layers, operators of torch and methods of tensors.
+
+    Then it may ask for the mode, in a function that it calls. Its own names tell: what they stand
+    for can only be known where they are those of torch's operators and of the module's layers.
+    """
+    forward: Any = getattr(module.forward, "__func__", None)
+    if not isinstance(forward, FunctionType):
+        return True
+    known = forward.__globals__
+    names = {name for part in _parts(forward.__code__) for name in part.co_names}
+    names.update(forward.__code__.co_freevars)
+    if known.keys().isdisjoint(names):
+        names.discard("getattr")  # of nothing but the module and its values
+    return not all(_is_plain(name, module, known) for name in names)
+
+
+def _parts(code: CodeType) -> Iterator[CodeType]:
+    """A function's code, and that of the functions and comprehensions in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _parts(constant)
+
+
+def _is_plain(name: str, module: nn.Module, known: Mapping[str, Any]) -> bool:
+    if name in known:
+        value = known[name]
+        return isinstance(value, ModuleType) and value.__name__.partition(".")[0] == "torch"
+    own = {*vars(module), *module._modules, *module._parameters, *module._buffers}
+    if name in own:
+        return not isinstance(vars(module).get(name), FunctionType | MethodType)
+    if any(name in vars(kind) for kind in type(module).__mro__ if kind is not nn.Module):
+        return False  # a method, or a property
+    return hasattr(torch.Tensor, name) or hasattr(torch.ops.aten, name) or name in BUILTINS
+
+
+BUILTINS = {"len", "range", "zip", "enumerate", "isinstance", "int", "float"}
+BUILTINS |= {"functional", "nn", "_assert"}

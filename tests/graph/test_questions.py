@@ -1,0 +1,223 @@
+"""Questions that a forward asks, and that no graph shows: each keeps its block from being fused."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import acfuse
+from acfuse.graph.another_mode import another_mode, may_ask, told_otherwise
+from acfuse.graph.calls import is_same
+from sample_models import awake
+from tests.bounds import assert_within, rounding
+
+
+class Asks(nn.Module):
+    """Two arms, doubled where what is asked holds."""
+
+    def __init__(self, ask):
+        super().__init__()
+        self.ask = ask
+        self.wide, self.point = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 1)
+        self.norm = nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        y = self.norm(self.wide(x)) + self.point(x)
+        return y * 2 if self.ask(x) else y
+
+
+QUESTIONS = {
+    "dtype": lambda x: x.dtype is torch.float64,
+    "not dtype": lambda x: x.dtype is not torch.float32,
+    "one of dtypes": lambda x: x.dtype in (torch.float64, torch.bfloat16),
+    "key": lambda x: {torch.float64: True}.get(x.dtype, False),
+    "requires_grad": lambda x: x.requires_grad is True,
+    "is_leaf": lambda x: x.is_leaf is False,
+    "is_cuda": lambda x: x.is_cuda is True,
+    "is_quantized": lambda x: x.is_quantized is True,
+    "contiguous": lambda x: x.is_contiguous() is False,
+    "channels last": lambda x: x.is_contiguous(memory_format=torch.channels_last) is True,
+    "floating": lambda x: torch.is_floating_point(x) is False,
+    "autocast": lambda x: torch.is_autocast_enabled(),
+    "autocast on": lambda x: torch.is_autocast_enabled("cpu"),
+    "inference": lambda x: torch.is_inference_mode_enabled(),
+    "gradients": lambda x: not torch.is_grad_enabled(),
+    "tracing": lambda x: torch.jit.is_tracing(),
+    "compiling": lambda x: torch.compiler.is_compiling(),
+    "exporting": lambda x: torch.compiler.is_exporting(),
+    "onnx": lambda x: torch.onnx.is_in_onnx_export(),
+    "default dtype": lambda x: torch.get_default_dtype() is torch.float64,
+    "default": lambda x: torch.ones(1).dtype == torch.float64,
+    "threads": lambda x: torch.get_num_threads() == 987,
+    "deterministic": lambda x: torch.are_deterministic_algorithms_enabled(),
+}
+
+
+@pytest.mark.parametrize("ask", QUESTIONS.values(), ids=list(QUESTIONS))
+def test_a_question_that_leaves_no_trace_is_refused(ask):
+    model = awake(Asks(ask), 0)
+    if ask is QUESTIONS["threads"]:
+        threads = torch.get_num_threads()
+        model.ask = lambda x: torch.get_num_threads() != threads
+    findings = acfuse.fuse(model)
+    assert findings.found == ()
+    assert any(not refused.where for refused in findings.refused)
+
+
+def test_a_model_that_asks_nothing_is_fused():
+    assert len(acfuse.fuse(awake(Asks(lambda x: False), 0)).found) == 1
+
+
+def test_a_size_that_is_not_used_is_no_question():
+    def ask(x):
+        _batch, _, _height, _width = x.shape
+        x.size(), x.dim(), x.numel()
+        return False
+
+    assert len(acfuse.fuse(awake(Asks(ask), 0)).found) == 1
+
+
+def test_a_type_that_is_asked_for_is_told():
+    assert len(acfuse.fuse(awake(Asks(lambda x: not isinstance(x.dtype, torch.dtype)), 0)).found)
+
+
+def test_reading_in_another_mode_leaves_all_as_it_was():
+    def modes():
+        asked = (torch.get_default_dtype(), torch.is_inference_mode_enabled(),
+                 torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"),
+                 torch.jit.is_tracing(), torch.compiler.is_compiling(), torch.get_num_threads(),
+                 torch.are_deterministic_algorithms_enabled())  # fmt: skip
+        return (*asked, torch._C._is_tracing, torch.get_num_threads)
+
+    def failing(context):
+        with context():
+            inside = modes()
+            assert all(a != b for a, b in zip(inside[4:], before[4:], strict=True))
+            raise ZeroDivisionError
+
+    before = modes()
+    for context in (another_mode, told_otherwise):
+        with pytest.raises(ZeroDivisionError):
+            failing(context)
+        assert modes() == before
+
+
+def helper(x):
+    return x
+
+
+class Helped(Asks):
+    def forward(self, x):
+        return self.wide(helper(x)) + self.point(x)
+
+
+class Methodical(Asks):
+    def forward(self, x):
+        return self.summed(x)
+
+    def summed(self, x):
+        return self.wide(x) + self.point(x)
+
+
+class Plain(Asks):
+    def forward(self, x):
+        parts = [layer(x).relu_() for layer in (self.wide, self.point)]
+        return torch.add(*parts) + nn.functional.relu(parts[0])
+
+
+class Reaching(Asks):
+    def forward(self, x):
+        return self.wide(x) + getattr(torch, "zeros")(1)  # noqa: B009
+
+
+@pytest.mark.parametrize(
+    ("net", "asks"), [(Helped, True), (Methodical, True), (Plain, False), (Reaching, True)]
+)
+def test_who_calls_nothing_but_layers_and_operators_cannot_ask(net, asks):
+    assert may_ask(net(None)) is asks
+
+
+@dataclass
+class Held:
+    one: int = 1
+
+
+class Takes(nn.Module):
+    """Two arms, and an argument whose type matters."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.point = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 1)
+
+
+def _takes(value):
+    def forward(self, x, how=value):
+        same = is_same(how, value) and str(how) == str(value)
+        return (self.wide(x) + self.point(x)) * (2.0 if same else 3.0)
+
+    return awake(type("TakesOne", (Takes,), {"forward": forward})(), 0)
+
+
+ARGUMENTS = {
+    "zero": (0, (False, 0.0, -0.0)),
+    "no": (False, (0, 0.0, None)),
+    "one": (1, (True, 1.0)),
+    "float": (1.0, (1, True)),
+    "text": ("a", ("b", b"a")),
+    "tuple": ((1, 2), ((True, 2), [1, 2], (1.0, 2), (1, 2, 3))),
+    "list": ([1, 2], ((1, 2), [1, 2.0])),
+    "dict": ({"a": 0}, ({"a": False}, {}, {"a": 0, "b": 1})),
+    "nested": ({"a": (1, [0])}, ({"a": (1, [False])}, {"a": (True, [0])})),
+    "set": ({1}, ({True}, {1.0}, frozenset({1}))),
+    "dtype": (torch.float32, (torch.float64, "torch.float32")),
+    "dataclass": (Held(), (Held(True), Held(2))),
+    "none": (None, (0, False)),
+}
+
+
+@pytest.mark.parametrize(("value", "others"), ARGUMENTS.values(), ids=list(ARGUMENTS))
+def test_an_argument_of_another_type_is_another_argument(value, others):
+    model, image = _takes(value), torch.randn(2, 4, 7, 5)
+    fused = acfuse.fuse(model)
+    assert len(fused.found) == 1
+    for args in ((), (value,), (copy.deepcopy(value),)):
+        assert_within(
+            fused.model(image, *args),
+            model(image, *args),
+            rounding(model, image, dtype=image.dtype),
+        )
+    for other in others:
+        with pytest.raises(AssertionError, match="when this module was fused"):
+            fused.model(image, other)
+
+
+class CallsTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = _takes(0)
+
+    def forward(self, x):
+        return self.block(x, 0) + self.block(x, False)
+
+
+def test_calls_that_differ_by_a_type_are_two_calls():
+    assert acfuse.fuse(awake(CallsTwice(), 0)).found == ()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_block_with_plain_arguments_is_scripted_as_it_was():
+    class Flagged(Takes):
+        def forward(self, x, a: bool = False, b: int = 3, c: float = 0.5, d: str = "d"):
+            return self.wide(x) + self.point(x)
+
+    fused = acfuse.fuse(awake(Flagged(), 0))
+    assert len(fused.found) == 1
+    image = torch.randn(1, 4, 5, 6)
+    scripted = torch.jit.script(fused.model)
+    assert_within(
+        scripted(image), fused.model(image), rounding(fused.model, image, dtype=image.dtype)
+    )
+    with pytest.raises(torch.jit.Error, match="when this module was fused"):
+        scripted(image, True)
