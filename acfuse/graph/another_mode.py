@@ -7,11 +7,13 @@ taken. So it is read in two modes that have nothing in common, and has to do the
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import nn
+
+from acfuse.graph.own_code import names_in
 
 FLAGS = (
     ("torch.compiler", "_is_compiling_flag"),
@@ -82,19 +84,10 @@ def may_ask(module: nn.Module) -> bool:
     if not isinstance(forward, FunctionType):
         return True
     known = forward.__globals__
-    names = {name for part in _parts(forward.__code__) for name in part.co_names}
-    names.update(forward.__code__.co_freevars)
+    names = names_in(forward.__code__).union(forward.__code__.co_freevars)
     if known.keys().isdisjoint(names):
         names.discard("getattr")  # of nothing but the module and its values
     return not all(_is_plain(name, module, known) for name in names)
-
-
-def _parts(code: CodeType) -> Iterator[CodeType]:
-    """A function's code, and that of the functions and comprehensions in it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _parts(constant)
 
 
 def _is_plain(name: str, module: nn.Module, known: Mapping[str, Any]) -> bool:

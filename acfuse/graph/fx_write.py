@@ -15,6 +15,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from acfuse.graph import copies
 from acfuse.graph.calls import Call, is_same
 from acfuse.graph.fx_read import metadata_only
+from acfuse.graph.own_code import names_in_forward
 
 
 class FusedForward:
@@ -30,6 +31,18 @@ class FusedForward:
 
     def __init_subclass__(cls) -> None:
         """Nothing: what a user's class does for its sub-classes is not meant for this one."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Sets what the forward still reads, or never read. What it was read with is fixed."""
+        held = vars(self)
+        if name in held and name in names_in_forward(_own_class(self)) - FREE:
+            known = held[name]
+            if known is not value and not is_same(value, known):
+                raise AttributeError(
+                    f"{name} was {known!r:.60} when this {type(self).__name__} was fused, and its "
+                    "forward keeps to that. Set it before fusing."
+                )
+        super().__setattr__(name, value)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if isinstance(self, fx.GraphModule):  # whoever changes its graph changes its class
@@ -65,6 +78,7 @@ def _kept(module: object) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name not in REPLACED}
 
 
+FREE = frozenset({"training", "forward", "acfuse_graph"})  # that may change at any time
 REPLACED = ("acfuse_graph", "_graph", "forward")
 
 

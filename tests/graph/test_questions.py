@@ -221,3 +221,59 @@ def test_a_block_with_plain_arguments_is_scripted_as_it_was():
     )
     with pytest.raises(torch.jit.Error, match="when this module was fused"):
         scripted(image, True)
+
+
+class Scales(nn.Module):
+    """A forward that reads attributes, with a method and a property of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.norm = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)
+        self.scale, self.limits, self.note, self._power = 2.0, (0, 6), "made by hand", 1
+
+    def forward(self, x):
+        return self.scaled(self.norm(self.wide(x)))
+
+    def scaled(self, x):
+        return torch.clamp(x * self.scale**self._power, *self.limits)
+
+    @property
+    def reach(self):
+        return self.wide.kernel_size
+
+
+def test_an_attribute_that_a_forward_was_read_with_cannot_change():
+    fused = acfuse.fuse(awake(Scales(), 0), fold_bn=True)
+    assert len(fused.found) == 1
+    for name, value in (("scale", 3.0), ("scale", 2), ("limits", (False, 6)), ("_power", 2)):
+        with pytest.raises(AttributeError, match=f"{name} was .* Set it before fusing"):
+            setattr(fused.model, name, value)
+    fused.model.scale, fused.model.limits = 2.0, (0, 6)
+    fused.model.note, fused.model.another = "made by somebody", 1
+    fused.model.wide = copy.deepcopy(fused.model.wide)
+    assert fused.model.train().training
+    assert not fused.model.eval().training
+    twin = copy.deepcopy(fused.model)
+    with pytest.raises(AttributeError):
+        twin.scale = 3.0
+
+
+class Alone(Scales):
+    def raw(self, x):
+        return self.wide(x)
+
+
+class Together(Scales):
+    def features(self, x):
+        return self.norm(self.wide(x))
+
+
+@pytest.mark.parametrize(("net", "found"), [(Scales, 1), (Together, 1), (Alone, 0)])
+def test_a_convolution_that_a_method_calls_alone_keeps_its_norm(net, found):
+    model = awake(net(), 0)
+    findings = acfuse.fuse(model, fold_bn=True)
+    assert len(findings.found) == found
+    if not found:
+        assert "the method raw calls wide without the norm" in findings.refused[0].why
+        image = torch.randn(1, 4, 5, 6)
+        assert torch.equal(findings.model.raw(image), model.raw(image))
