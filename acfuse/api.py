@@ -1,10 +1,12 @@
 """The Python calls: a few functions on values. None of them changes what it is given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from acfuse.errors import UsageError
@@ -40,8 +42,24 @@ __all__ = [
 ]
 
 Shape = tuple[int, ...]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
+def _with_plain_tensors(function: Callable[P, R]) -> Callable[P, R]:
+    """Calls a function so that new tensors are on the CPU, whatever the caller's default is."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.get_default_device().type == "cpu":
+            return function(*args, **kwargs)
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return called
+
+
+@_with_plain_tensors
 def fuse(
     model: nn.Module,
     example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None,
@@ -98,6 +116,7 @@ def fuse_tensors(
     return source.fuse(source.find(FindOptions(patterns, bn_eps=bn_eps)))
 
 
+@_with_plain_tensors
 def verify(
     original: nn.Module,
     fused: nn.Module,
@@ -119,7 +138,7 @@ def verify(
     if original.training:
         original.eval()
     findings = find_in_module(original, patterns, folds=fold_bn)
-    inputs = Inputs(tuple((None, shape) for shape in input_shapes)) if input_shapes else None
+    inputs = Inputs(tuple((None, _shape(s)) for s in input_shapes)) if input_shapes else None
     expected = LiveSource.of(original).fuse(findings)
     if inputs is not None and not has_its_forwards(expected.model, fused):  # fused with an example?
         expected = LiveSource.of(original, example_of(original, inputs)).fuse(findings)
@@ -135,6 +154,13 @@ def verify(
         made=expected.model,
     )
     return prove(given, inputs, Tolerance(atol, rtol))
+
+
+def _shape(given: Any) -> Shape:
+    """The sizes of an input. Raises UsageError for what is none."""
+    if isinstance(given, (tuple, list)) and given and all(type(n) is int and n > 0 for n in given):
+        return tuple(given)
+    raise UsageError(f"{given!r} is no shape: give sizes of at least one, as (1, 3, 224, 224).")
 
 
 def _is_conv(layer: object) -> bool:

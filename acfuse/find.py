@@ -25,7 +25,6 @@ from acfuse.graph.fx_write import (
     region_graph,
     replaced_layers,
 )
-from acfuse.graph.own_code import method_with_one_alone
 from acfuse.graph.own_layers import has_hooks
 from acfuse.graph.regions import choose, kernel_of, planned
 from acfuse.graph.steps import (
@@ -258,11 +257,6 @@ class _Finder:
         base = pattern.fused if pattern else "fused_conv"
         if not region.is_block:  # a fold keeps the name of its convolution
             base = next((n for n, m in layers if is_convolution(m)), base)
-            first, *others = dict.fromkeys(n.partition(".")[0] for n in (base, *dict(layers)))
-            alone = method_with_one_alone(type(module), first, {*others}) if others else None
-            if alone is not None:
-                why = f"the method {alone} calls {base} without the norm behind it"
-                return Refused(where, Reason.SHARED, why)
         terms = []
         for source, term in plan.items():
             if isinstance(term, Identity):

@@ -441,9 +441,10 @@ def _exchanged(old: fx.Node, new: int, node: fx.Node) -> Any:
 
 def _leaves(value: Any) -> list[Any]:
     """Everything in lists, tuples and dicts."""
-    found: list[Any] = []
-    fx.node.map_aggregate(value, found.append)
-    return found
+    if not isinstance(value, (list, tuple, dict)):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    return [leaf for part in parts for leaf in _leaves(part)]
 
 
 class _State:

@@ -53,7 +53,10 @@ def named(values: Leaves | Sequence[Tensor]) -> Leaves:
 
 
 def _leaves(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
-    parts = None if isinstance(value, (Tensor, np.ndarray, *PLAIN)) else _parts(value)
+    if isinstance(value, Tensor) and value.is_nested:
+        parts: Any = [(f"[{i}]", part) for i, part in enumerate(value.unbind())]
+    else:
+        parts = None if isinstance(value, (Tensor, np.ndarray, *PLAIN)) else _parts(value)
     if parts is None:
         yield name, value
         return
@@ -98,10 +101,31 @@ def as_numbers(value: Any) -> Tensor | None:
             return None
     if not isinstance(value, Tensor):
         return None
+    if value.is_meta:
+        return torch.empty(0)  # it has none
     value = value.detach()
     value = value.dequantize() if value.is_quantized else value
     value = value.to_dense() if value.layout != torch.strided else value
-    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+    if value.is_complex():
+        value = torch.view_as_real(value.resolve_conj())
+    elif value.dtype not in USUAL:
+        value = value.float() if value.is_floating_point() else value.long()
+    numbers: Tensor = value
+    return numbers
+
+
+USUAL = {
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+}  # of others torch computes hardly anything
 
 
 def unlike(one: Any, other: Any) -> str:

@@ -305,7 +305,8 @@ def _judged(
     passed = error <= limit
     detail = f"outputs differ by {error:.1e} of the largest (at most {limit:.0e})"
     detail += "" if passed else f", in {at}"
-    if passed and not half and error > ROUNDING_WARNING:
+    usual = max(ROUNDING_WARNING, OWN_FACTOR * (rounding or 0.0))
+    if passed and not half and error > usual:
         unusual = f"outputs differ by {error:.1e} of the largest, more than is usual"
         warning = "; ".join(filter(None, (warning, unusual)))
     return Check(name, passed, error, limit, difference.absolute, rounding, detail, warning)

@@ -85,15 +85,18 @@ HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 
 def has_own_reduce(value: Any) -> bool:
-    """Whether an object's class says itself what it is pickled as."""
+    """Whether an object's class says itself what it is pickled as, or another does for it."""
     kind: Any = type(value)
+    if kind in copyreg.dispatch_table:
+        return True
     return (kind.__reduce_ex__, kind.__reduce__) != (object.__reduce_ex__, object.__reduce__)
 
 
 def reduced(value: Any) -> list[Any] | None:
     """What an object would be pickled as; None if it cannot be."""
     try:
-        made = value.__reduce_ex__(4)
+        told: Any = copyreg.dispatch_table.get(type(value))
+        made = told(value) if told is not None else value.__reduce_ex__(4)
     except Exception:  # whatever a class makes of it
         return None
     if isinstance(made, str):
@@ -145,9 +148,16 @@ def _sequence(value: Sequence[Any]) -> Made:
 
 
 def _set(value: set[Any] | frozenset[Any]) -> Made:
-    plain = all(type(part) in PLAIN for part in value)
+    plain = all(map(_is_plain, value))
     alone = sorted(map(repr, value)) if plain else len(value)
-    return Made(alone, list(attributes(value).items()), known=plain)
+    named = {f"{{{part.__qualname__}}}": part for part in value if hasattr(part, "__qualname__")}
+    known = plain or len(named) == len(value)  # functions and classes, each of a name of its own
+    return Made(alone, [*sorted(named.items()), *attributes(value).items()], known=known)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value's text is all of it."""
+    return type(value) in PLAIN or (type(value) is tuple and all(map(_is_plain, value)))
 
 
 def _array(value: np.ndarray[Any, Any]) -> Made:

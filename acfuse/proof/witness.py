@@ -197,9 +197,9 @@ def _compared_leaf(one: Any, other: Any) -> tuple[str, float]:
         ours, theirs = getattr(one, what), getattr(other, what)
         if ours != theirs:
             return f"has the {what} {theirs}, not {ours}", 0.0
-    if one.numel() == 0 or one.is_meta:
+    a, b = as_numbers(one), as_numbers(other)
+    if a is None or b is None or not a.numel():
         return "", 0.0
-    a, b = one.detach(), other.detach()
     if not a.is_floating_point():
         return "", 0.0 if torch.equal(a, b) else FLIPPED
     a, b = a.double(), b.double()

@@ -256,24 +256,3 @@ def test_an_attribute_that_a_forward_was_read_with_cannot_change():
     twin = copy.deepcopy(fused.model)
     with pytest.raises(AttributeError):
         twin.scale = 3.0
-
-
-class Alone(Scales):
-    def raw(self, x):
-        return self.wide(x)
-
-
-class Together(Scales):
-    def features(self, x):
-        return self.norm(self.wide(x))
-
-
-@pytest.mark.parametrize(("net", "found"), [(Scales, 1), (Together, 1), (Alone, 0)])
-def test_a_convolution_that_a_method_calls_alone_keeps_its_norm(net, found):
-    model = awake(net(), 0)
-    findings = acfuse.fuse(model, fold_bn=True)
-    assert len(findings.found) == found
-    if not found:
-        assert "the method raw calls wide without the norm" in findings.refused[0].why
-        image = torch.randn(1, 4, 5, 6)
-        assert torch.equal(findings.model.raw(image), model.raw(image))
