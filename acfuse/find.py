@@ -94,10 +94,15 @@ class _Finder:
 
     def run(self) -> Findings:
         self.reader.read()
-        for analysis in self.analyses.values():
-            traced = analysis.traced
-            for part in _parts_at(traced.module, traced.used):
-                self.users.setdefault(part, set()).add(id(traced.module))
+        inlined = self.reader.inlined
+        for key in sorted(self.analyses, key=inlined.__contains__):
+            traced = self.analyses[key].traced
+            if key in inlined and key not in self.users:
+                continue  # nobody calls it any more
+            # What cannot be read stays, and calls its sequences as it did.
+            used = traced.used if traced.graph is not None else traced.called
+            for part in _parts_at(traced.module, used):
+                self.users.setdefault(part, set()).add(key)
         done: set[int] = set()
         for module in self.model.modules():
             if id(module) in self.analyses and id(module) not in self.reader.called:
@@ -139,10 +144,15 @@ class _Finder:
         """Adds to each block which of its layers some forward still uses when all is fused."""
         for found in self.found:
             module = self.model.get_submodule(found.where)
-            parts: dict[str, object] = {name: module.get_submodule(name) for name in found.layers}
+            layers = {name: module.get_submodule(name) for name in found.layers}
+            parts: dict[str, object] = {**layers}
             parts |= {**module._parameters, **module._buffers}
             keep = frozenset(name for name, part in parts.items() if id(part) in self.needed)
-            if keep and found.site.forward is None:
+            lost = [n for n, layer in layers.items() if is_convolution(layer)]
+            lost += [n for n, weight in module._parameters.items() if _is_kernel(weight)]
+            new = [term for term in found.terms if term.name is not None]
+            grows = len({*lost} - keep) < len(new)  # what replaces nothing is one layer more
+            if keep and (found.site.forward is None or grows):
                 why = f"{sorted(keep)[0]} is also used by the forward of another module"
                 self.refused.append(Refused(found.where, Reason.SHARED, why, found.pattern))
                 continue
@@ -158,7 +168,7 @@ class _Finder:
         if graph is None or analysis.graph is None:
             if self._unread(module, analysis):
                 return
-            self.needed |= _parts_at(module, analysis.traced.used)
+            self.needed |= _parts_at(module, analysis.traced.called)
             for child in module.children():
                 for inner in child.modules():  # those that a forward calls are visited with it
                     if id(inner) in self.analyses and id(inner) not in self.reader.called:
@@ -206,6 +216,9 @@ class _Finder:
             self.found.append(found)
             absorbed |= set(inside)
             taken |= {s.name for s in found.terms if s.name}
+        apart = self.analyses[id(module)].apart
+        if apart is not None and not misses:
+            misses = choose(apart, folds=self.folds)[1]
         self._report(module, regions, misses)
         return absorbed
 
@@ -357,6 +370,10 @@ class _Finder:
             LiveSite(ignore=ignore),
             assumed=True,
         )
+
+
+def _is_kernel(weight: Tensor | None) -> bool:
+    return weight is not None and weight.ndim > 2
 
 
 def _image_of(layer: nn.Module) -> tuple[int, int] | None:

@@ -75,7 +75,7 @@ def captured(traced: Traced, spatial_rank: int | None) -> Traced:
             if again.run() is not None or _outline(again) != _outline(recorder):
                 return replace(traced, refusal=DECIDES, decides=True)
         graph, used = recorder.graph, recorder.used
-        return replace(traced, graph=graph, refusal=None, used=used)
+        return replace(traced, graph=graph, refusal=None, used=used, called=used)
     return traced
 
 
@@ -343,7 +343,7 @@ class _Recorder(TorchDispatchMode):
             values = [value for made in self.made if (value := made()) is not None]
             return any(id(value) not in given | own for value in values)
 
-        return is_kept() and (gc.collect() >= 0 and is_kept())
+        return all(is_kept() and gc.collect(how) >= 0 and is_kept() for how in (0, 2))
 
     def _inner(self, tensor: Tensor) -> Tensor:
         """The tensor below torch's bookkeeping of writes, which are carried out first."""

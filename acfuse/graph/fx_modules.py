@@ -1,6 +1,6 @@
 """Every module of a live model as steps: each read once, for itself, innermost first."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,17 +13,21 @@ from acfuse.graph.calls import Call
 from acfuse.graph.fx_read import is_convolution, spatial_rank_of, steps_of
 from acfuse.graph.fx_trace import Traced, outline, reading, trace
 from acfuse.graph.own_layers import has_hooks, is_layer
-from acfuse.graph.regions import as_layer
+from acfuse.graph.regions import as_layer, choose
 from acfuse.graph.steps import ConvStep, Graph, LinearSubmodule, Opaque, PerChannel
 
 
 @dataclass
 class Analysis:
-    """What was read of a module: its forward, its steps, and what it is for a forward around it."""
+    """What was read of a module: its forward, its steps, and what it is for a forward around it.
+
+    `apart` are its steps before others were read in place.
+    """
 
     traced: Traced
     graph: Graph | None
     layer: LinearSubmodule | Opaque
+    apart: Graph | None = None
 
 
 class ModuleReader:
@@ -31,7 +35,8 @@ class ModuleReader:
 
     `call` is how the model itself is called, if that is known.
     `analyses` are by a module's id. `called` are the modules that some forward calls, `twice` those
-    that are called in ways that differ by more than their tensors.
+    that are called in ways that differ by more than their tensors, `inlined` those that some
+    forward around them has taken up.
     """
 
     def __init__(self, model: nn.Module, *, folds: bool, call: Call | None = None) -> None:
@@ -41,6 +46,7 @@ class ModuleReader:
         self.spatial_rank = spatial_rank_of(model)
         self.called: set[int] = set()
         self.twice: set[int] = set()
+        self.inlined: set[int] = set()
 
     def read(self) -> None:
         """Reads all of them."""
@@ -49,6 +55,12 @@ class ModuleReader:
             for module in self.model.modules():
                 if id(module) not in self.analyses and _has_forward(module):
                     self._analyse(module, None)
+            reached = self._reached()
+            for module in self.model.modules():
+                # A sequence is read with the forward that calls it, if that can be read.
+                if _is_sequence(module) and id(module) not in reached:
+                    self._analyse(module, None)
+                    reached = self._reached()
 
     def _analyse(self, module: nn.Module, call: Call | None) -> Analysis:
         known = self.analyses.get(id(module))
@@ -61,14 +73,29 @@ class ModuleReader:
         analysis = Analysis(self._read_forward(module, call), None, Opaque(""))
         self.analyses[id(module)] = analysis
         self._read_steps(module, analysis)
-        inline = self._with_norms_first(module, analysis) if self.folds else set()
+        inline = self._to_be_inlined(analysis) if self.folds else set()
         if inline:
             inlined = Analysis(trace(module, analysis.traced.call, inline), None, Opaque(""))
             self._read_steps(module, inlined)
             if inlined.graph is not None:
+                analysis.apart = analysis.graph
                 analysis.traced, analysis.graph = inlined.traced, inlined.graph
+                self.inlined |= inline
         analysis.layer = self._as_layer(module, analysis)
         return analysis
+
+    def _reached(self) -> set[int]:
+        """The modules that some forward calls, and those in which these stand."""
+        reached = set(self.analyses)
+        for analysis in self.analyses.values():
+            graph, module = analysis.traced.graph, analysis.traced.module
+            for node in graph.nodes if graph is not None else ():
+                parts = str(node.target).split(".") if node.op == "call_module" else []
+                for part in parts:
+                    module = getattr(module, part)
+                    reached.add(id(module))
+                module = analysis.traced.module
+        return reached
 
     def _read_forward(self, module: nn.Module, call: Call) -> Traced:
         """A forward as it is read; one that cannot be read, as it is captured."""
@@ -104,30 +131,80 @@ class ModuleReader:
             write_once(traced, self._effect)
             analysis.graph = steps_of(traced, children, self.spatial_rank)
 
-    def _with_norms_first(self, module: nn.Module, analysis: Analysis) -> set[int]:
-        """Modules that a forward calls on a convolution, and that begin with a BatchNorm.
+    def _to_be_inlined(self, analysis: Analysis) -> set[int]:
+        """Modules between whose layers a norm stands that a convolution could take up.
 
-        Such a norm with its activation is read as part of the forward around it, because it is the
-        convolution there that takes the BatchNorm up.
+        It ends one module, or the forward around them has it, or it begins the next. These modules
+        are read as part of that forward, where the convolution and the norm are neighbours.
         """
         graph, forward = analysis.graph, analysis.traced.graph
         if graph is None or forward is None:
             return set()
-        found = set()
-        for node in forward.nodes:
-            step = graph.by_value.get(node.name)
-            if node.op != "call_module" or step is None or len(step.reads) != 1:
+        found: set[int] = set()
+        taken: frozenset[str] | None = None
+        calls = _calls_in(forward)
+        for value, step in graph.by_value.items():
+            is_norm = isinstance(step.rule, PerChannel)
+            norm: set[int] | None = set() if is_norm else self._head(analysis, calls, value)
+            before = graph.by_value.get(step.reads[0]) if len(step.reads) == 1 else None
+            if norm is None or before is None or len(graph.readers.get(before.value, ())) != 1:
                 continue
-            child = module.get_submodule(str(node.target))
-            inner = self.analyses.get(id(child))
-            before = graph.by_value.get(step.reads[0])
-            if inner is None or inner.graph is None or not isinstance(step.rule, Opaque):
+            if isinstance(before.rule, ConvStep | LinearSubmodule) and norm:
+                found |= norm
                 continue
-            alone = len(graph.readers.get(step.reads[0], ())) == 1
-            convolves = before is not None and isinstance(before.rule, ConvStep | LinearSubmodule)
-            if alone and convolves and id(child) not in self.twice and _norms_first(inner.graph):
-                found.add(id(child))
+            tail = self._tail(analysis, calls, before.value)
+            if tail is None:
+                continue
+            if taken is None:
+                regions, _ = choose(graph, folds=True)
+                taken = frozenset().union(*(region.steps for region in regions))
+            if value not in taken:
+                found |= norm | tail
         return found
+
+    def _head(
+        self, analysis: Analysis, calls: Mapping[str, fx.Node], value: str
+    ) -> set[int] | None:
+        """The modules to read in place so that the norm shows with which a call begins."""
+        inner = self._called_once(analysis, calls, value)
+        if inner is None or inner.graph is None or len(inner.graph.inputs) != 1:
+            return None
+        if isinstance(inner.layer, LinearSubmodule):
+            return None
+        readers = inner.graph.readers.get(inner.graph.inputs[0], ())
+        own = {id(inner.traced.module)}
+        if len(readers) != 1 or inner.traced.graph is None:
+            return None
+        if isinstance(readers[0].rule, PerChannel):
+            return own
+        head = self._head(inner, _calls_in(inner.traced.graph), readers[0].value)
+        return None if head is None else own | head
+
+    def _tail(
+        self, analysis: Analysis, calls: Mapping[str, fx.Node], value: str
+    ) -> set[int] | None:
+        """The modules to read in place so that the convolution shows with which a call ends."""
+        inner = self._called_once(analysis, calls, value)
+        if inner is None or inner.graph is None or inner.graph.output is None:
+            return None
+        output, own = inner.graph.output, {id(inner.traced.module)}
+        step = inner.graph.by_value.get(output)
+        if step is None or inner.graph.readers.get(output) or inner.traced.graph is None:
+            return None
+        if isinstance(step.rule, ConvStep):
+            return own
+        tail = self._tail(inner, _calls_in(inner.traced.graph), output)
+        return None if tail is None else own | tail
+
+    def _called_once(
+        self, analysis: Analysis, calls: Mapping[str, fx.Node], value: str
+    ) -> Analysis | None:
+        """What was read of the module that a call gives a value of, if it can be read in place."""
+        if value not in calls:
+            return None
+        child = analysis.traced.module.get_submodule(str(calls[value].target))
+        inner = self.analyses.get(id(child))
+        return None if id(child) in self.twice or has_hooks(child) else inner
 
     def _effect(self, module: nn.Module, node: fx.Node) -> Effect:
         """What a module does with the memory of what it is given, as far as it was read."""
@@ -193,10 +270,14 @@ def _if_same(traced: Traced, again: Traced) -> Traced:
     return replace(traced, graph=None, refusal=NotFusable(Reason.MODE, why))
 
 
-def _norms_first(graph: Graph) -> bool:
-    """Whether the one thing that a forward does with its input is to scale it per channel."""
-    readers = [reader for value in graph.inputs for reader in graph.readers.get(value, ())]
-    return len(graph.inputs) == len(readers) == 1 and isinstance(readers[0].rule, PerChannel)
+def _is_sequence(module: nn.Module) -> bool:
+    """Whether a module runs what it holds, one after the other, as torch's own Sequential."""
+    return isinstance(module, nn.Sequential) and is_layer(module)
+
+
+def _calls_in(forward: fx.Graph) -> dict[str, fx.Node]:
+    """The calls of modules, by the value that each gives."""
+    return {node.name: node for node in forward.nodes if node.op == "call_module"}
 
 
 def _has_forward(module: nn.Module) -> bool:

@@ -42,7 +42,8 @@ from acfuse.graph.own_layers import calls_plainly, has_hooks, is_layer
 class Traced:
     """The forward of one module as a graph, or the reason why it could not be read.
 
-    `used` are the modules and tensors that it uses on any of its paths, `decides` says that these
+    `used` are the modules and tensors that it uses on any of its paths, `called` the same with each
+    sequence as one module; `decides` says that these
     differ by what its input is, `typed` that it asked if this is a tensor, and was told that it is.
     """
 
@@ -54,6 +55,7 @@ class Traced:
     returns_new: bool = False  # whether it returns a tensor that shares no memory with its inputs
     writes: Mapping[str, str] = field(default_factory=dict)  # value -> the step that overwrites it
     used: frozenset[str] = frozenset()
+    called: frozenset[str] = frozenset()
     decides: bool = False
     typed: bool = False
 
@@ -92,6 +94,7 @@ class _Reader(fx.Tracer):
         }
         self.stored: dict[int, fx.Proxy] = {}
         self.modes = _modes()
+        self.sequence = ""  # that is being read, and is called by the forward itself
         self.made: list[weakref.ref[fx.Proxy]] = []
 
     def read(self) -> None:
@@ -123,7 +126,10 @@ class _Reader(fx.Tracer):
             why = "part of its forward runs in another mode (no_grad, autocast)"
             self.cannot(why)
             raise NotFusable(Reason.MODE, why)
-        return super().create_node(*args, **kwargs)
+        node = super().create_node(*args, **kwargs)
+        if self.sequence:
+            node.meta["sequence"] = self.sequence
+        return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Every value is one that knows what it may tell. Its type follows from what it reads."""
@@ -140,7 +146,8 @@ class _Reader(fx.Tracer):
             values = [value for made in self.made if (value := made()) is not None]
             return any(id(value) not in stored for value in values)
 
-        return is_kept() and (gc.collect() >= 0 and is_kept())  # a cycle of its own is no keeping
+        # A cycle of its own is no keeping. What was made by now is young, and quickly looked at.
+        return all(is_kept() and gc.collect(how) >= 0 and is_kept() for how in (0, 2))
 
     def create_arg(self, a: Any) -> Any:
         """A value is its node, before anything asks for its type.
@@ -167,7 +174,11 @@ class _Reader(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
         """A module that is called is one step, and torch's own nearly all give one tensor."""
+        outer = self.sequence
+        if isinstance(m, nn.Sequential):
+            self.sequence = outer or self.path_of_module(m)
         result = super().call_module(m, forward, args, kwargs)
+        self.sequence = outer
         several = isinstance(m, SEVERAL_RESULTS) or getattr(m, "return_indices", False)
         own = is_layer(m) and not isinstance(m, nn.Sequential)  # that gives what its last one does
         return self._tensor(result) if type(result) is Value and own and not several else result
@@ -381,15 +392,24 @@ def trace(module: nn.Module, call: Call, inline: Collection[int] = ()) -> Traced
         known = len(path.reader.answers)
         pending += [(*path.answers[:i], False) for i in range(known, len(path.answers))]
     used = frozenset[str]().union(*(_used(path.reader.graph) for path in paths))
+    called = frozenset[str]().union(*(_called(path.reader.graph) for path in paths))
     refusal, graph = _agreed(module, paths) if not pending else (DECIDES, None)
     decides = refusal is DECIDES
     typed = any(path.reader.typed for path in paths)
-    return Traced(module, call, graph, refusal, used=used, decides=decides, typed=typed)
+    return Traced(
+        module, call, graph, refusal, used=used, called=called, decides=decides, typed=typed
+    )
 
 
 def _used(graph: fx.Graph) -> frozenset[str]:
     """The modules and tensors that a forward uses, by name."""
     return frozenset(str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr"))
+
+
+def _called(graph: fx.Graph) -> frozenset[str]:
+    """The same, where a sequence is one module that is called."""
+    uses = (n for n in graph.nodes if n.op in ("call_module", "get_attr"))
+    return frozenset(str(n.meta.get("sequence", n.target)) for n in uses)
 
 
 def _erase_unread(graph: fx.Graph) -> None:

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import acfuse
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from acfuse.rewrite import fused_copy
 from sample_models import awake
+from tests.bounds import assert_within, rounding
 from tests.graph.fusing import SHAPES, Net, assert_same, conv, norm
 from tests.proof.proving import certified
 
@@ -114,3 +116,120 @@ def test_a_fold_beside_a_value_that_is_kept_for_several():
     parts = {"a": conv(1), "n": norm(), "o": norm(), "d": nn.Conv2d(4, 4, 3, 1, 1, groups=4)}
     _, left = folded(Net(run, **parts))
     assert left == []
+
+
+class Separable(nn.Module):
+    """A depthwise convolution and a pointwise one, called one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.point = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.point(self.deep(x))
+
+
+class NormActConv(nn.Module):
+    """A norm with an activation, and a convolution behind it (DPN, DenseNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = NormAct(4), conv(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.norm(x))
+
+
+class Around(nn.Module):
+    def __init__(self, *inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*inner)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.inner(x))
+
+
+def _with_two_readers(m, x):
+    y = m.a(x)
+    return torch.relu(m.n(y)) + y
+
+
+ACROSS = {
+    "behind a module": (Around(Separable(), norm(), nn.ReLU()), 0),
+    "twice": (Around(Separable(), norm(), nn.ReLU(), Separable(), norm()), 0),
+    "deeper": (Around(Net(lambda m, x: torch.relu(m.n(m.a(m.b(x)))), a=Separable(),
+                          b=nn.ReLU(), n=norm())), 0),
+    "nested": (Net(lambda m, x: torch.relu(m.n(m.a(x))), a=Net(lambda m, x: m.s(torch.relu(x)),
+                   s=Separable()), n=norm()), 0),
+    "next module": (Around(NormActConv(), NormActConv(), NormActConv()), 1),
+    "norm in the next": (Around(NormActConv(), Net(lambda m, x: torch.relu(m.n(x)), n=norm())), 1),
+    "two readers": (Net(_with_two_readers, a=Separable(), n=norm()), 1),
+    "called twice": (Net(lambda m, x: torch.relu(m.n(m.a(torch.relu(m.a(x))))), a=Separable(),
+                         n=norm()), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("net", "left"), ACROSS.values(), ids=list(ACROSS))
+def test_a_norm_is_folded_across_the_border_of_a_module(net, left):
+    fused, norms = folded(net)
+    assert sum(1 for m in fused.modules() if isinstance(m, nn.BatchNorm2d)) == len(norms) == left
+    before = sum(isinstance(m, nn.Conv2d) for m in net.modules())
+    assert sum(isinstance(m, nn.Conv2d) for m in fused.modules()) == before
+
+
+def test_a_module_that_was_read_in_place_keeps_its_class_and_the_names_of_its_layers():
+    fused, _ = folded(Around(Separable(), norm(), nn.ReLU()))
+    assert isinstance(fused.inner[0], Separable)
+    assert {"inner.0.deep.weight", "inner.0.point.weight"} <= fused.state_dict().keys()
+
+
+class Undecided(nn.Module):
+    """A forward that cannot be read, and calls sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(conv(3), norm(), nn.ReLU())
+        self.second = nn.Sequential(conv(1), nn.Sequential(norm(), nn.ReLU()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        if float(x.abs().max()) > 1e6:
+            x = x * 0.5
+        return self.second(x)
+
+
+class Apart(Undecided):
+    """Of one sequence it calls each layer by itself, where nobody could read it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        factor = 0.5 if float(x.abs().max()) > 1e6 else 1.0
+        return self.second[1](self.second[0](self.first(x) * factor))
+
+
+def test_sequences_that_an_unreadable_forward_calls_are_folded():
+    fused, left = folded(Undecided())
+    assert left == []
+    assert type(fused.first) is nn.Sequential
+
+
+def test_a_sequence_whose_layers_are_called_one_by_one_is_seen_when_it_is_run():
+    model = awake(Apart(), 0)
+    fused = acfuse.fuse(model, fold_bn=True)
+    assert all(not refused.where.startswith("first") for refused in fused.refused)
+    image = torch.randn(2, 4, 9, 8)
+    assert_within(fused.model(image), model(image), rounding(model, image, dtype=image.dtype))
+
+
+class Peeks(Undecided):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        if x.shape[1] == 4:
+            return x + self.first[0](x)
+        return torch.sigmoid(x) + float(x.sum())
+
+
+def test_a_layer_that_is_used_alone_as_well_is_not_doubled_by_a_fold():
+    model = awake(Peeks(), 0)
+    findings = find_in_module(model, PATTERNS, folds=True)
+    assert not any(b.where.startswith("first") or "first" in b.layers for b in findings.found)
