@@ -1,5 +1,6 @@
 """The code that authors wrote: which names it uses, in a forward and elsewhere."""
 
+import dis
 from collections.abc import Iterator
 from functools import lru_cache
 from types import CodeType, FunctionType
@@ -44,6 +45,13 @@ def _names_in_forward(kind: Any) -> frozenset[str]:
 def names_in(code: CodeType) -> set[str]:
     """The attributes and globals that some code names."""
     return {name for part in _parts(code) for name in part.co_names}
+
+
+@lru_cache(maxsize=1024)
+def globals_in(code: CodeType) -> tuple[str, ...]:
+    """The globals that some code names: not the attributes."""
+    loads = (i for part in _parts(code) for i in dis.get_instructions(part))
+    return tuple(dict.fromkeys(i.argval for i in loads if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")))
 
 
 def _parts(code: CodeType) -> Iterator[CodeType]:

@@ -9,7 +9,6 @@ are: no formula of the fusion is used, so none of its mistakes can be shared.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import torch
@@ -18,18 +17,15 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from acfuse.algebra import Axis, Geometry, LinearConv
-from acfuse.algebra.linear_conv import on_axes
 from acfuse.errors import InputError
 from acfuse.findings import Block, Run
+from acfuse.proof.impulses import Claims, image_size, read_out, room_for, unit_in_last_place
 from acfuse.system.escape import one_line
 
 ULP_LIMIT = 0.51
 BLOCK_LIMIT = 1e-11  # float64, relative to the largest output of a channel
 NOISE = 64 * 2.0**-53  # of float64 sums, relative to the largest weight of an output channel
-AMPLITUDE = 2.0**400  # of impulses: beside their answers no bias is large, and none is infinite
 DRAWS, OWN_FACTOR = 6, 16  # a sum may be off by 16 times what moving its terms did in six draws
-ROOM = 64  # the most that images are enlarged by for layers that need it
-CHUNK = 2**24  # numbers in one batch of impulses
 
 
 @dataclass(frozen=True)
@@ -53,16 +49,19 @@ class Certificate:
         return not self.fault
 
 
-def certify(block: Block, stored: Sequence[LinearConv | None]) -> Certificate:
+def certify(
+    block: Block, stored: Sequence[LinearConv | None], *, exhaustive: bool = False
+) -> Certificate:
     """Compares the convolutions that are stored for a block with what its layers compute.
 
-    `stored` are in float64, one for each source; None: the source is added as it is. Raises
-    InputError where the layers cannot be run.
+    `stored` are in float64, one for each source; None: the source is added as it is. With
+    `exhaustive` every channel is read by impulses. Raises InputError where the layers cannot be
+    run.
     """
     where, run = block.label, block.reference()
     count = sum(s.kernel.numel() + s.bias.numel() for s in stored if s is not None)
     geometries = [s.geometry if s is not None else None for s in stored]
-    room = _room(run, geometries)
+    room = room_for(run, geometries)
     probes = list(_probes(stored, seed=0, room=room))
     try:
         first = run(*probes[0])
@@ -72,7 +71,8 @@ def certify(block: Block, stored: Sequence[LinearConv | None]) -> Certificate:
     again = (first - run(*probes[0])).abs().max() / first.abs().max().clamp_min(1e-300)
     if not float(again) <= BLOCK_LIMIT:  # threads may add in another order
         return Certificate(where, math.inf, math.inf, count, fault="two runs of it differ")
-    exact = read_out(run, geometries, room)
+    claims = None if exhaustive else Claims(block.terms, geometries, block.dtype)
+    exact = read_out(run, geometries, room, claims)
     error, fault = 0.0, ""
     for images in probes:
         given, expected = run(*images), apply(exact, images)
@@ -152,130 +152,6 @@ def apply(values: Sequence[LinearConv | None], images: Sequence[Tensor]) -> Tens
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
 
-def _room(run: Run, geometries: Sequence[Geometry | None]) -> int:
-    """How much larger than the fused kernel asks for an output has to be for the layers to run.
-
-    A reflection inside of a block, which the fused convolution does without, needs pixels to show.
-    """
-    room = 0
-    while room < ROOM:
-        try:
-            run(*_blank(geometries, _impulse_output(geometries, room), 1))
-        except RuntimeError:
-            room = 2 * room + 1
-        else:
-            break
-    return room
-
-
-def read_out(
-    run: Run, geometries: Sequence[Geometry | None], room: int = 0
-) -> list[LinearConv | None]:
-    """The convolutions that an affine, shift-invariant map is, read by impulses.
-
-    One image for each input channel of a group, with one pixel set in every group at once, for
-    every phase of the stride. The bias is the answer to zeros, and goes to the first of them.
-    The images give `room` more places than it takes to see an impulse. These are so large that a
-    bias, or terms of it that cancel, take no digit from the weights.
-    """
-    solid = [i for i, g in enumerate(geometries) if g is not None]
-    output = _impulse_output(geometries, room)
-    bias: Tensor | None = None
-    values: list[LinearConv | None] = [None] * len(geometries)
-    for i in solid:
-        geometry = geometries[i]
-        assert geometry is not None
-        zero = run(*_blank(geometries, output, 1))
-        middle = tuple(n // 2 for n in zero.shape[2:])
-        own_bias = zero[0][on_axes(middle)] if bias is None else torch.zeros_like(bias)
-        bias = own_bias if bias is None else bias
-        kernel = _read_kernel(run, geometries, i, output, zero)
-        shifted = geometry if bool(own_bias.any()) else geometry.without_shift()
-        values[i] = LinearConv(kernel, own_bias, shifted)
-    return values
-
-
-def _impulse_output(geometries: Sequence[Geometry | None], room: int) -> list[int]:
-    """The size of an output in which an impulse can be seen through every tap, in every phase."""
-    known = [g for g in geometries if g is not None]
-    outputs = []
-    for axes in zip(*(g.axes for g in known), strict=True):
-        needed = 1
-        for g, a in zip(known, axes, strict=True):
-            last = _impulse_start(a, g.border) + a.stride - 1  # of the pixels that are set
-            size = last + 1 + max(a.taps - 1 - a.after, _margin(a, g.border))
-            steps = -(-(size + a.before + a.after - a.taps) // a.stride)
-            needed = max(needed, steps + 1, (last + a.before) // a.stride + 1)
-        outputs.append(needed + room)
-    return outputs
-
-
-def _impulse_start(axis: Axis, border: str) -> int:
-    """The first pixel at which an impulse is seen by every tap and mirrored by none."""
-    return max(axis.taps - 1 - axis.before, _margin(axis, border))
-
-
-def _margin(axis: Axis, border: str) -> int:
-    """How far from the edge a pixel is when no border mode but zeros repeats it."""
-    return 0 if border == "zeros" else max(axis.before, axis.after, 0) + 1
-
-
-def _image_size(geometry: Geometry, output: Sequence[int]) -> tuple[int, ...]:
-    """The smallest image that gives an output of this size."""
-    return tuple(
-        (n - 1) * a.stride + a.taps - a.before - a.after
-        for n, a in zip(output, geometry.axes, strict=True)
-    )
-
-
-def _blank(
-    geometries: Sequence[Geometry | None], output: Sequence[int], batch: int
-) -> list[Tensor]:
-    out = next(g.out_channels for g in geometries if g is not None)
-    images = []
-    for g in geometries:
-        channels, size = (
-            (out, tuple(output)) if g is None else (g.in_channels, _image_size(g, output))
-        )
-        images.append(torch.zeros(batch, channels, *size, dtype=torch.float64))
-    return images
-
-
-def _read_kernel(
-    run: Run,
-    geometries: Sequence[Geometry | None],
-    index: int,
-    output: Sequence[int],
-    zero: Tensor,
-) -> Tensor:
-    geometry = geometries[index]
-    assert geometry is not None
-    per_group, groups = geometry.in_channels // geometry.groups, geometry.groups
-    taps = tuple(a.taps for a in geometry.axes)
-    kernel = torch.zeros(geometry.out_channels, per_group, *taps, dtype=torch.float64)
-    size = _image_size(geometry, output)
-    starts = [_impulse_start(a, geometry.border) for a in geometry.axes]
-    step = max(1, CHUNK // (geometry.in_channels * math.prod(size)))
-    for phase in product(*(range(a.stride) for a in geometry.axes)):
-        pixel = tuple(s + p for s, p in zip(starts, phase, strict=True))
-        for low in range(0, per_group, step):
-            slots = range(low, min(low + step, per_group))
-            images = _blank(geometries, output, len(slots))
-            image = images[index].view(len(slots), groups, per_group, *size)
-            for i, slot in enumerate(slots):
-                image[i, :, slot][on_axes(pixel)] = AMPLITUDE
-            answer = (run(*images) - zero).transpose(0, 1) / AMPLITUDE  # [out, slots, *output]
-            # y[n] sees the impulse at p through the tap t = p - stride*n + before.
-            for place in product(*(range(n) for n in answer.shape[2:])):
-                t = tuple(
-                    p - a.stride * n + a.before
-                    for p, n, a in zip(pixel, place, geometry.axes, strict=True)
-                )
-                if all(0 <= i < n for i, n in zip(t, taps, strict=True)):
-                    kernel[:, low : low + step][on_axes(t)] = answer[on_axes(place)]
-    return kernel
-
-
 def _probes(stored: Sequence[LinearConv | None], seed: int, room: int) -> Sequence[list[Tensor]]:
     """Images of every kind: small and larger, odd and even, H != W, shifted mean, large scale."""
     generator = torch.Generator().manual_seed(seed)
@@ -293,7 +169,7 @@ def _probes(stored: Sequence[LinearConv | None], seed: int, room: int) -> Sequen
         images = []
         for s in stored:
             channels = out if s is None else s.geometry.in_channels
-            size = tuple(output) if s is None else _image_size(s.geometry, output)
+            size = tuple(output) if s is None else image_size(s.geometry, output)
             noise = torch.randn(batch, channels, *size, generator=generator, dtype=torch.float64)
             images.append(scale * (noise + mean))
         probes.append(images)
@@ -369,14 +245,6 @@ def _worst_ulp(
                 place = f"{term.name}.{name}{list(at)} is {b[at]:.7g}, expected {a[at]:.7g}"
             worst = max(worst, largest)
     return worst, wrong, place
-
-
-def unit_in_last_place(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """The spacing of a dtype's numbers around each value; that of the subnormals near zero."""
-    info = torch.finfo(dtype)
-    _, exponent = torch.frexp(exact)
-    spacing = torch.ldexp(torch.full_like(exact, info.eps / 2), exponent)
-    return spacing.clamp_min(info.tiny * info.eps)
 
 
 def _unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:

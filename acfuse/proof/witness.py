@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from acfuse.graph.copies import copied
+from acfuse.graph.own_code import globals_in
 from acfuse.graph.own_layers import is_layer
 from acfuse.proof.leaves import as_numbers, leaves_of
 from acfuse.proof.noise import along, sizes
@@ -247,7 +248,7 @@ def _shared(module: nn.Module) -> Iterator[tuple[str, Any]]:
                 yield f"{CLASS}{kind.__qualname__}:{name}", value
     forward = getattr(module.forward, "__func__", module.forward)
     code, known = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
-    for name in code.co_names if code is not None else ():
+    for name in globals_in(code) if code is not None else ():
         value = known.get(name)
         if name in known and not callable(value) and not isinstance(value, ModuleType):
             yield f"{CLASS}{known.get('__name__')}:{name}", value

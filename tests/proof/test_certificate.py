@@ -10,8 +10,9 @@ import torch
 import acfuse
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
-from acfuse.proof import certify
+from acfuse.proof import certify, impulses
 from acfuse.rewrite import fused_copy
+from acfuse.sources.live import stored_in
 from acfuse.sources.onnx import fuse_onnx
 from sample_models import awake
 from tests.graph.fusing import Net, conv, norm
@@ -19,6 +20,14 @@ from tests.graph.onnx_files import exported
 from tests.proof import verdicts
 from tests.proof.proving import certified
 from tests.proof.verdicts import drawn
+
+
+@pytest.fixture(autouse=True, params=["by impulses", "claimed"])
+def _reading(request, monkeypatch):
+    """Kernels of few channels are read by impulses; all is tested with random numbers as well."""
+    if request.param == "claimed":
+        monkeypatch.setattr(impulses, "FEW", 2)
+
 
 SCALES = (1.0, 1e-5, 1e-13, 1e-30)  # of the weights of each output channel
 
@@ -151,3 +160,109 @@ def test_arithmetic_on_buffers_is_read_in_float64(dtype):
     assert proofs.passed, proofs.fault
     result.model.second.fused_conv.weight.data[3, 1, 1, 0] *= 1.02
     assert not acfuse.verify(model, result.model).passed
+
+
+class Wide(torch.nn.Module):
+    """Three branches of so many channels, in groups, with strides, whose norms are large."""
+
+    def __init__(self, channels=72, groups=1, stride=(1, 1)):
+        super().__init__()
+        rest = {"stride": stride, "groups": groups, "bias": False}
+        self.square = torch.nn.Conv2d(channels, 12, 3, padding=1, **rest)
+        self.tall = torch.nn.Conv2d(channels, 12, (3, 1), padding=(1, 0), **rest)
+        self.flat = torch.nn.Conv2d(channels, 12, (1, 3), padding=(0, 1), **rest)
+        self.norm = torch.nn.BatchNorm2d(12)
+
+    def forward(self, x):
+        return torch.relu(self.norm(self.square(x) + self.tall(x) + self.flat(x)))
+
+
+@cache
+def wide(**settings):
+    torch.manual_seed(0)
+    net = awake(Wide(**settings), 0).float()
+    findings = find_in_module(net, PATTERNS)
+    assert len(findings.found) == 1
+    return net, findings.found[0], fused_copy(net, findings.found)
+
+
+def claiming(block, change):
+    """The block, whose algebra makes an error."""
+    (term,) = block.terms
+
+    def multiply():
+        value = term.value
+        return replace(value, kernel=change(value.kernel.clone()))
+
+    return replace(block, terms=(replace(term, multiply=multiply),))
+
+
+def _scaled(factor, *place):
+    def change(kernel):
+        kernel[place] *= factor
+        return kernel
+
+    return change
+
+
+WRONG_ALGEBRA = {
+    "one weight": _scaled(1 + 2**-20, 5, 3, 1, 2),
+    "one corner": _scaled(1.5, 0, 1, 0, 0),
+    "one channel": _scaled(1 + 1e-6, slice(None), 4),
+    "one output": _scaled(1 + 1e-6, 11),
+    "a tap": _scaled(0.0, slice(None), slice(None), 2, 0),
+    "transposed": lambda kernel: kernel.transpose(2, 3),
+    "mirrored": lambda kernel: kernel.flip(3),
+    "rounded": lambda kernel: kernel.float().double(),
+    "not a number": _scaled(float("nan"), 2, 2),
+}
+KINDS = [{}, {"groups": 3}, {"stride": (2, 3)}]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("change", WRONG_ALGEBRA.values(), ids=list(WRONG_ALGEBRA))
+def test_an_error_of_the_algebra_is_not_believed(change, kind):
+    """What is stored is what a wrong kernel rounds to: only the layers know better."""
+    _, block, network = wide(**kind)
+    wrong = claiming(block, change)
+    layer = network.get_submodule(block.names[0])
+    right, exact = layer.weight.detach().clone(), wrong.terms[0].value
+    believed = wrong if impulses.FEW == 2 else block
+    try:
+        layer.weight.data = exact.kernel.float()
+        certificate = certified(network, believed)
+    finally:
+        layer.weight.data = right
+    same = torch.equal(exact.kernel.float(), right)
+    assert (certificate.fault == "") == same
+    assert change is WRONG_ALGEBRA["rounded"] or not same
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_what_is_shown_by_random_numbers_is_what_impulses_show(kind):
+    _, block, network = wide(**kind)
+    for exhaustive in (False, True):
+        certificate = certify(block, stored_in(network, block), exhaustive=exhaustive)
+        assert certificate.fault == ""
+        assert certificate.ulp <= 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("which", [torch.argmax, torch.argmin])
+def test_any_weight_of_a_wide_kernel_is_seen(kind, which):
+    _, block, network = wide(**kind)
+    layer = network.get_submodule(block.names[0])
+    right = layer.weight.detach().clone()
+    for tap in ((0, 0), (1, 1), (2, 1)):
+        sizes = right[:, :, *tap].abs()
+        place = int(which(sizes.flatten()))
+        out, channel = divmod(place, right.shape[1])
+        wrong = right.clone()
+        wrong[out, channel, *tap] *= 1 + 4 * torch.finfo(torch.float32).eps
+        try:
+            layer.weight.data = wrong
+            certificate = certified(network, block)
+        finally:
+            layer.weight.data = right
+        assert certificate.wrong == 1
+        assert f"weight[{out}, {channel}, {tap[0]}, {tap[1]}]" in certificate.fault
