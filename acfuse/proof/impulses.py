@@ -124,10 +124,13 @@ def _confirmed(
     """
     per_group = claimed.shape[1]
     hidden: list[int] = []
+    side = math.ceil(PLACES ** (1 / len(output)))  # of one image: faster than several small ones
+    larger = [max(n, side) for n in output]
+    zeros = run(*_blank(geometries, larger, 1))
     for low in range(0, per_group, FEW):
         slots = slice(low, min(low + FEW, per_group))
         part = claimed[:, slots]
-        off = SURE * _apart(run, geometries, index, output, zero, part, slots)
+        off = SURE * _apart(run, geometries, index, larger, zeros, part, slots)
         off = off.view(-1, *[1] * (claimed.ndim - 1))
         weak = (unit_in_last_place(part, dtype) < 2 * off) & (part != 0)
         hidden += (low + weak.transpose(0, 1).flatten(1).any(1).nonzero().flatten()).tolist()
@@ -145,7 +148,7 @@ def _apart(
     geometries: Sequence[Geometry | None],
     index: int,
     output: Sequence[int],
-    zero: Tensor,
+    zeros: Tensor,
     claimed: Tensor,
     slots: slice,
 ) -> Tensor:
@@ -155,13 +158,12 @@ def _apart(
     """
     geometry = geometries[index]
     assert geometry is not None
-    batch = -(-PLACES // math.prod(output))
-    images = _blank(geometries, output, batch)
+    images = _blank(geometries, output, 1)
     size, groups, count = images[index].shape[2:], geometry.groups, claimed.shape[1]
     generator = torch.Generator().manual_seed(0)
-    numbers = torch.randn((batch, groups, count, *size), generator=generator, dtype=torch.float64)
-    images[index].view(batch, groups, -1, *size)[:, :, slots] = AMPLITUDE * numbers
-    answer = (run(*images) - zero) / AMPLITUDE
+    numbers = torch.randn((1, groups, count, *size), generator=generator, dtype=torch.float64)
+    images[index].view(1, groups, -1, *size)[:, :, slots] = AMPLITUDE * numbers
+    answer = (run(*images) - zeros) / AMPLITUDE
     alone = replace(geometry, in_channels=groups * count).without_shift()
     expected = LinearConv(claimed, claimed.new_zeros(len(claimed)), alone)(numbers.flatten(1, 2))
     if answer.shape != expected.shape:
