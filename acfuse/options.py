@@ -85,8 +85,9 @@ PATTERN_FILES = option(
 )
 KEY = option("--key", help="Entry of the checkpoint that holds the weights.")
 MODEL_OPTIONS = (
-    option("--model", metavar="MODULE:NAME", help="The network's code: package.module:factory or "
-            "path/to/file.py:Class."),
+    option("--model", metavar="MODULE:NAME", help="The network's code: package.module:factory, "
+            "path/to/file.py:Class, or a name of a package: timm:repvgg_a0, torchvision:resnet18, "
+            "transformers:FOLDER, ultralytics:yolov10n.yaml."),
     option("--model-args", type=JSON, default=None, help="Arguments for it, as JSON."),
     KEY,
     option("--allow-class", multiple=True, metavar="MODULE:CLASS",

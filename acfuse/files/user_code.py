@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from acfuse.errors import InputError, UsageError
+from acfuse.files.packages import MAKERS
 from acfuse.system.escape import one_line
 
 WRAPPERS = ("module.", "_orig_mod.")
@@ -21,12 +23,19 @@ WRAPPERS = ("module.", "_orig_mod.")
 def build_model(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
     """The network that --model names: a class, a function that makes one, or a module object.
 
-    `package.module:name` or `path/to/file.py:name`. Where the module has no such name but a
-    `create_model` (as timm has), that is called with the name.
+    `package.module:name` or `path/to/file.py:name`, or the name of a network in a package that has
+    many (`MAKERS`). Where a module has no such name but a `create_model`, that is called with it.
     """
-    found = resolve(spec, "--model")
+    package, _, name = spec.partition(":")
+    if package in MAKERS and name:
+        found = partial(MAKERS[package], _import(package, "--model"), name, arguments)
+        arguments = {}
+    else:
+        found = resolve(spec, "--model")
     try:
         network = found if isinstance(found, nn.Module) else found(**arguments)
+    except UsageError:
+        raise
     except (Exception, SystemExit) as error:
         raise InputError(f"--model {spec} could not be built: {one_line(error)}.") from error
     if not isinstance(network, nn.Module):
@@ -81,7 +90,8 @@ def _import(name: str, flag: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise UsageError(f"{flag}: there is no module {name} ({one_line(error)}).") from error
+        way = f" Install it: pip install {name}." if name in MAKERS else ""
+        raise UsageError(f"{flag}: there is no module {name} ({one_line(error)}).{way}") from error
     except (Exception, SystemExit) as error:
         raise InputError(f"{flag}: {name} could not be imported: {one_line(error)}.") from error
 

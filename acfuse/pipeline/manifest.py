@@ -10,6 +10,7 @@ import torch
 
 from acfuse import __version__
 from acfuse.errors import InputError, UsageError
+from acfuse.files.packages import MAKERS
 from acfuse.findings import Findings
 from acfuse.patterns import known_patterns
 from acfuse.pipeline.job import Conversion, Job
@@ -133,6 +134,10 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _moved(spec: str | None, change: Callable[[Path], str]) -> str | None:
     """A --model or --allow-class whose file is named from elsewhere; a module's name stays."""
+    package, _, path = (spec or "").partition(":")
+    if package in MAKERS and (path.startswith(("./", "../", "/")) or Path(path).exists()):
+        moved = change(Path(path))
+        return f"{package}:{moved if moved.startswith(('.', '/')) else './' + moved}"
     place, _, name = (spec or "").rpartition(":")
     return f"{change(Path(place))}:{name}" if place.endswith(".py") else spec
 
