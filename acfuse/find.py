@@ -108,6 +108,7 @@ class _Finder:
             if id(module) in self.analyses and id(module) not in self.reader.called:
                 self._visit(module, done)
         self.found = [*self._with_kept_layers()]
+        self.found = [*self._without_copies()]
         order = {path: i for i, path in enumerate(self.paths.values())}
         self.found.sort(key=lambda f: order[f.where])
         self.refused.sort(key=lambda r: order.get(r.where, 0))
@@ -157,6 +158,39 @@ class _Finder:
                 self.refused.append(Refused(found.where, Reason.SHARED, why, found.pattern))
                 continue
             yield replace(found, site=replace(found.site, keep=keep))
+
+    def _without_copies(self) -> Iterator[Block]:
+        """The blocks, without those that share kernels and would each get a larger one instead."""
+        kernels = [dict(self._kernels_of(block)) for block in self.found]
+        users: dict[int, list[int]] = {}
+        for i, own in enumerate(kernels):
+            for key in own:
+                users.setdefault(key, []).append(i)
+        for i, block in enumerate(self.found):
+            group, pending = {i}, [i]  # those with which it shares a kernel, or they with others
+            while pending:
+                near = {j for key in kernels[pending.pop()] for j in users[key]} - group
+                group |= near
+                pending += near
+            together: dict[int, int] = {}
+            for j in group:
+                together |= kernels[j]
+            new = sum(self.found[j].cost.multiply_adds[1] for j in group)
+            if len(group) > 1 and new > sum(together.values()):
+                why = f"{len(group)} convolutions share its kernel, and each would get its own"
+                self.refused.append(Refused(block.where, Reason.SHARED, why, block.pattern))
+            else:
+                yield block
+
+    def _kernels_of(self, block: Block) -> Iterator[tuple[int, int]]:
+        """The kernels that are gone with a block: which tensors, and how many weights they have."""
+        module = self.model.get_submodule(block.where)
+        tensors = [getattr(module.get_submodule(name), "weight", None) for name in block.layers]
+        graph = block.site.subgraph
+        tensors += [_tensor(module, n) for n in graph.nodes if n.op == "get_attr"] if graph else []
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and tensor.ndim > 2 and id(tensor) not in self.needed:
+                yield id(tensor), tensor.numel()
 
     def _visit(self, module: nn.Module, done: set[int]) -> None:
         """Chooses the regions of a module's own forward, then those of what it still calls."""

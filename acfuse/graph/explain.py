@@ -138,12 +138,18 @@ class _Explainer:
         return None
 
     def _cost(self, value: str) -> Miss | None:
-        """Where one convolution for all of it would cost more than what was chosen."""
+        """Where one convolution for all of it would cost or store more than what was chosen."""
         plan = self.plans[value]
         full, best = plan.full.price[0], plan.best.price[0]
-        if plan.full.stands or not full > best > 0:
+        if plan.full.stands:
             return None
-        return Miss(value, Reason.COST, f"fusing would cost {full / best:.1f}x more multiply-adds")
+        if full > best > 0:
+            why = f"fusing would cost {full / best:.1f}x more multiply-adds"
+            return Miss(value, Reason.COST, why)
+        full, best = plan.full.weights, plan.best.weights
+        if full > best > 0:
+            return Miss(value, Reason.COST, f"fusing would store {full / best:.1f}x more weights")
+        return None
 
     def _sum(self, step: Step) -> Miss | None:
         """A sum of branches that stays: too dear, behind an obstacle, or of different inputs."""

@@ -1,7 +1,8 @@
 """The options to have each value, and what they cost. Plans on shapes only.
 
 A value can be computed as it stands, or as a sum of convolutions of values before it. An option
-costs multiply-adds per pixel; of equals the one with fewer operations is the cheaper.
+costs multiply-adds per pixel; of equals the one with fewer operations is the cheaper. None is taken
+that stores more weights than what it replaces: a network is fused to be smaller as well.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
-from acfuse.algebra import Pad
+from acfuse.algebra import Conv, Pad
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.steps import (
     IDENTITY,
@@ -34,7 +35,7 @@ LONGEST = 1_000  # steps that are planned as one; the longest of a network has a
 PARTS = 3
 CONVOLUTION = 4  # so many operations: no factor or sum is worth a further convolution
 
-Cost = tuple[int, int]  # multiply-adds per pixel, operations
+Cost = tuple[int, int, int]  # multiply-adds per pixel, operations, weights of kernels
 
 
 @dataclass(frozen=True)
@@ -48,17 +49,23 @@ class Option:
     value: LinearCombination
     made: Mapping[str, Cost]
     stands: bool = False
-    own: Cost = (0, 0)
+    own: Cost = (0, 0, 0)
 
     @property
     def price(self) -> tuple[int, int, bool]:
         """What the value and all that is made for it cost; to be compared."""
-        cost, operations = self.own
-        return (
-            cost + sum(c for c, _ in self.made.values()),
-            operations + sum(n for _, n in self.made.values()),
-            not self.stands,
-        )
+        cost, operations, _ = self._total
+        return cost, operations, not self.stands
+
+    @property
+    def weights(self) -> int:
+        """How many weights the kernels have that it takes."""
+        return self._total[2]
+
+    @property
+    def _total(self) -> Cost:
+        cost, operations, weights = map(sum, zip(self.own, *self.made.values(), strict=True))
+        return cost, operations, weights
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,8 @@ def _plan_step(graph: Graph, step: Step, options: list[list[Option]]) -> tuple[P
             expanded.append(Option(value, _made(step.rule, taken), own=cost_of(value)))
     needed = _made(step.rule, [o[-1] for o in options])
     stands = Option({step.value: IDENTITY}, needed, stands=True, own=_standing_cost(step.rule))
-    best = min((*expanded, stands), key=lambda option: option.price)
+    small = [option for option in expanded if option.weights <= stands.weights]
+    best = min((*small, stands), key=lambda option: option.price)
     itself = Option({step.value: IDENTITY}, {**best.made, step.value: best.own}, stands=True)
     full = expanded[0] if expanded else itself
     known = {frozenset(full.value), frozenset({step.value})}
@@ -176,9 +184,9 @@ def _made(rule: Rule, taken: Sequence[Option]) -> dict[str, Cost]:
         case _:
             pixels = 1
     return {
-        value: (cost * pixels, operations)
+        value: (cost * pixels, operations, weights)
         for option in taken
-        for value, (cost, operations) in option.made.items()
+        for value, (cost, operations, weights) in option.made.items()
     }
 
 
@@ -186,21 +194,23 @@ def cost_of(value: LinearCombination) -> Cost:
     """What the convolutions of a value and their additions cost."""
     solid = [term for term in value.values() if not isinstance(term, Identity)]
     operations = CONVOLUTION * len(solid) + len(value) - 1
-    return sum(geometry_of(t).multiply_adds for t in solid), operations
+    weights = sum(geometry_of(t).multiply_adds for t in solid)  # each is used once for a pixel
+    return weights, operations, weights
 
 
 def _standing_cost(rule: Rule) -> Cost:
     """What a step costs that is kept as it is."""
     match rule:
         case ConvStep(layer):
-            return layer.multiply_adds, 1 if isinstance(layer, Pad) else CONVOLUTION
+            weights = layer.multiply_adds if isinstance(layer, Conv) else 0
+            return layer.multiply_adds, 1 if isinstance(layer, Pad) else CONVOLUTION, weights
         case PerChannel(by):
-            return by.multiply_adds, 1
+            return by.multiply_adds, 1, 0
         case Sum(signs):
-            return 0, len(signs) - 1
+            return 0, len(signs) - 1, 0
         case LinearSubmodule(_, cost):
-            return cost, CONVOLUTION
+            return cost, CONVOLUTION, rule.weights
         case Concat() | ChannelSlice():
-            return 0, 1
+            return 0, 1, 0
         case Opaque():
-            return 0, 0
+            return 0, 0, 0

@@ -45,7 +45,7 @@ def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Mis
         # What leads to a value that is kept for all its readers may still be absorbed with it.
         readers = graph.readers
         kept |= {v for v in twice if not any(r.value in twice for r in readers.get(v, []))}
-    chosen = [region for region in regions if region.is_block or folds]
+    chosen = [region for region in regions if region.is_block or (folds and not region.adds)]
     return chosen, explain(graph, plans, chosen, misses)
 
 
@@ -98,6 +98,7 @@ def as_layer(graph: Graph) -> LinearSubmodule | None:
         graph,
         cost=plan.best.price[0],
         pixels=max((prod(t.stride) for t in solid), default=1),
+        weights=plan.best.weights,
         has_convolution=any(s.is_convolution for s in graph.absorbed(graph.output, inputs)),
     )
 

@@ -66,13 +66,14 @@ class ChannelSlice:
 class LinearSubmodule:
     """A sub-module that is linear as a whole.
 
-    `cost` is what it takes after its own fusion, in multiply-adds per pixel that it makes; for each
-    of these it reads `pixels`.
+    `cost` is what it takes after its own fusion, in multiply-adds per pixel that it makes, with so
+    many `weights`; for each of these it reads `pixels`.
     """
 
     graph: "Graph"
     cost: int
     pixels: int
+    weights: int
     has_convolution: bool
 
 
@@ -179,6 +180,11 @@ class Region:
     is_block: bool
     convolutions: tuple[int, int]
     multiply_adds: tuple[int, int]
+
+    @property
+    def adds(self) -> bool:
+        """Whether it is more convolutions than before: factors alone are none."""
+        return self.convolutions[1] > self.convolutions[0]
 
 
 @dataclass(frozen=True)

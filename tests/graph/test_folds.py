@@ -233,3 +233,47 @@ def test_a_layer_that_is_used_alone_as_well_is_not_doubled_by_a_fold():
     model = awake(Peeks(), 0)
     findings = find_in_module(model, PATTERNS, folds=True)
     assert not any(b.where.startswith("first") or "first" in b.layers for b in findings.found)
+
+
+def _sizes(model: nn.Module) -> tuple[int, int]:
+    """Its convolutions, and the numbers that it stores."""
+    tensors = [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
+    kinds = (nn.Conv2d, nn.AvgPool2d)
+    return sum(isinstance(m, kinds) for m in model.modules()), sum(t.numel() for t in tensors)
+
+
+def _each_with_its_own(m, x):
+    for bn in (m.n, m.o, m.p):
+        x = torch.relu(bn(m.a(x)))
+    return x
+
+
+def _each_of_one_kernel(m, x):
+    for bn in (m.n, m.o, m.p):
+        x = torch.relu(bn(F.conv2d(x, m.a.weight, padding=1)))
+    return x
+
+
+NORMS = {"n": norm(), "o": norm(), "p": norm()}
+GROWING = {
+    "pool": Net(lambda m, x: torch.relu(m.p(m.a(x))), a=conv(1), p=nn.AvgPool2d(2)),
+    "strided": Net(lambda m, x: torch.relu(m.b(m.a(x))), a=nn.Conv2d(4, 8, 1),
+                   b=nn.Conv2d(8, 4, 1, stride=2)),
+    "factors": Net(lambda m, x: m.a(torch.relu(torch.relu(x) * m.g + m.h)), a=conv(3),
+                   g=nn.Parameter(torch.rand(4, 1, 1)), h=nn.Parameter(torch.rand(4, 1, 1))),
+    "shared layer": Net(_each_with_its_own, a=conv(3), **NORMS),
+    "shared kernel": Net(_each_of_one_kernel, a=conv(3), **NORMS),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("net", GROWING.values(), ids=list(GROWING))
+def test_nothing_grows_by_being_fused(net):
+    model = awake(copy.deepcopy(net), 0)
+    for folds in (False, True):
+        fused = acfuse.fuse(model, fold_bn=folds)
+        before, after = _sizes(model), _sizes(fused.model)
+        assert after[0] <= before[0]
+        assert after[1] <= before[1]
+    if net in (GROWING["pool"], GROWING["shared layer"], GROWING["shared kernel"]):
+        assert fused.found == ()
+        assert fused.refused
