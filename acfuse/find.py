@@ -256,7 +256,11 @@ class _Finder:
         where = self.paths[id(module)]
         layers = _layers_called(module, inside)
         pattern = label(module, self.patterns, {id(m) for _, m in layers})
-        dtypes = [p.dtype for _, m in layers for p in m.parameters(recurse=False)]
+        # What a convolution takes is of its own dtype, whatever the norm behind it computes in.
+        convolutions = [m for _, m in layers if is_convolution(m)]
+        dtypes = [p.dtype for m in convolutions for p in m.parameters(recurse=False)] or [
+            p.dtype for _, m in layers for p in m.parameters(recurse=False)
+        ]
         dtypes += [t.dtype for n in inside if n.op == "get_attr" for t in [_tensor(module, n)]]
         floating = [d for d in dtypes if d.is_floating_point]
         try:

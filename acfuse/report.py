@@ -257,7 +257,8 @@ def _signature(conversion: Conversion) -> str:
 
     def shown(value: Any) -> str:
         dims = value.type.tensor_type.shape.dim
-        return f"{safe(value.name)}[{','.join(d.dim_param or str(d.dim_value) for d in dims)}]"
+        sizes = [d.dim_param or (str(d.dim_value) if d.dim_value > 0 else "?") for d in dims]
+        return f"{safe(value.name)}[{','.join(sizes)}]"
 
     graph = onnx.model.graph
     inputs, outputs = map(shown, graph.input), map(shown, graph.output)

@@ -107,11 +107,18 @@ def _kind(value: Any) -> type:
 
 
 def signature(module: nn.Module) -> inspect.Signature:
-    """The parameters of a forward."""
-    bound = module.forward
+    """The parameters of a forward; those that torch.jit compiled have a schema of their own."""
+    bound: Any = module.forward
     if isinstance(module, torch.jit.ScriptModule):
-        return inspect.Signature()
+        return _of_schema(bound.schema)
     return _known(bound.__func__) if inspect.ismethod(bound) else inspect.signature(bound)
+
+
+def _of_schema(schema: Any) -> inspect.Signature:
+    kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    given = [(a.name, a.default_value if a.has_default_value() else empty)
+             for a in schema.arguments[1:]]  # fmt: skip
+    return inspect.Signature([inspect.Parameter(n, kind, default=d) for n, d in given])
 
 
 @lru_cache(maxsize=1024)

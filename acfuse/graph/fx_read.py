@@ -7,7 +7,6 @@ operators (exported programs) and of torch's functions are read alike.
 
 import contextlib
 import copy
-import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
@@ -21,6 +20,7 @@ from torch.nn.utils import parametrize
 from acfuse.algebra.geometry import LARGEST_KERNEL
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph import rules
+from acfuse.graph.calls import signature
 from acfuse.graph.fx_trace import RANDOM_FUNCTIONS, Traced, watched_randomness
 from acfuse.graph.fx_values import ASSERTS, METADATA, METADATA_ATTRIBUTES, function_name
 from acfuse.graph.own_layers import has_hooks
@@ -79,13 +79,14 @@ FUNCTIONS: dict[Any, str] = {  # torch's and Python's own, by what they are
 
 def steps_of(
     traced: Traced,
-    children: Mapping[str, LinearSubmodule | Opaque],
+    children: Mapping[str, LinearSubmodule | Opaque | None],
     spatial_rank: int | None = None,
 ) -> Graph:
     """The steps of a traced forward.
 
-    `children` says for each node that calls a module of the user's own what that module is,
-    `spatial_rank` how many spatial axes its images have, where its own convolutions do not tell.
+    `children` says for each node that calls a module of the user's own what that module is (None:
+    it only passes its input on), `spatial_rank` how many spatial axes its images have, where its
+    own convolutions do not tell.
     """
     if traced.graph is None:
         raise ValueError("the forward was not traced")
@@ -131,7 +132,7 @@ class _Builder:
         self,
         traced: Traced,
         graph: fx.Graph,
-        children: Mapping[str, LinearSubmodule | Opaque],
+        children: Mapping[str, LinearSubmodule | Opaque | None],
         spatial_rank: int | None,
     ) -> None:
         self.module, self.graph, self.mutated = traced.module, graph, traced.mutated
@@ -190,6 +191,8 @@ class _Builder:
                 value = _carried_out(node, *_mapped(_doubled, given))
                 if drawn():
                     raise NotFusable(Reason.RANDOM, "a kernel is drawn at random in the forward")
+            if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+                raise NotFusable(Reason.OVERFLOW, f"{node.name}, a constant, holds NaN or Inf")
             self.constants[node] = value
         return self.constants[node]
 
@@ -256,13 +259,19 @@ class _Builder:
         layer = self.module.get_submodule(str(node.target))
         arguments: Sequence[Any] = node.args
         if node.kwargs:  # in whatever order they are written
-            bound = inspect.signature(layer.forward).bind(*node.args, **node.kwargs)
-            arguments = bound.args
+            try:
+                arguments = signature(layer).bind(*node.args, **node.kwargs).args
+            except TypeError as error:
+                why = f"how {node.target} is called is not understood: {one_line(error)}"
+                raise NotFusable(Reason.CALLS, why) from None
         read = [a for a in arguments if isinstance(a, fx.Node) and a in self.names]
         images = [Image(self.names[n], self.spatial_rank) for n in read]
-        if node.name in self.children:
-            return self.children[node.name], images
         kind = type(layer).__name__
+        if node.name in self.children:
+            known = self.children[node.name]
+            if known is None and len(images) != 1:
+                raise NotFusable(Reason.ACTIVATION, f"{kind} passes on what is no single image")
+            return known, images
         if len(node.all_input_nodes) > 1:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"{kind} is called with more than one input")
         if not images:

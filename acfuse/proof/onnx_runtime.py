@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from acfuse.errors import AcfuseError, InputError, UnsafeError, UsageError
 from acfuse.files.onnx_cost import all_graphs
 from acfuse.graph.onnx_read import FLOATS
+from acfuse.graph.onnx_values import with_free_sizes
 from acfuse.proof.exported import Answer, compared
 from acfuse.proof.leaves import Leaves, is_discrete, leaves_of
 from acfuse.proof.noise import UNITS, Noise, Noises, Responses, along, drawn, noises, sizes
@@ -152,7 +153,8 @@ def compare_files(
     given: list[Image] = [images(shapes, seed + sample) for sample in range(samples)]
 
     def runs(model: onnx.ModelProto, *, optimised: bool) -> Callable[[Image], Leaves]:
-        session = session_of(model.SerializeToString(), optimised=optimised, limits=limits)
+        source = with_free_sizes(model).SerializeToString()
+        session = session_of(source, optimised=optimised, limits=limits)
         return partial(_leaves, session, limits)
 
     # One file after the other: each may take much memory.
@@ -305,7 +307,7 @@ def _shapes(model: onnx.ModelProto, inputs: Inputs | None) -> dict[str, tuple[in
     free = [shape for name, shape in (inputs.shapes if inputs else ()) if name is None]
     named = {name: shape for name, shape in (inputs.shapes if inputs else ()) if name}
     shapes: dict[str, tuple[int, ...]] = {}
-    for value in model.graph.input:
+    for value in with_free_sizes(model).graph.input:
         if value.name in stored:
             continue
         dims = [d.dim_value for d in value.type.tensor_type.shape.dim]

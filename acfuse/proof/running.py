@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from acfuse.errors import InputError, UsageError
+from acfuse.graph.calls import signature
 from acfuse.proof.leaves import Holder, Leaves, leaves_of
 from acfuse.system.escape import one_line
 
@@ -27,25 +28,9 @@ class Inputs:
 
 def input_names(model: nn.Module) -> list[str]:
     """The parameters of a model's forward that have no default."""
-    parameters = _signature(model).parameters.values()
+    parameters = signature(model).parameters.values()
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
-
-
-def _signature(model: nn.Module) -> inspect.Signature:
-    """The parameters of a forward; those that torch.jit compiled have a schema of their own."""
-    if not isinstance(model, torch.jit.ScriptModule):
-        return inspect.signature(model.forward)
-    kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
-    compiled: Any = model.forward
-    arguments = [a for a in compiled.schema.arguments if a.name != "self"]
-    defaults = [a.default_value if a.has_default_value() else empty for a in arguments]
-    return inspect.Signature(
-        [
-            inspect.Parameter(a.name, kind, default=d)
-            for a, d in zip(arguments, defaults, strict=True)
-        ]
-    )
 
 
 def named_shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]:
@@ -53,14 +38,14 @@ def named_shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]
     names = input_names(model)
     given: dict[str, tuple[int, ...]] = {}
     # What has a default is an input where there are shapes left for it.
-    optional = [n for n, p in _signature(model).parameters.items()
+    optional = [n for n, p in signature(model).parameters.items()
                 if p.kind is p.POSITIONAL_OR_KEYWORD and n not in names]  # fmt: skip
     named = {name for name, _ in inputs.shapes}
     free = [n for n in (*names, *optional) if n not in named]
     for name, shape in inputs.shapes:
         if name is None and free:
             name = free.pop(0)
-        if name is None or name not in _signature(model).parameters:
+        if name is None or name not in signature(model).parameters:
             known = [*names, *optional]
             given_for = f"{shape} is given for {name}" if name else f"{shape} is one too many"
             raise UsageError(

@@ -63,7 +63,7 @@ def compare_models(
     whatever it is given, is compared in that one alone.
     """
     dtype = floating_dtype(original)
-    if any(module.training for m in (original, fused) for module in m.modules()):
+    if any(getattr(part, "training", False) for m in (original, fused) for part in m.modules()):
         # A run changes what those hold.
         original, fused = copied(original), copied(fused)
     tried = list(variations(original, inputs, dtype))
