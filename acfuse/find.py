@@ -4,6 +4,7 @@ The traced forward is the evidence; a named pattern adds the label and the autho
 name for the fused convolution.
 """
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,12 +15,13 @@ from torch import Tensor, fx, nn
 
 from acfuse.errors import InputError, NotFusable, Reason
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
-from acfuse.graph.calls import Call
+from acfuse.graph.calls import Call, signature
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_modules import Analysis, ModuleReader
 from acfuse.graph.fx_read import is_convolution
 from acfuse.graph.fx_write import (
     LiveSite,
+    Several,
     can_be_asserted,
     nodes_between,
     region_graph,
@@ -64,7 +66,7 @@ def find_in_module(
         replace(b, reference=partial(replaced_layers, model.get_submodule(b.where), b.site))
         for b in findings.found
     )
-    again = partial(find_in_module, patterns=patterns, folds=folds)
+    again = partial(find_in_module, patterns=patterns, folds=folds, call=call)
     return replace(findings, found=found, again=again)
 
 
@@ -311,7 +313,12 @@ class _Finder:
         call = self.analyses[id(module)].traced.call
         called = (self.analyses.get(id(m)) for m in module.modules())
         typed = any(known.traced.typed for known in called if known is not None)
-        return {**dict(call.values), **dict.fromkeys(call.tensors if typed else (), Tensor)}
+        # Whether one of several is None is asked unseen. A single one that is None runs nowhere.
+        parameters = signature(module).parameters
+        optional = any(parameters[n].default is not inspect.Parameter.empty for n in call.tensors)
+        sure = typed or optional or len(call.tensors) > 1
+        lists = {name: Several(kind, count) for name, kind, count in call.lists}
+        return dict(call.values) | lists | dict.fromkeys(call.tensors if sure else (), Tensor)
 
     def _within(self, module: nn.Module, nodes: Sequence[fx.Node]) -> set[int]:
         """The modules that these nodes call, with all that is inside of them."""

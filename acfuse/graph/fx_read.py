@@ -269,8 +269,9 @@ class _Builder:
         kind = type(layer).__name__
         if node.name in self.children:
             known = self.children[node.name]
-            if known is None and len(images) != 1:
-                raise NotFusable(Reason.ACTIVATION, f"{kind} passes on what is no single image")
+            count = len(known.graph.inputs) if isinstance(known, LinearSubmodule) else 1
+            if len(images) != count and not isinstance(known, Opaque):
+                raise NotFusable(Reason.ACTIVATION, f"{kind} works on constants")
             return known, images
         if len(node.all_input_nodes) > 1:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"{kind} is called with more than one input")

@@ -26,6 +26,7 @@ from acfuse.proof.running import (
     Inputs,
     floating_dtype,
     images,
+    kinds_of,
     moved_by_rounding,
     named_shapes,
 )
@@ -73,7 +74,8 @@ class Given:
 
 def example_of(model: nn.Module, inputs: Inputs) -> Given:
     """Random images of the shapes that a user gives. Raises UsageError where these do not fit."""
-    return Given(kwargs=images(named_shapes(model, inputs), inputs.seed))
+    shapes = named_shapes(model, inputs)
+    return Given(kwargs=images(shapes, inputs.seed, kinds_of(shapes, inputs, model)))
 
 
 @dataclass(frozen=True)

@@ -112,3 +112,54 @@ class WithNorms(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head_bn(self.head(self.block(self.stem_bn(self.stem(x))).relu()))
+
+
+class Tokens(nn.Module):
+    """An image and a row of numbers, of which each is below 7."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.table = ACBlock((3, 4)), nn.Embedding(7, 4)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        return self.block(x) + self.table(tokens).mean(1)[:, :, None, None]
+
+
+class Switched(nn.Module):
+    """An image and a single number of another dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = ACBlock((3, 4))
+
+    def forward(self, x: Tensor, flag: Tensor) -> Tensor:
+        return torch.where(flag == 1, self.block(x), -self.block(x) + flag)
+
+
+class Bytes(nn.Module):
+    """An image of bytes, which it checks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = ACBlock((3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x.to(self.block.square_conv.weight.dtype) / 255)
+
+
+class Optional(nn.Module):
+    """A forward as transformers writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = ACBlock((3, 4)), ACBlock((2, 4))
+
+    def forward(
+        self, pixel_values: Tensor | None = None, depth: Tensor | None = None, **kwargs: Tensor
+    ) -> dict[str, Tensor]:
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values")
+        y = self.left(pixel_values)
+        if depth is not None:
+            y = y + self.right(depth)
+        return {"y": y, **kwargs}
