@@ -331,7 +331,7 @@ class _Finder:
         pattern = label(module, self.patterns, None)
         name = pattern.name if pattern else None
         for miss in misses:
-            self.refused.append(Refused(where, miss.code, miss.why, name))
+            self.refused.append(Refused(where, miss.code, miss.why, name, miss.value))
         if pattern and not misses and not any(r.is_block for r in regions):
             why = "its forward does not add these layers up"
             self.refused.append(Refused(where, Reason.NOT_CONFIRMED, why, name))

@@ -39,6 +39,7 @@ from acfuse.system.escape import one_line
 
 CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
+NORMS = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}  # the other takes rows as well
 POOL = "kernel_size stride padding ceil_mode count_include_pad"
 # The operator that a layer calls on its input, and the attributes that are its other arguments.
 LAYERS: dict[type[nn.Module], tuple[str, str]] = {
@@ -97,8 +98,10 @@ def steps_of(
 
 def spatial_rank_of(module: nn.Module, graph: fx.Graph | None = None) -> int | None:
     """The spatial axes of a module's convolutions (or of those in its graph), where all agree."""
-    kinds = (CONVOLUTIONS | TRANSPOSED).items()
-    ranks = {n for m in module.modules() for kind, n in kinds if isinstance(m, kind)}
+    layers = [*module.modules()]
+    ranks: set[int] = set()
+    for kinds in (CONVOLUTIONS | TRANSPOSED, NORMS):  # norms tell it where there is no convolution
+        ranks = ranks or {n for m in layers for kind, n in kinds.items() if isinstance(m, kind)}
     if not ranks and graph is not None:
         ranks = {_rank(node) for node in convolutions_of(graph)}
     return ranks.pop() if len(ranks) == 1 else None

@@ -252,6 +252,12 @@ def _other_size(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:2], *(n + 1 + 2 * i for i, n in enumerate(shape[2:])))
 
 
+# What torch says where a forward asks for CUDA, or another device, by name.
+NO_DEVICE = re.compile(
+    r"not compiled with \w+ enabled|NVIDIA driver|No \w+ GPUs|PyTorch is not linked|CUDA error"
+)
+
+
 def _run_or_explain(
     model: nn.Module,
     given: Image,
@@ -262,6 +268,11 @@ def _run_or_explain(
         return run(model, given, dtype)
     except Exception as error:
         text = one_line(error, 200)
+        if NO_DEVICE.search(text):
+            raise InputError(
+                f"the model's forward calls a device that is not here: {text}. acfuse runs it on "
+                "the CPU: make the forward take the device of its input."
+            ) from error
         listed = ", ".join(f"{n} {','.join(map(str, s))}" for n, s in shapes.items())
         raise InputError(
             f"the model cannot take an input of this shape ({listed}): {text}. "

@@ -163,3 +163,43 @@ class Optional(nn.Module):
         if depth is not None:
             y = y + self.right(depth)
         return {"y": y, **kwargs}
+
+
+class Lone(nn.Module):
+    """Two convolutions with a norm each, and no branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.one_bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.two, self.two_bn = nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two_bn(self.two(torch.relu(self.one_bn(self.one(x)))))
+
+
+class OnCuda(nn.Module):
+    """A forward that asks for a device by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = ACBlock((3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) + torch.ones(1, device="cuda")
+
+
+class Dear(nn.Module):
+    """Chains that would be dearer as one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(3, 3, 5, groups=3), nn.Conv2d(3, 3, 5, groups=3))
+            for _ in range(3)
+        )
+        self.block = ACBlock((3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = torch.relu(part(x))
+        return self.block(x)
