@@ -56,8 +56,8 @@ def copied(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Modu
 def _taken_otherwise(model: nn.Module) -> dict[int, Any]:
     """What deepcopy refuses although another one serves as well, with that one, by id.
 
-    Wherever in the model it stands: tensors that were computed from others, with their numbers;
-    locks, of which each copy has its own; and what leads to something outside, as an open file.
+    Wherever in the model it stands: tensors that were computed from others, with their numbers; and
+    what is no part of a model's state, which copies share: locks, open files, modules.
     """
     known: dict[int, Any] = {}
     seen: set[int] = set()
@@ -68,9 +68,7 @@ def _taken_otherwise(model: nn.Module) -> dict[int, Any]:
             known |= {id(value): value} if isinstance(value, ModuleType) else {}
             continue
         seen.add(id(value))
-        if type(value) in LOCKS:
-            known[id(value)] = LOCKS[type(value)]()
-        elif isinstance(value, OUTSIDE):
+        if isinstance(value, SHARED):
             known[id(value)] = value
         elif isinstance(value, Tensor):
             if not value.is_leaf:
@@ -82,9 +80,10 @@ def _taken_otherwise(model: nn.Module) -> dict[int, Any]:
 
 # What deepcopy takes as it is, and what stands behind it is no part of a model.
 CODE = (type, ModuleType, FunctionType, BuiltinFunctionType, CodeType, FrameType)
-LOCKS: dict[Any, Any] = {type(make()): make for make in (threading.Lock, threading.RLock)}
-OUTSIDE = (io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper,
-           socket.socket, contextvars.ContextVar)  # fmt: skip
+SHARED = (
+    io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper,
+    socket.socket, contextvars.ContextVar, type(threading.Lock()), type(threading.RLock()),
+)  # fmt: skip
 
 
 def _culprit(model: nn.Module, shared: Mapping[int, Any]) -> str:

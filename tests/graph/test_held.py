@@ -68,13 +68,26 @@ def _locked(m, x):
         return m.a(x) + m.b(x)
 
 
-def test_each_copy_has_a_lock_of_its_own():
+def test_a_lock_is_shared_and_free_again():
     model = two(_locked)
     model.held = threading.Lock()
     fused = _fused(model)
-    assert fused.held is not model.held
-    with model.held:
-        fused(torch.randn(SHAPE))
+    assert fused.held is model.held
+    assert not fused.held.locked()
+    fused(torch.randn(SHAPE))
+
+
+def _notified(m, x):
+    m.held.acquire()
+    m.held.notify()
+    m.held.release()
+    return m.a(x) + m.b(x)
+
+
+def test_what_is_made_of_locks_still_works():
+    model = two(_notified)
+    model.held = threading.Condition()
+    _fused(model)(torch.randn(SHAPE))
 
 
 def _kernel_at(get):
