@@ -109,6 +109,7 @@ class _Finder:
         for module in self.model.modules():
             if id(module) in self.analyses and id(module) not in self.reader.called:
                 self._visit(module, done)
+        self.found = [*self._of_own_layers()]
         self.found = [*self._with_kept_layers()]
         order = {path: i for i, path in enumerate(self.paths.values())}
         self.found.sort(key=lambda f: order[f.where])
@@ -141,6 +142,24 @@ class _Finder:
                 if argument is node and (image := self._image(child, place)) is not None:
                     return image
         return None
+
+    def _of_own_layers(self) -> Iterator[Block]:
+        """The blocks, without those in a module that nobody calls whose layers another one takes.
+
+        A forward may reach into a module for its layers, and leave that one's own forward alone.
+        """
+        taken: dict[int, str] = {}
+        for found in self.found:  # outermost first
+            module = self.model.get_submodule(found.where)
+            layers = {id(module.get_submodule(name)) for name in found.layers}
+            others = {taken[layer] for layer in layers if layer in taken} - {found.where}
+            if others and id(module) not in self.reader.called:
+                why = f"its layers are used by the forward of {min(others) or 'the model'}"
+                self.refused.append(Refused(found.where, Reason.SHARED, why, found.pattern))
+                self.needed |= layers
+                continue
+            taken |= dict.fromkeys(layers, found.where)
+            yield found
 
     def _with_kept_layers(self) -> Iterator[Block]:
         """Adds to each block which of its layers some forward still uses when all is fused."""

@@ -223,3 +223,24 @@ def test_a_complex_tensor_beside_the_blocks_is_left_alone():
     model = two(add)
     model.frequencies = nn.Parameter(torch.randn(4, dtype=torch.complex64))
     _fused(model)
+
+
+# Layers of a module that the forward around it uses one by one.
+
+REACHED = {
+    "both_arms": lambda m, x: m.inner.wide(x) + m.inner.small(x),
+    "one_arm": lambda m, x: m.inner.wide(x) + m.b(x),
+    "beside_its_own_forward": lambda m, x: m.inner.wide(x) + m.b(x) + torch.relu(m.inner(x)),
+    "behind_an_activation": lambda m, x: torch.relu(m.inner.wide(x)) + m.b(x) + m.a(x),
+}
+
+
+@pytest.mark.parametrize("folds", [False, True])
+@pytest.mark.parametrize("run", REACHED.values(), ids=list(REACHED))
+def test_layers_that_two_forwards_use_are_fused_in_one_or_refused(run, folds):
+    model = two(run, inner=Block()).eval()
+    fused = acfuse.fuse(model, fold_bn=folds)
+    image = torch.randn(SHAPE)
+    torch.testing.assert_close(fused.model(image), model(image), atol=1e-5, rtol=1e-5)
+    assert acfuse.verify(model, fused.model, SHAPE, fold_bn=folds).passed
+    assert fused.found or Reason.SHARED in {refused.code for refused in fused.findings.refused}
