@@ -296,10 +296,16 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
         changes["patterns"] = known_patterns(
             options.get("patterns") or (), options.get("assume") or ()
         )
-    if options.get("input_shape"):
-        changes["inputs"] = Inputs(
-            tuple(options["input_shape"]), options.get("seed") or 0, options.get("samples") or 3
+    if options.get("input_shape") or options.get("inputs"):
+        named = [(n, s, *kind) for n, s, *kind in options.get("input_shape") or ()]
+        inputs = Inputs(
+            tuple((name, shape) for name, shape, *_ in named),
+            options.get("seed") or 0,
+            options.get("samples") or 3,
+            tuple(kind[0] if kind else "" for _, _, *kind in named),
         )
+        file = options.get("inputs")
+        changes["inputs"] = inputs if file is None else inputs.with_file(file)
     return changes
 
 

@@ -4,6 +4,7 @@ The traced forward is the evidence; a named pattern adds the label and the autho
 name for the fused convolution.
 """
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,12 +15,13 @@ from torch import Tensor, fx, nn
 
 from acfuse.errors import InputError, NotFusable, Reason
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
-from acfuse.graph.calls import Call
+from acfuse.graph.calls import Call, signature
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_modules import Analysis, ModuleReader
 from acfuse.graph.fx_read import is_convolution
 from acfuse.graph.fx_write import (
     LiveSite,
+    Several,
     can_be_asserted,
     nodes_between,
     region_graph,
@@ -64,7 +66,7 @@ def find_in_module(
         replace(b, reference=partial(replaced_layers, model.get_submodule(b.where), b.site))
         for b in findings.found
     )
-    again = partial(find_in_module, patterns=patterns, folds=folds)
+    again = partial(find_in_module, patterns=patterns, folds=folds, call=call)
     return replace(findings, found=found, again=again)
 
 
@@ -107,6 +109,7 @@ class _Finder:
         for module in self.model.modules():
             if id(module) in self.analyses and id(module) not in self.reader.called:
                 self._visit(module, done)
+        self.found = [*self._of_own_layers()]
         self.found = [*self._with_kept_layers()]
         self.found = [*self._without_copies()]
         order = {path: i for i, path in enumerate(self.paths.values())}
@@ -140,6 +143,24 @@ class _Finder:
                 if argument is node and (image := self._image(child, place)) is not None:
                     return image
         return None
+
+    def _of_own_layers(self) -> Iterator[Block]:
+        """The blocks, without those in a module that nobody calls whose layers another one takes.
+
+        A forward may reach into a module for its layers, and leave that one's own forward alone.
+        """
+        taken: dict[int, str] = {}
+        for found in self.found:  # outermost first
+            module = self.model.get_submodule(found.where)
+            layers = {id(module.get_submodule(name)) for name in found.layers}
+            others = {taken[layer] for layer in layers if layer in taken} - {found.where}
+            if others and id(module) not in self.reader.called:
+                why = f"its layers are used by the forward of {min(others) or 'the model'}"
+                self.refused.append(Refused(found.where, Reason.SHARED, why, found.pattern))
+                self.needed |= layers
+                continue
+            taken |= dict.fromkeys(layers, found.where)
+            yield found
 
     def _with_kept_layers(self) -> Iterator[Block]:
         """Adds to each block which of its layers some forward still uses when all is fused."""
@@ -290,7 +311,11 @@ class _Finder:
         where = self.paths[id(module)]
         layers = _layers_called(module, inside)
         pattern = label(module, self.patterns, {id(m) for _, m in layers})
-        dtypes = [p.dtype for _, m in layers for p in m.parameters(recurse=False)]
+        # What a convolution takes is of its own dtype, whatever the norm behind it computes in.
+        convolutions = [m for _, m in layers if is_convolution(m)]
+        dtypes = [p.dtype for m in convolutions for p in m.parameters(recurse=False)] or [
+            p.dtype for _, m in layers for p in m.parameters(recurse=False)
+        ]
         dtypes += [t.dtype for n in inside if n.op == "get_attr" for t in [_tensor(module, n)]]
         floating = [d for d in dtypes if d.is_floating_point]
         try:
@@ -341,7 +366,12 @@ class _Finder:
         call = self.analyses[id(module)].traced.call
         called = (self.analyses.get(id(m)) for m in module.modules())
         typed = any(known.traced.typed for known in called if known is not None)
-        return {**dict(call.values), **dict.fromkeys(call.tensors if typed else (), Tensor)}
+        # Whether one of several is None is asked unseen. A single one that is None runs nowhere.
+        parameters = signature(module).parameters
+        optional = any(parameters[n].default is not inspect.Parameter.empty for n in call.tensors)
+        sure = typed or optional or len(call.tensors) > 1
+        lists = {name: Several(kind, count) for name, kind, count in call.lists}
+        return dict(call.values) | lists | dict.fromkeys(call.tensors if sure else (), Tensor)
 
     def _within(self, module: nn.Module, nodes: Sequence[fx.Node]) -> set[int]:
         """The modules that these nodes call, with all that is inside of them."""
@@ -354,7 +384,7 @@ class _Finder:
         pattern = label(module, self.patterns, None)
         name = pattern.name if pattern else None
         for miss in misses:
-            self.refused.append(Refused(where, miss.code, miss.why, name))
+            self.refused.append(Refused(where, miss.code, miss.why, name, miss.value))
         if pattern and not misses and not any(r.is_block for r in regions):
             why = "its forward does not add these layers up"
             self.refused.append(Refused(where, Reason.NOT_CONFIRMED, why, name))

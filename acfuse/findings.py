@@ -95,6 +95,7 @@ class Refused:
     code: Reason
     why: str
     pattern: str | None = None
+    value: str = ""  # which of its forward's
 
 
 Branch = tuple[str, str, tuple[int, ...]]  # a convolution, its BatchNorm, the kernel's shape

@@ -1,6 +1,7 @@
 """The options of the command line, in the groups in which commands take them."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -35,16 +36,33 @@ class Parsed(click.ParamType[Any]):
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
-def _shape(text: str) -> tuple[str | None, tuple[int, ...]]:
-    """1,3,224,224 or 1x3x224x224 or [1,3,224,224], with NAME: in front where there are several."""
-    name, _, numbers = text.rpartition(":")
-    parts = numbers.strip("[]() ").replace("x", ",").split(",")
-    if not all(part.strip().lstrip("-").isdigit() for part in parts):
-        raise ValueError("expected numbers such as 1,3,224,224")
+def _input(text: str) -> tuple[str | None, tuple[int, ...], str]:
+    """1,3,224,224 or 1x3x224x224 or [1,3,224,224], with NAME: and DTYPE: in front as needed.
+
+    An integer may say which numbers it takes, int64=0..99. Nothing behind the last colon is the
+    shape of a single number.
+    """
+    front, colon, numbers = text.rpartition(":")
+    name, _, kind = front.rpartition(":")
+    if not _KIND.fullmatch(kind):
+        name, kind = front, ""
+    parts = [part.strip() for part in numbers.strip("[]() ").replace("x", ",").split(",")]
+    if colon and kind and parts == [""]:
+        parts = []
+    if not all(part.lstrip("-").isdigit() for part in parts):
+        raise ValueError("expected numbers such as 1,3,224,224, or NAME:int64:1,77")
+    if "=" in name:
+        raise ValueError("expected a dtype with its numbers as int64=0..99")
     shape = tuple(int(part) for part in parts)
     if any(n < 1 for n in shape):
         raise ValueError("every size must be at least 1")
-    return name or None, shape
+    low, _, high = kind.partition("=")[2].partition("..")
+    if high and int(low) > int(high):
+        raise ValueError(f"there is no number from {low} to {high}")
+    return name or None, shape, kind
+
+
+_KIND = re.compile(r"(float(16|32|64)|bfloat16|bool|(uint8|u?int(8|16|32|64))(=-?\d+\.\.-?\d+)?)")
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -74,7 +92,7 @@ def _sha256(text: str) -> str:
     return text.lower()
 
 
-SHAPE, JSON = Parsed("SHAPE", _shape), Parsed("JSON", _json_object)
+INPUT, JSON = Parsed("INPUT", _input), Parsed("JSON", _json_object)
 LIMIT, SHA256 = Parsed("NAME=NUMBER", _limit), Parsed("HEX", _sha256)
 PATTERN_FILES = option(
     "--patterns",
@@ -105,13 +123,12 @@ MODEL_OPTIONS = (
             "tensors alone, or a forward that cannot be read, do not decide it. Repeatable."),
 )  # fmt: skip
 SHAPE_OPTIONS = (
-    option(
-        "--input-shape",
-        type=SHAPE,
-        multiple=True,
-        help="Shape of an input, e.g. 1,3,224,224; NAME:SHAPE where there are several.",
-    ),
-)
+    option("input_shape", "--input", "--input-shape", type=INPUT, multiple=True,
+            help="An input: 1,3,224,224; NAME:SHAPE where there are several; NAME:int64:1,77 of "
+            "another dtype, int64=0..99 with the numbers it takes; sr:int64: for one number."),
+    option("--inputs", type=click.Path(path_type=Path), metavar="FILE.npz",
+            help="Real inputs, as numpy.savez(FILE, name=array) writes them."),
+)  # fmt: skip
 INPUT_OPTIONS = (
     *SHAPE_OPTIONS,
     option("--seed", type=int, default=None, help="Seed of the random inputs. Default 0."),

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from acfuse import __version__
+from acfuse.errors import Reason
 from acfuse.findings import Block, Findings, Suspect
 from acfuse.patterns import Pattern
 from acfuse.patterns.trial import Trial
@@ -52,7 +53,7 @@ def print_findings(seen: Conversion) -> None:
     ]
     header = ("block", "pattern", "fused into", "convolutions", "multiply-adds/pixel")
     _echo("", *columns(header, rows), "") if rows else _echo("")
-    count = f"{len(findings.blocks)} blocks can be fused, {len(findings.refused)} were refused"
+    count = f"{_counted(findings)} can be fused, {len(findings.refused)} were refused"
     _echo(count, f"in all: {_sizes(seen)}", *_refused(findings))
     _echo(*_suspects(findings))
     for told in findings.state:
@@ -214,8 +215,16 @@ def _sizes(conversion: Conversion) -> str:
     return text
 
 
+def _counted(findings: Findings) -> str:
+    """How many blocks and folds there are."""
+    blocks = len(findings.blocks)
+    folds = len(findings.found) - blocks
+    told = [f"{blocks} blocks"] if blocks or not folds else []
+    return " and ".join([*told, *([f"{folds} folds"] if folds else [])])
+
+
 def _summary(conversion: Conversion) -> list[str]:
-    lines = [f"fused   {len(conversion.findings.blocks)} blocks: {_sizes(conversion)}"]
+    lines = [f"fused   {_counted(conversion.findings)}: {_sizes(conversion)}"]
     proofs = conversion.proofs
     pairs = [*zip(conversion.findings.found, proofs.certificates, strict=False)]
     known = [certificate for block, certificate in pairs if not block.assumed]
@@ -257,7 +266,8 @@ def _signature(conversion: Conversion) -> str:
 
     def shown(value: Any) -> str:
         dims = value.type.tensor_type.shape.dim
-        return f"{safe(value.name)}[{','.join(d.dim_param or str(d.dim_value) for d in dims)}]"
+        sizes = [d.dim_param or (str(d.dim_value) if d.dim_value > 0 else "?") for d in dims]
+        return f"{safe(value.name)}[{','.join(sizes)}]"
 
     graph = onnx.model.graph
     inputs, outputs = map(shown, graph.input), map(shown, graph.output)
@@ -338,9 +348,23 @@ def _suspects(findings: Findings) -> list[str]:
 
 
 def _refused(findings: Findings) -> list[str]:
-    lines = []
-    for refused in findings.refused:
+    """What was refused, a line each; what is alike once, and what only costs more in one line."""
+    dear = [r for r in findings.refused if r.code == Reason.COST]
+    listed = [r for r in findings.refused if r.code != Reason.COST or len(dear) == 1]
+    values: dict[tuple[str, str], list[str]] = {}
+    for refused in listed:
         pattern = f" ({refused.pattern})" if refused.pattern else ""
-        where = safe(refused.where or "the model")
-        lines.append(f"refused {where}{pattern}: {safe(refused.why)} [{refused.code}]")
+        where = f"{safe(refused.where or 'the model')}{pattern}"
+        why = f"{safe(refused.why)} [{refused.code}]"
+        values.setdefault((where, why), []).append(safe(refused.value))
+    lines = []
+    for (where, why), named in values.items():
+        several = ", ".join(filter(None, named)) if len(named) > 1 else ""
+        lines.append(f"refused {where}{several and f' at {several}'}: {why}")
+    if len(dear) > 1:
+        where = safe(dear[0].where or "the model")
+        lines.append(
+            f"refused {len(dear)} places because of the cost alone, the first {where}: "
+            f"{safe(dear[0].why)} [{dear[0].code}]"
+        )
     return lines

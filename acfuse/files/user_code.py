@@ -48,7 +48,9 @@ def resolve(spec: str, flag: str) -> Any:
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise UsageError(f"{flag} {spec}: expected package.module:name or path/to/file.py:name.")
-    module = _import_file(Path(place), flag) if place.endswith(".py") else _import(place, flag)
+    module = (
+        _import_file(Path(place), flag, name) if place.endswith(".py") else _import(place, flag)
+    )
     if hasattr(module, name):
         return getattr(module, name)
     if hasattr(module, "create_model"):
@@ -58,7 +60,7 @@ def resolve(spec: str, flag: str) -> Any:
     raise UsageError(f"{flag} {spec}: {place} has no {name}.{known}")
 
 
-def _import_file(path: Path, flag: str) -> ModuleType:
+def _import_file(path: Path, flag: str, wanted: str) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"{flag}: {path} does not exist.")
     name = path.stem
@@ -78,10 +80,26 @@ def _import_file(path: Path, flag: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         if known is None:
             del sys.modules[name]
+        if isinstance(error, ImportError) and "relative import" in str(error):
+            raise InputError(
+                f"{flag}: {path} imports its neighbours; {_as_module(path, wanted)}"
+            ) from error
         raise InputError(f"{flag}: {path} could not be imported: {one_line(error)}.") from error
     finally:
         sys.path.remove(folder)
     return module
+
+
+def _as_module(path: Path, wanted: str) -> str:
+    """How a file of a package is named so that its relative imports work."""
+    root = path.resolve().parent
+    while (root / "__init__.py").is_file():
+        root = root.parent
+    if root == path.resolve().parent:  # a package without that file
+        root = Path.cwd() if path.resolve().is_relative_to(Path.cwd()) else root.parent
+    name = ".".join(path.resolve().relative_to(root).with_suffix("").parts)
+    folder = "" if root == Path.cwd() else f" in the folder {root}"
+    return f"give it as a module: {name}:{wanted}{folder}."
 
 
 def _import(name: str, flag: str) -> ModuleType:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
+from torch.utils import _pytree
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,10 @@ class Call:
         )  # fmt: skip
         tensors = tuple(n for n, v in given if isinstance(v, Tensor))
         others = {*tensors, *(name for name, *_ in lists)}
-        return cls(tensors, tuple((n, v) for n, v in given if n not in others), lists)
+        values = tuple((n, v) for n, v in given if n not in others)
+        if any(isinstance(leaf, Tensor) for leaf in _pytree.tree_leaves([v for _, v in values])):
+            raise TypeError("tensors stand deep inside an argument")
+        return cls(tensors, values, lists)
 
     @classmethod
     def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
@@ -76,6 +80,11 @@ class Call:
         if deep:
             raise TypeError("tensors stand deep inside an argument")
         return cls(tensors, values, lists)
+
+
+def is_list(value: Any, kind: str, count: int) -> bool:
+    """Whether an argument is a list or tuple, as it is called, of so many."""
+    return type(value).__name__ == kind and len(value) == count
 
 
 def is_same(value: Any, known: Any) -> bool:
@@ -107,11 +116,18 @@ def _kind(value: Any) -> type:
 
 
 def signature(module: nn.Module) -> inspect.Signature:
-    """The parameters of a forward."""
-    bound = module.forward
+    """The parameters of a forward; those that torch.jit compiled have a schema of their own."""
+    bound: Any = module.forward
     if isinstance(module, torch.jit.ScriptModule):
-        return inspect.Signature()
+        return _of_schema(bound.schema)
     return _known(bound.__func__) if inspect.ismethod(bound) else inspect.signature(bound)
+
+
+def _of_schema(schema: Any) -> inspect.Signature:
+    kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    given = [(a.name, a.default_value if a.has_default_value() else empty)
+             for a in schema.arguments[1:]]  # fmt: skip
+    return inspect.Signature([inspect.Parameter(n, kind, default=d) for n, d in given])
 
 
 @lru_cache(maxsize=1024)

@@ -1,10 +1,16 @@
 """Copies of models."""
 
+import contextvars
 import copy
+import gc
+import io
+import socket
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import zip_longest
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -31,21 +37,66 @@ def copied(model: nn.Module, shared: Mapping[int, Any] | None = None) -> nn.Modu
             return twin
     except MemoryError:
         raise
-    except Exception as error:  # of whatever its attributes are
-        why = one_line(error, 200)
-    else:
-        why = _mistake(model, twin, allowed)
+    except Exception:  # of whatever its attributes are: another way is tried
+        pass
     try:
-        twin = _copied(model, dict(shared or {}), plainly=_with_own_copies(model))
+        known = _taken_otherwise(model) | dict(shared or {})
+        twin = _copied(model, known, plainly=_with_own_copies(model))
         why = _mistake(model, twin, allowed)
     except Exception as error:
-        why = one_line(error, 200)
+        why = _culprit(model, dict(shared or {})) or one_line(error, 200)
     if why:
         raise InputError(
-            f"the model cannot be copied ({why}). Remove what it holds that copy.deepcopy does not "
-            "take."
+            f"the model cannot be copied: {why}. Take it out of the model, or make it where the "
+            "forward needs it."
         )
     return twin
+
+
+def _taken_otherwise(model: nn.Module) -> dict[int, Any]:
+    """What deepcopy refuses although another one serves as well, with that one, by id.
+
+    Wherever in the model it stands: tensors that were computed from others, with their numbers; and
+    what is no part of a model's state, which copies share: locks, open files, modules.
+    """
+    known: dict[int, Any] = {}
+    seen: set[int] = set()
+    stack: list[Any] = [model]
+    while stack:
+        value = stack.pop()
+        if id(value) in seen or isinstance(value, CODE):
+            known |= {id(value): value} if isinstance(value, ModuleType) else {}
+            continue
+        seen.add(id(value))
+        if isinstance(value, SHARED):
+            known[id(value)] = value
+        elif isinstance(value, Tensor):
+            if not value.is_leaf:
+                known[id(value)] = value.detach().clone()
+        else:
+            stack.extend(gc.get_referents(value))
+    return known
+
+
+# What deepcopy takes as it is, and what stands behind it is no part of a model.
+CODE = (type, ModuleType, FunctionType, BuiltinFunctionType, CodeType, FrameType)
+SHARED = (
+    io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper,
+    socket.socket, contextvars.ContextVar, type(threading.Lock()), type(threading.RLock()),
+)  # fmt: skip
+
+
+def _culprit(model: nn.Module, shared: Mapping[int, Any]) -> str:
+    """The attribute that cannot be copied, and why; "" if none is so by itself."""
+    known = _taken_otherwise(model)
+    inner = {id(part): part for part in model.modules()}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            try:
+                copy.deepcopy(value, {**inner, **known, **shared})
+            except Exception as error:
+                return f"{path}.{name}".strip(".") + f" cannot be ({one_line(error, 120)})"
+    return ""
 
 
 def _with_own_copies(model: nn.Module) -> list[nn.Module]:

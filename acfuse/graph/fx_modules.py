@@ -26,7 +26,7 @@ class Analysis:
 
     traced: Traced
     graph: Graph | None
-    layer: LinearSubmodule | Opaque
+    layer: LinearSubmodule | Opaque | None  # None: it only passes its input on
     apart: Graph | None = None
 
 
@@ -218,7 +218,7 @@ class ModuleReader:
 
     def _children(
         self, module: nn.Module, graph: fx.Graph
-    ) -> Iterator[tuple[str, LinearSubmodule | Opaque]]:
+    ) -> Iterator[tuple[str, LinearSubmodule | Opaque | None]]:
         for node in graph.nodes:
             if node.op != "call_module":
                 continue
@@ -237,8 +237,8 @@ class ModuleReader:
             else:
                 yield node.name, analysis.layer
 
-    def _as_layer(self, module: nn.Module, analysis: Analysis) -> LinearSubmodule | Opaque:
-        """What a module is for the forward around it: one linear layer, or opaque."""
+    def _as_layer(self, module: nn.Module, analysis: Analysis) -> LinearSubmodule | Opaque | None:
+        """What a module is for the forward around it: one linear layer, nothing, or opaque."""
         name = self.paths[id(module)].rpartition(".")[2] or "model"
         label = f"{name} ({type(module).__name__})"
         refusal = analysis.traced.refusal
@@ -249,6 +249,8 @@ class ModuleReader:
             why = f"{label}: {refusal.why}"
             return Opaque(why, refusal.code, holds_convolution=convolves)
         graph = analysis.graph
+        if graph is not None and not graph.steps and graph.inputs == (graph.output,):
+            return None
         layer = as_layer(graph) if graph is not None else None
         if layer is not None and len(layer.graph.inputs) == len(analysis.traced.call.tensors):
             return layer

@@ -7,7 +7,6 @@ operators (exported programs) and of torch's functions are read alike.
 
 import contextlib
 import copy
-import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
@@ -21,6 +20,7 @@ from torch.nn.utils import parametrize
 from acfuse.algebra.geometry import LARGEST_KERNEL
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph import rules
+from acfuse.graph.calls import signature
 from acfuse.graph.fx_trace import RANDOM_FUNCTIONS, Traced, watched_randomness
 from acfuse.graph.fx_values import ASSERTS, METADATA, METADATA_ATTRIBUTES, function_name
 from acfuse.graph.own_layers import has_hooks
@@ -39,6 +39,7 @@ from acfuse.system.escape import one_line
 
 CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
 TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
+NORMS = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}  # the other takes rows as well
 POOL = "kernel_size stride padding ceil_mode count_include_pad"
 # The operator that a layer calls on its input, and the attributes that are its other arguments.
 LAYERS: dict[type[nn.Module], tuple[str, str]] = {
@@ -79,13 +80,14 @@ FUNCTIONS: dict[Any, str] = {  # torch's and Python's own, by what they are
 
 def steps_of(
     traced: Traced,
-    children: Mapping[str, LinearSubmodule | Opaque],
+    children: Mapping[str, LinearSubmodule | Opaque | None],
     spatial_rank: int | None = None,
 ) -> Graph:
     """The steps of a traced forward.
 
-    `children` says for each node that calls a module of the user's own what that module is,
-    `spatial_rank` how many spatial axes its images have, where its own convolutions do not tell.
+    `children` says for each node that calls a module of the user's own what that module is (None:
+    it only passes its input on), `spatial_rank` how many spatial axes its images have, where its
+    own convolutions do not tell.
     """
     if traced.graph is None:
         raise ValueError("the forward was not traced")
@@ -96,8 +98,10 @@ def steps_of(
 
 def spatial_rank_of(module: nn.Module, graph: fx.Graph | None = None) -> int | None:
     """The spatial axes of a module's convolutions (or of those in its graph), where all agree."""
-    kinds = (CONVOLUTIONS | TRANSPOSED).items()
-    ranks = {n for m in module.modules() for kind, n in kinds if isinstance(m, kind)}
+    layers = [*module.modules()]
+    ranks: set[int] = set()
+    for kinds in (CONVOLUTIONS | TRANSPOSED, NORMS):  # norms tell it where there is no convolution
+        ranks = ranks or {n for m in layers for kind, n in kinds.items() if isinstance(m, kind)}
     if not ranks and graph is not None:
         ranks = {_rank(node) for node in convolutions_of(graph)}
     return ranks.pop() if len(ranks) == 1 else None
@@ -131,7 +135,7 @@ class _Builder:
         self,
         traced: Traced,
         graph: fx.Graph,
-        children: Mapping[str, LinearSubmodule | Opaque],
+        children: Mapping[str, LinearSubmodule | Opaque | None],
         spatial_rank: int | None,
     ) -> None:
         self.module, self.graph, self.mutated = traced.module, graph, traced.mutated
@@ -190,6 +194,8 @@ class _Builder:
                 value = _carried_out(node, *_mapped(_doubled, given))
                 if drawn():
                     raise NotFusable(Reason.RANDOM, "a kernel is drawn at random in the forward")
+            if isinstance(value, Tensor) and not bool(value.isfinite().all()):
+                raise NotFusable(Reason.OVERFLOW, f"{node.name}, a constant, holds NaN or Inf")
             self.constants[node] = value
         return self.constants[node]
 
@@ -256,13 +262,20 @@ class _Builder:
         layer = self.module.get_submodule(str(node.target))
         arguments: Sequence[Any] = node.args
         if node.kwargs:  # in whatever order they are written
-            bound = inspect.signature(layer.forward).bind(*node.args, **node.kwargs)
-            arguments = bound.args
+            try:
+                arguments = signature(layer).bind(*node.args, **node.kwargs).args
+            except TypeError as error:
+                why = f"how {node.target} is called is not understood: {one_line(error)}"
+                raise NotFusable(Reason.CALLS, why) from None
         read = [a for a in arguments if isinstance(a, fx.Node) and a in self.names]
         images = [Image(self.names[n], self.spatial_rank) for n in read]
-        if node.name in self.children:
-            return self.children[node.name], images
         kind = type(layer).__name__
+        if node.name in self.children:
+            known = self.children[node.name]
+            count = len(known.graph.inputs) if isinstance(known, LinearSubmodule) else 1
+            if len(images) != count and not isinstance(known, Opaque):
+                raise NotFusable(Reason.ACTIVATION, f"{kind} works on constants")
+            return known, images
         if len(node.all_input_nodes) > 1:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"{kind} is called with more than one input")
         if not images:

@@ -13,7 +13,7 @@ from torch.fx.graph_module import _forward_from_src
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from acfuse.graph import copies
-from acfuse.graph.calls import Call, is_same
+from acfuse.graph.calls import Call, is_list, is_same
 from acfuse.graph.fx_read import metadata_only
 from acfuse.graph.own_code import names_in_forward
 
@@ -151,6 +151,14 @@ class Rank:
 NewLayer = tuple[str, str, nn.Module] | tuple[str, None, None]
 
 
+@dataclass(frozen=True)
+class Several:
+    """That an argument is a list (or tuple) of so many tensors."""
+
+    kind: type
+    count: int
+
+
 def rewrite_module(
     module: nn.Module,
     graph: fx.Graph,
@@ -237,6 +245,10 @@ def _assert_arguments(module: nn.Module, graph: fx.Graph, fixed: Mapping[str, ob
                 rank = graph.call_method("dim", (node,))
                 holds = graph.call_function(operator.eq, (rank, value.axes))
                 message = f"{node.target} had {value.axes} axes when this module was fused"
+            elif isinstance(value, Several):
+                given = (node, value.kind.__name__, value.count)
+                holds = graph.call_function(is_list, given)
+                message = f"{node.target} was a {given[1]} of {given[2]} when this module was fused"
             elif value is torch.Tensor:
                 holds = graph.call_function(torch.is_tensor, (node,))
                 message = f"{node.target} was a tensor when this module was fused"

@@ -141,20 +141,36 @@ def replaceable(graph: onnx.GraphProto, ir_version: int) -> frozenset[str]:
     return frozenset({t.name for t in graph.initializer} & {v.name for v in graph.input})
 
 
+def with_free_sizes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that leaves open what the file calls a size of -1 or 0: exporters mean any size."""
+    freed = onnx.ModelProto()
+    freed.CopyFrom(model)
+    for graph in all_graphs(freed.graph):
+        for value in (*graph.input, *graph.value_info, *graph.output):
+            for dim in value.type.tensor_type.shape.dim if is_tensor(value) else ():
+                if dim.HasField("dim_value") and dim.dim_value <= 0:
+                    dim.ClearField("dim_value")
+    return freed
+
+
+def is_tensor(value: onnx.ValueInfoProto) -> bool:
+    """Whether a value is one tensor, and no sequence, map or optional."""
+    return bool(value.type.HasField("tensor_type"))
+
+
 def known_values(model: onnx.ModelProto) -> dict[str, Known]:
     """The type and sizes of every value, as far as ONNX's own inference tells.
 
     Inference ends at a node whose result it cannot tell (a Reshape to a computed shape). The weight
     of a convolution says how many channels it reads and makes: from there it goes on.
     """
-    seeded = onnx.ModelProto()
-    seeded.CopyFrom(model)
+    seeded = with_free_sizes(model)
     for graph in all_graphs(seeded.graph):
         _seed(graph)
     try:
         seeded = onnx.shape_inference.infer_shapes(seeded, data_prop=True)
     except Exception:  # what the file says itself is left
-        seeded = model
+        seeded = with_free_sizes(model)
     found: dict[str, Known] = {}
     for graph in all_graphs(seeded.graph):
         for value in (*graph.input, *graph.value_info, *graph.output):
@@ -192,10 +208,10 @@ def _seed(graph: onnx.GraphProto) -> None:
 
 
 def _known(value: onnx.ValueInfoProto) -> Known | None:
-    if not value.type.HasField("tensor_type"):
+    if not is_tensor(value):
         return None
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
         return Known(tensor.elem_type)
-    sizes = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    sizes = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
     return Known(tensor.elem_type, sizes)

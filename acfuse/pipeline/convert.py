@@ -173,8 +173,7 @@ def concluded(
     """What was found, proved and made, as the record that is reported; nothing is written yet."""
     exports = exports or Exports()
     proofs = replace(proofs, checks=(*proofs.checks, *exports.checks))
-    certified = zip(fused.found, proofs.certificates, strict=False)
-    bad = next((block for block, certificate in certified if not certificate.passed), None)
+    bad = None if proofs.worst is None else fused.found[proofs.worst]
     return Conversion(
         job,
         fused.findings,

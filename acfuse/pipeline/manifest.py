@@ -10,6 +10,7 @@ import torch
 
 from acfuse import __version__
 from acfuse.errors import InputError, UsageError
+from acfuse.files.arrays import read_arrays
 from acfuse.files.packages import MAKERS
 from acfuse.findings import Findings
 from acfuse.patterns import known_patterns
@@ -75,6 +76,11 @@ def describe(
         "assume": [p.name for p in job.patterns if p.is_assumed],
         "inputs": None if job.inputs is None else {
             "shapes": [[name, list(shape)] for name, shape in job.inputs.shapes],
+            "kinds": list(job.inputs.kinds),
+            "file": None if job.inputs.source is None else {
+                "file": _relative(job.inputs.source, folder),
+                "sha256": sha256_of(job.inputs.source),
+            },
             "seed": job.inputs.seed,
             "samples": job.inputs.samples,
         },
@@ -235,11 +241,7 @@ class Manifest:
             key=data["key"],
             allow_classes=tuple(_moved(c, here) or c for c in data["allow_class"]),
             output=self.paths.checkpoint,
-            inputs=None if inputs is None else Inputs(
-                tuple((name, tuple(shape)) for name, shape in inputs["shapes"]),
-                inputs["seed"],
-                inputs["samples"],
-            ),
+            inputs=None if inputs is None else self._inputs(inputs),
             limits=Limits(**data["limits"]) if "limits" in data else LIMITS,
             allow_nonfinite=data.get("allow_nonfinite", False),
             bn_eps=data["bn_eps"],
@@ -251,6 +253,15 @@ class Manifest:
             dynamic=data["onnx"]["dynamic"] if data["onnx"] else "batch",
             allow_empty=True,
         )  # fmt: skip
+
+    def _inputs(self, inputs: Mapping[str, Any]) -> Inputs:
+        shapes = [(name, tuple(shape)) for name, shape in inputs["shapes"]]
+        kinds, file = inputs.get("kinds", []), inputs.get("file")
+        if file is None:
+            return Inputs(tuple(shapes), inputs["seed"], inputs["samples"], tuple(kinds))
+        count = len(read_arrays(path := self.path.parent / file["file"]))
+        written = tuple(shapes[count:]), inputs["seed"], inputs["samples"], tuple(kinds[count:])
+        return Inputs(*written).with_file(path)
 
     @property
     def pattern_files(self) -> tuple[Path, ...]:
@@ -264,7 +275,8 @@ class Manifest:
 
     def changed(self) -> list[Changed]:
         """The files that are no longer what the manifest says."""
-        own = (*self.data.get("shards", ()), *self.data.get("patterns", ()))
+        given = (self.data.get("inputs") or {}).get("file")
+        own = (*self.data.get("shards", ()), *self.data.get("patterns", ()), *[given] * bool(given))
         records = [self.data["source"], *own, *self.data["outputs"]]
         return [c for c in map(self._change, records) if c is not None]
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from acfuse.errors import UsageError
+from acfuse.errors import InputError, UsageError
 from acfuse.proof.leaves import Leaves
 from acfuse.proof.noise import Noises, noises, responses_of
 from acfuse.proof.outputs import Check, Difference, Tolerance, judge, rounding_limit, still
-from acfuse.proof.running import Image, Inputs, floating_dtype, images, named_shapes, run
+from acfuse.proof.running import Image, Inputs, floating_dtype, images, kinds_of, named_shapes, run
 from acfuse.proof.whole import has_nonfinite_weights, in_float64
+from acfuse.system.escape import one_line
 
 DYNAMIC_DIMS = {"none": (), "batch": (0,), "hw": (2, 3), "all": (0, 2, 3)}
 Answer = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
@@ -38,8 +39,9 @@ def compared(
     shapes, dtype = named_shapes(original, inputs), floating_dtype(original)
     free = dynamic_dims(shapes, dynamic)
     takes_any = has_nonfinite_weights(original)
-    given = [images(sizes, seed) for sizes, seed in _sizes_to_try(shapes, free, inputs)]
-    shipped = [run(original, g, dtype) for g in given]
+    kinds = kinds_of(shapes, inputs, original)
+    given = [images(sizes, seed, kinds) for sizes, seed in _sizes_to_try(shapes, free, inputs)]
+    shipped = [_shipped(original, g, dtype, dynamic) for g in given]
     found = [[answer(g) for g in given] for answer in answers]
 
     def verdict(noise: Sequence[Noises]) -> Check:
@@ -59,6 +61,18 @@ def compared(
 
     check = verdict(still(shipped, max(1, inputs.samples), rounding_limit(dtype)))
     return check if check.passed else verdict(_noise(original, given, shipped, inputs, dtype))
+
+
+def _shipped(model: nn.Module, given: Image, dtype: torch.dtype, dynamic: str) -> Leaves:
+    """What the original gives. Raises InputError where it does not take a size that is free."""
+    try:
+        return run(model, given, dtype)
+    except Exception as error:
+        sizes = ", ".join(f"{n} {','.join(map(str, x.shape))}" for n, x in given.items())
+        raise InputError(
+            f"the model cannot take an input of this shape ({sizes}), which --dynamic {dynamic} "
+            f"asks for: {one_line(error, 160)}. Give --dynamic none."
+        ) from error
 
 
 def _noise(

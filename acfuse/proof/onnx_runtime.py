@@ -18,15 +18,29 @@ from torch import Tensor, nn
 from acfuse.errors import AcfuseError, InputError, UnsafeError, UsageError
 from acfuse.files.onnx_cost import all_graphs
 from acfuse.graph.onnx_read import FLOATS
+from acfuse.graph.onnx_values import is_tensor, with_free_sizes
 from acfuse.proof.exported import Answer, compared
 from acfuse.proof.leaves import Leaves, is_discrete, leaves_of
 from acfuse.proof.noise import UNITS, Noise, Noises, Responses, along, drawn, noises, sizes
 from acfuse.proof.outputs import Check, Difference, Tolerance, judge
-from acfuse.proof.running import OTHERS, Image, Inputs, images, moved_by_rounding
+from acfuse.proof.running import (
+    OTHERS,
+    Image,
+    Inputs,
+    Kind,
+    images,
+    moved_by_rounding,
+    named_kinds,
+)
 from acfuse.system.limits import LIMITS, Limits
 
 LARGEST_IMAGE = 2**28  # numbers in an input that nobody asked for
 SHOWN = 3  # inputs for an output that shows nothing on the usual ones
+DTYPES: dict[str, Any] = {  # of what a session takes, where that is not float32
+    "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(bool)": np.bool_,
+    **{f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}")
+       for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}  # fmt: skip
 GRID = 8  # steps in the last place of 1: sums of a few numbers near it lie on such a grid
 # Nodes that read weights of one axis: biases, factors.
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "PRelu")
@@ -98,14 +112,10 @@ def run_session(
 
     Raises InputError where it cannot be run, UnsafeError where it takes more than the limits allow.
     """
-    feeds = {}
-    kinds = {
-        "tensor(float)": np.float32,
-        "tensor(double)": np.float64,
-        "tensor(float16)": np.float16,
+    feeds = {
+        value.name: image.numpy().astype(DTYPES.get(value.type, np.float32))
+        for value, image in zip(session.get_inputs(), given.values(), strict=True)
     }
-    for value, image in zip(session.get_inputs(), given.values(), strict=True):
-        feeds[value.name] = image.numpy().astype(kinds.get(value.type, np.float32))
     options = onnxruntime.RunOptions()
     bell = threading.Timer(limits.seconds, setattr, (options, "terminate", True))
     bell.daemon = True
@@ -148,17 +158,20 @@ def compare_files(
     and by moving its weights and inputs where that does not tell enough.
     """
     seed, samples = (inputs.seed, max(1, inputs.samples)) if inputs else (0, 3)
-    shapes, dtype = _shapes(original, inputs), _coarsest(original)
-    given: list[Image] = [images(shapes, seed + sample) for sample in range(samples)]
+    known, dtype = _inputs_of(original, inputs), _coarsest(original)
+    shapes = {name: shape for name, (shape, _) in known.items()}
+    kinds = {name: kind for name, (_, kind) in known.items()}
+    given: list[Image] = [images(shapes, seed + sample, kinds) for sample in range(samples)]
 
     def runs(model: onnx.ModelProto, *, optimised: bool) -> Callable[[Image], Leaves]:
-        session = session_of(model.SerializeToString(), optimised=optimised, limits=limits)
+        source = with_free_sizes(model).SerializeToString()
+        session = session_of(source, optimised=optimised, limits=limits)
         return partial(_leaves, session, limits)
 
     # One file after the other: each may take much memory.
     answer = runs(original, optimised=False)
     true = [answer(image) for image in given]
-    for image, result in _filled(answer, shapes, seed + 100, true):
+    for image, result in _filled(answer, shapes, kinds, seed + 100, true):
         given.append(image)
         true.append(result)
     true_optimised = [*map(runs(original, optimised=True), given)]
@@ -212,7 +225,8 @@ def _as_tensor(value: Any) -> Any:
 
 def _filled(
     answer: Callable[[Image], Leaves],
-    shapes: dict[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+    kinds: Mapping[str, Kind],
     seed: int,
     tried: Sequence[Leaves],
 ) -> Iterator[tuple[Image, Leaves]]:
@@ -224,7 +238,7 @@ def _filled(
     for i, (mean, scale) in enumerate(OTHERS):
         if not any(wanted.values()):
             return
-        image = images(shapes, seed + i, mean=mean, scale=scale)
+        image = images(shapes, seed + i, kinds, mean=mean, scale=scale)
         try:
             result = answer(image)
         except InputError:  # what it takes, but not that
@@ -299,30 +313,70 @@ def _coarsest(model: onnx.ModelProto) -> torch.dtype:
     return torch.float16 if onnx.TensorProto.FLOAT16 in kinds else torch.float32
 
 
-def _shapes(model: onnx.ModelProto, inputs: Inputs | None) -> dict[str, tuple[int, ...]]:
-    """The shape of each input: as given, else as the file has it, with 1 for a free batch."""
+def _inputs_of(
+    model: onnx.ModelProto, inputs: Inputs | None
+) -> dict[str, tuple[tuple[int, ...], Kind]]:
+    """The shape and kind of each input: as given by name or in order, else as the file has it.
+
+    A free batch is 1. Raises UsageError where that does not fit, or does not tell all.
+    """
+    given = named_kinds(inputs) if inputs is not None else []
+    free = [(shape, kind) for name, shape, kind in given if name is None]
+    named = {name: (shape, kind) for name, shape, kind in given if name is not None}
     stored = {t.name for t in model.graph.initializer}  # what has a default is not given
-    free = [shape for name, shape in (inputs.shapes if inputs else ()) if name is None]
-    named = {name: shape for name, shape in (inputs.shapes if inputs else ()) if name}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for value in model.graph.input:
-        if value.name in stored:
-            continue
-        dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
-        if value.name in named:
-            shapes[value.name] = named[value.name]
-        elif free:
-            shapes[value.name] = free.pop(0)
-        elif all(dims[1:]) and dims:
-            shapes[value.name] = (dims[0] or 1, *dims[1:])
-            if math.prod(shapes[value.name]) > LARGEST_IMAGE:
-                raise UsageError(
-                    f"the input {value.name} is of {tuple(dims)}, which is too much to be tried: "
-                    f"give a smaller --input-shape {value.name}:1,3,224,224."
-                )
-        else:
+    values = [v for v in with_free_sizes(model).graph.input if v.name not in stored]
+    odd = sorted(named.keys() - {v.name for v in values})
+    if odd or len(free) > len([v for v in values if v.name not in named]):
+        what = f"{odd[0]} is none of them" if odd else "there are fewer"
+        known = ", ".join(v.name for v in values)
+        raise UsageError(f"--input: the model's inputs are {known}; {what}.")
+    return {value.name: _input_of(value, named.get(value.name), free) for value in values}
+
+
+def _input_of(
+    value: onnx.ValueInfoProto, named: tuple[Any, Kind] | None, free: list[tuple[Any, Kind]]
+) -> tuple[tuple[int, ...], Kind]:
+    """The shape and kind of one input; the first of the `free` ones that a user gives is its."""
+    kind = Kind.of(_dtype_name(value))
+    dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
+    has_shape = value.type.tensor_type.HasField("shape")
+    if named is None and free:
+        named = free.pop(0)
+    if named is not None:
+        shape, own = named
+        said = own.dtype if own.data is None else own.data.dtype
+        floating = said is not None and said.is_floating_point and kind.dtype is None
+        if said not in (None, kind.dtype) and not floating:
+            given = str(said).removeprefix("torch.")
+            raise UsageError(f"--input: {value.name} is {_dtype_name(value)}, not {given}.")
+        return tuple(shape), own if own.dtype is not None or own.data is not None else kind
+    if has_shape and all(dims[1:]):
+        shape = (dims[0] or 1, *dims[1:]) if dims else ()
+        if math.prod(shape) > LARGEST_IMAGE:
             raise UsageError(
-                f"the input {value.name} has free sizes: give --input-shape "
-                f"{value.name}:1,3,224,224."
+                f"the input {value.name} is of {tuple(dims)}, which is too much to be tried: "
+                f"give a smaller --input {value.name}:1,3,224,224."
             )
-    return shapes
+        return shape, kind
+    usual = (1, 3, 224, 224, 224) if len(dims) != 2 else (1, 16)
+    sizes = [d or usual[min(i, len(usual) - 1)] for i, d in enumerate(dims)] or usual[:4]
+    raise UsageError(
+        f"the input {value.name} has free sizes: give --input {value.name}:"
+        f"{','.join(map(str, sizes))}."
+    )
+
+
+def _dtype_name(value: onnx.ValueInfoProto) -> str:
+    """The dtype of an input, as torch calls it. Raises UsageError for one that is no tensor."""
+    what = value.type.WhichOneof("value") or "no tensor"
+    if not is_tensor(value):
+        raise UsageError(
+            f"the input {value.name} is {what.removesuffix('_type')}, not one tensor: nothing "
+            "can be made up for it. Make it a tensor, or take it out of the file."
+        )
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    name = "bool" if dtype == np.bool_ else dtype.name
+    if not hasattr(torch, name) or dtype == np.object_ or dtype.kind == "c":
+        kind = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+        raise UsageError(f"the input {value.name} is of {kind}: nothing can be made up for it.")
+    return name

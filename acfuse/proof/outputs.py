@@ -84,11 +84,25 @@ class Proofs:
         return all(proof.passed for proof in proofs)
 
     @property
+    def worst(self) -> int | None:
+        """The place of the certificate that fails by most, if one does."""
+        failed = [i for i, c in enumerate(self.certificates) if not c.passed]
+
+        def by(place: int) -> float:
+            error = self.certificates[place].error
+            return math.inf if math.isnan(error) else error
+
+        return max(failed, key=by, default=None)
+
+    @property
     def fault(self) -> str:
-        """The first thing that is wrong, in one line; empty if nothing is."""
-        for certificate in self.certificates:
-            if not certificate.passed:
-                return f"{certificate.where}: {certificate.fault}"
+        """The worst block, or the first other thing that is wrong, in one line; or nothing."""
+        worst = self.worst
+        if worst is not None:
+            certificate = self.certificates[worst]
+            failed = sum(not c.passed for c in self.certificates)
+            more = f" (the worst of {failed} such blocks)" if failed > 1 else ""
+            return f"{certificate.where}: {certificate.fault}{more}"
         for check in self.checks:
             if not check.passed:
                 return f"{check.name}: {check.detail}"

@@ -1,14 +1,19 @@
 """A PyTorch model on random inputs."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acfuse.errors import InputError, UsageError
+from acfuse.files.arrays import read_arrays
+from acfuse.graph.calls import signature
 from acfuse.proof.leaves import Holder, Leaves, leaves_of
 from acfuse.system.escape import one_line
 
@@ -18,50 +23,102 @@ OTHERS = tuple((m, s) for s in (1.0, 10.0, 0.1, 100.0) for m in (0.0, 1.0, -1.0)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model is run on. `shapes` are (name or None, shape), one for each input."""
+    """What a model is run on. `shapes` are (name or None, shape), one for each input.
+
+    `kinds` are their dtypes, in the same order, as far as they are given: "int64", or with the
+    numbers that it takes, "int64=0..99". `data` are real values, so too, from the file `source`.
+    """
 
     shapes: tuple[tuple[str | None, tuple[int, ...]], ...]
     seed: int = 0
     samples: int = 3
+    kinds: tuple[str, ...] = ()
+    data: tuple[Tensor | None, ...] = field(default=(), repr=False, compare=False)
+    source: Path | None = None
+
+    def with_file(self, path: Path) -> "Inputs":
+        """The same, with the arrays of an .npz file: by name, those without one in their order."""
+        arrays = read_arrays(path)
+        names = [None if re.fullmatch(r"arr_\d+", name) else name for name in arrays]
+        both = [name for name, _ in self.shapes if name is not None and name in names]
+        if both:
+            raise UsageError(f"--input: {both[0]} is in {path.name} as well. Give one of them.")
+        shapes = tuple(tuple(array.shape) for array in arrays.values())
+        kinds = tuple(text for _, text in zip_longest(self.shapes, self.kinds, fillvalue=""))
+        return replace(
+            self,
+            shapes=(*zip(names, shapes, strict=True), *self.shapes),
+            kinds=(*[""] * len(names), *kinds),
+            data=tuple(arrays.values()),
+            source=path,
+        )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The dtype of an input, the smallest and largest number of it, and its values, if given.
+
+    Without a dtype it is an image: floating numbers, in the dtype of what runs.
+    """
+
+    dtype: torch.dtype | None = None
+    low: int = 0
+    high: int = 1
+    data: Tensor | None = None
+
+    @classmethod
+    def of(cls, text: str, data: Tensor | None = None) -> "Kind":
+        """That which a user writes. Raises UsageError for no dtype of torch's."""
+        name, _, numbers = text.partition("=")
+        if not name:
+            return cls(data=data)
+        dtype = getattr(torch, name, None)
+        if not isinstance(dtype, torch.dtype) or dtype.is_complex:
+            raise UsageError(f"--input: {name} is no dtype; expected one as float32, int64, bool.")
+        if dtype.is_floating_point:
+            return cls(data=data)
+        low, high = RANGES.get(dtype, (FREE.low, FREE.high))
+        if numbers:
+            low, high = (int(n) for n in numbers.split(".."))
+        return cls(dtype, low, high, data)
+
+    def made(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Random values; those of floating numbers in float64."""
+        if self.dtype is None:
+            return torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+        numbers = torch.randint(self.low, self.high + 1, tuple(shape), generator=generator)
+        return numbers.to(self.dtype)
+
+
+IMAGE = Kind()
+FREE = Kind(torch.int64, 0, 9)  # an integer of which no more is known
+RANGES = {torch.bool: (0, 1), torch.uint8: (0, 255)}  # bytes are those of an image
 
 
 def input_names(model: nn.Module) -> list[str]:
     """The parameters of a model's forward that have no default."""
-    parameters = _signature(model).parameters.values()
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
+    parameters = signature(model).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in VARIABLE]
 
 
-def _signature(model: nn.Module) -> inspect.Signature:
-    """The parameters of a forward; those that torch.jit compiled have a schema of their own."""
-    if not isinstance(model, torch.jit.ScriptModule):
-        return inspect.signature(model.forward)
-    kind, empty = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
-    compiled: Any = model.forward
-    arguments = [a for a in compiled.schema.arguments if a.name != "self"]
-    defaults = [a.default_value if a.has_default_value() else empty for a in arguments]
-    return inspect.Signature(
-        [
-            inspect.Parameter(a.name, kind, default=d)
-            for a, d in zip(arguments, defaults, strict=True)
-        ]
-    )
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def named_shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]:
     """Which parameter gets which shape. Raises UsageError where that does not fit."""
-    names = input_names(model)
+    names, parameters = input_names(model), signature(model).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     given: dict[str, tuple[int, ...]] = {}
     # What has a default is an input where there are shapes left for it.
-    optional = [n for n, p in _signature(model).parameters.items()
+    optional = [n for n, p in parameters.items()
                 if p.kind is p.POSITIONAL_OR_KEYWORD and n not in names]  # fmt: skip
     named = {name for name, _ in inputs.shapes}
     free = [n for n in (*names, *optional) if n not in named]
     for name, shape in inputs.shapes:
         if name is None and free:
             name = free.pop(0)
-        if name is None or name not in _signature(model).parameters:
-            known = [*names, *optional]
+        if name is None or not (name in parameters or takes_any):
+            known = [n for n, p in parameters.items() if p.kind not in VARIABLE]
             given_for = f"{shape} is given for {name}" if name else f"{shape} is one too many"
             raise UsageError(
                 f"--input-shape: {given_for}, but the model's inputs "
@@ -74,21 +131,63 @@ def named_shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]
     return given
 
 
+def kinds_of(shapes: Iterable[str], inputs: Inputs, model: nn.Module) -> dict[str, Kind]:
+    """What each input is, of a model whose inputs have these names, in the order they are given.
+
+    Numbers of rows are what a table of the model's has at least: they are looked up there.
+    """
+    rows = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+    kinds: dict[str, Kind] = {}
+    for name, (_, _, kind) in zip(shapes, named_kinds(inputs), strict=True):
+        free = kind.dtype not in (None, *RANGES) and kind.data is None and kind.high == FREE.high
+        kinds[name] = replace(kind, high=min(*rows, FREE.high + 1) - 1) if rows and free else kind
+    return kinds
+
+
+def named_kinds(inputs: Inputs) -> list[tuple[str | None, tuple[int, ...], Kind]]:
+    """The name, shape and kind of each input that a user gives; real integers tell their range."""
+    kinds = []
+    for i, (name, shape) in enumerate(inputs.shapes):
+        data = inputs.data[i] if i < len(inputs.data) else None
+        kind = Kind.of(inputs.kinds[i] if i < len(inputs.kinds) else "", data)
+        if data is not None and not data.is_floating_point():
+            numbers = data.long()
+            least, most = (int(numbers.min()), int(numbers.max())) if numbers.numel() else (0, 0)
+            kind = replace(kind, dtype=data.dtype, low=least, high=most)
+        kinds.append((name, shape, kind))
+    return kinds
+
+
 def images(
-    shapes: dict[str, tuple[int, ...]], seed: int, *, mean: float = 0.0, scale: float = 1.0
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    kinds: Mapping[str, Kind] | None = None,
+    *,
+    mean: float = 0.0,
+    scale: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Random inputs, the same for the same seed."""
+    """Random inputs, the same for the same seed; the real ones where those have these shapes."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: scale * (torch.randn(*shape, generator=generator, dtype=torch.float64) + mean)
-        for name, shape in shapes.items()
-    }
+    plain = mean == 0.0 and scale == 1.0
+    given: dict[str, Tensor] = {}
+    for name, shape in shapes.items():
+        kind = (kinds or {}).get(name, IMAGE)
+        value = kind.made(shape, generator)
+        if kind.data is not None and plain and tuple(kind.data.shape) == tuple(shape):
+            value = kind.data.to(value.dtype)
+        given[name] = scale * (value + mean) if value.is_floating_point() else value
+    return given
+
+
+def cast(image: Tensor, dtype: torch.dtype) -> Tensor:
+    """An input in the dtype of what runs; integers stay what they are."""
+    return image.to(dtype) if image.is_floating_point() else image
 
 
 def run(model: nn.Module, given: Image, dtype: torch.dtype) -> dict[str, Any]:
     """Every value that a model gives, by name."""
     with torch.no_grad():
-        return leaves_of(model(**{name: image.to(dtype) for name, image in given.items()}))
+        return leaves_of(model(**{name: cast(image, dtype) for name, image in given.items()}))
 
 
 def floating_dtype(model: nn.Module) -> torch.dtype:
@@ -107,16 +206,17 @@ def variations(
     Raises InputError where the model cannot take the given shape.
     """
     shapes = named_shapes(model, inputs)
+    kinds = kinds_of(shapes, inputs, model)
     tried: list[Leaves] = []
     for sample in range(max(1, inputs.samples)):
-        given = images(shapes, inputs.seed + sample)
+        given = images(shapes, inputs.seed + sample, kinds)
         tried.append(_run_or_explain(model, given, dtype, shapes))
         yield given, tried[-1]
     others = [{n: change(s) for n, s in shapes.items()} for change in (_other_batch, _other_size)]
-    for image, result in _tried(model, (images(s, inputs.seed) for s in others), dtype):
+    for image, result in _tried(model, (images(s, inputs.seed, kinds) for s in others), dtype):
         tried.append(result)
         yield image, result
-    more = (images(shapes, inputs.seed + 100 + i, mean=m, scale=s)
+    more = (images(shapes, inputs.seed + 100 + i, kinds, mean=m, scale=s)
             for i, (m, s) in enumerate(OTHERS))  # fmt: skip
     empty = set.intersection(*map(_empty, tried))
     for image, result in _tried(model, more, dtype) if empty else ():
@@ -145,11 +245,17 @@ def _empty(result: Leaves) -> set[str]:
 
 
 def _other_batch(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (3 if shape[0] == 1 else 1, *shape[1:])
+    return (3 if shape[0] == 1 else 1, *shape[1:]) if shape else shape
 
 
 def _other_size(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:2], *(n + 1 + 2 * i for i, n in enumerate(shape[2:])))
+
+
+# What torch says where a forward asks for CUDA, or another device, by name.
+NO_DEVICE = re.compile(
+    r"not compiled with \w+ enabled|NVIDIA driver|No \w+ GPUs|PyTorch is not linked|CUDA error"
+)
 
 
 def _run_or_explain(
@@ -162,6 +268,11 @@ def _run_or_explain(
         return run(model, given, dtype)
     except Exception as error:
         text = one_line(error, 200)
+        if NO_DEVICE.search(text):
+            raise InputError(
+                f"the model's forward calls a device that is not here: {text}. acfuse runs it on "
+                "the CPU: make the forward take the device of its input."
+            ) from error
         listed = ", ".join(f"{n} {','.join(map(str, s))}" for n, s in shapes.items())
         raise InputError(
             f"the model cannot take an input of this shape ({listed}): {text}. "
@@ -172,6 +283,11 @@ def _run_or_explain(
 def moved_by_rounding(
     tensor: Tensor, dtype: torch.dtype, generator: torch.Generator, units: float = 1
 ) -> Tensor:
-    """Numbers in float64, each moved up or down at random by units of a dtype's rounding."""
+    """Numbers in float64, each moved up or down at random by units of a dtype's rounding.
+
+    Integers are exact.
+    """
+    if not tensor.is_floating_point():
+        return tensor
     signs = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8)
     return tensor * (1 + units * torch.finfo(dtype).eps * (2 * signs.double() - 1))

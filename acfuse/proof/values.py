@@ -117,7 +117,7 @@ HELD = ("parameters", "buffers", "modules")
 
 def _script(value: torch.jit.ScriptModule) -> Made:
     code = re.sub(r"(___torch_mangle_\d+\.)|( object at 0x[0-9a-f]+)", "", _code_of(value))
-    modes = [module.training for module in value.modules()]
+    modes = [getattr(module, "training", None) for module in value.modules()]  # frozen: none
     return Made((code, modes), [(" (tensors)", Names(value.state_dict(keep_vars=True)))])
 
 

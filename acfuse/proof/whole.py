@@ -32,6 +32,7 @@ from acfuse.proof.running import (
     Inputs,
     floating_dtype,
     images,
+    kinds_of,
     named_shapes,
     run,
     variations,
@@ -63,7 +64,7 @@ def compare_models(
     whatever it is given, is compared in that one alone.
     """
     dtype = floating_dtype(original)
-    if any(module.training for m in (original, fused) for module in m.modules()):
+    if any(getattr(part, "training", False) for m in (original, fused) for part in m.modules()):
         # A run changes what those hold.
         original, fused = copied(original), copied(fused)
     tried = list(variations(original, inputs, dtype))
@@ -150,9 +151,10 @@ def _extremes(
 ) -> list[tuple[Image, dict[str, Any]]]:
     """Images far from what a model was trained on, where it takes them."""
     shapes = named_shapes(model, inputs)
+    kinds = kinds_of(shapes, inputs, model)
     results: list[tuple[Image, dict[str, Any]]] = []
     for mean, scale in ((10.0, 1.0), (0.0, 1e3)):
-        image = images(shapes, inputs.seed, mean=mean, scale=scale)
+        image = images(shapes, inputs.seed, kinds, mean=mean, scale=scale)
         try:
             results.append((image, run(model, image, dtype)))
         except Exception:
@@ -217,9 +219,14 @@ def _algebra_limit(model: nn.Module, given: Image, true: Leaves, noise: Noises) 
     of the same sums agree, and it is the certificates that prove the blocks.
     """
     difference = Difference()
-    near = {name: image * (1 + 2.0**-50) for name, image in given.items()}
+    near = _near(given)
     difference.add(true, run(model, near, torch.float64), _steady([noise])[0])
     return max(ALGEBRA_LIMIT, NOISE_FACTOR * (0.0 if difference.failure else difference.error))
+
+
+def _near(given: Image) -> Image:
+    """Inputs a few units of rounding away, in float64."""
+    return {n: x * (1 + 2.0**-50) if x.is_floating_point() else x for n, x in given.items()}
 
 
 def _in_float64(
@@ -261,7 +268,7 @@ def _with_random_statistics(
     if not check.passed:
         responses = [Responses(t) for t in true]
         for g, response in zip(given, responses, strict=True):
-            near = {name: image * (1 + 2.0**-50) for name, image in g.items()}
+            near = _near(g)
             response.add(run(before, near, torch.float64), 4)
         noise = _steady(noises(responses, len(given), torch.float64))
         limit = _algebra_limit(before, given[0], true[0], noise[0])

@@ -26,6 +26,7 @@ from acfuse.proof.running import (
     Inputs,
     floating_dtype,
     images,
+    kinds_of,
     moved_by_rounding,
     named_shapes,
 )
@@ -73,7 +74,8 @@ class Given:
 
 def example_of(model: nn.Module, inputs: Inputs) -> Given:
     """Random images of the shapes that a user gives. Raises UsageError where these do not fit."""
-    return Given(kwargs=images(named_shapes(model, inputs), inputs.seed))
+    shapes = named_shapes(model, inputs)
+    return Given(kwargs=images(shapes, inputs.seed, kinds_of(shapes, inputs, model)))
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,7 @@ def _held(module: nn.Module) -> Iterator[tuple[str, Any]]:
     yield from module._buffers.items()
     if not is_layer(module):
         for name, value in vars(module).items():
-            if name not in INTERNAL:
+            if name not in INTERNAL and not isinstance(value, torch.ScriptMethod):  # a cache
                 yield name, value
 
 
@@ -310,4 +312,5 @@ def _described(value: Any, depth: int, *, fresh: bool = False) -> Any:
     state = None if callable(value) or (held and not has_own_reduce(value)) else reduced(value)
     # What it would be pickled as: of a generator of numpy's, the state is two objects deeper.
     further = depth - 1 if fresh else 2 * DEPTH
-    return name, inner(held), _described(state, further, fresh=True)
+    parts = [(key, inner(part)) for key, part in held.items()]
+    return name, parts, _described(state, further, fresh=True)

@@ -18,6 +18,7 @@ from acfuse.files.user_code import assigned, fit_prefix, load_into
 from acfuse.files.write import Write, writer
 from acfuse.find import find_in_module
 from acfuse.findings import Block, Findings, Size
+from acfuse.graph.calls import Call
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_read import conv_of, convolutions_of
 from acfuse.graph.fx_write import FusedForward, Rank, replaced_layers
@@ -32,7 +33,7 @@ from acfuse.proof.live_program import (
     program_check,
 )
 from acfuse.proof.planted import Planted, planted_in_tensors
-from acfuse.proof.running import floating_dtype, named_shapes
+from acfuse.proof.running import floating_dtype, kinds_of, named_shapes
 from acfuse.proof.whole import compare_models
 from acfuse.proof.witness import Given
 from acfuse.rewrite import fused_copy, fused_tensors, without_nonfinite
@@ -70,11 +71,22 @@ class LiveSource(Source):
         return size_of(self.model, self.tensors, inputs)
 
     def find(self, options: FindOptions) -> Findings:
-        findings = find_in_module(self.model, options.patterns, folds=options.fold_bn)
+        findings = find_in_module(
+            self.model, options.patterns, folds=options.fold_bn, call=self._call()
+        )
         state = state_of(self.tensors, findings.found, options.patterns)
         notes = _taken_at_their_word(findings, options.patterns)
         findings = replace(findings, state=state, notes=notes)
         return without_nonfinite(findings) if options.allow_nonfinite else findings
+
+    def _call(self) -> Call | None:
+        """How the model is called with its example: what is given there are tensors."""
+        if self.example is None:
+            return None
+        try:
+            return Call.given(self.model, self.example.args, self.example.kwargs)
+        except TypeError:
+            return None
 
     def fuse(self, findings: Findings) -> "LiveFused":
         """A fused copy, without the blocks that do something else when they are run."""
@@ -241,8 +253,9 @@ def multiply_adds(model: nn.Module, inputs: Inputs | None) -> int | None:
     ghosts: dict[int, Any] = {id(t): t.detach().to("meta") for t in tensors}
     ghost = copied(model, ghosts)  # no weight is copied
     shapes = named_shapes(model, inputs)
-    dtype = floating_dtype(model)
-    given = {n: torch.empty(s, dtype=dtype, device="meta") for n, s in shapes.items()}
+    kinds, floating = kinds_of(shapes, inputs, model), floating_dtype(model)
+    dtypes = {name: kind.dtype or floating for name, kind in kinds.items()}
+    given = {n: torch.empty(s, dtype=dtypes[n], device="meta") for n, s in shapes.items()}
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             ghost(**given)

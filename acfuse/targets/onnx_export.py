@@ -16,7 +16,7 @@ from torch.utils import _pytree
 from acfuse.errors import AcfuseError, InputError, Reason
 from acfuse.files.onnx_cost import all_graphs
 from acfuse.proof.exported import dynamic_dims
-from acfuse.proof.running import Inputs, floating_dtype, images, named_shapes
+from acfuse.proof.running import Inputs, cast, floating_dtype, images, kinds_of, named_shapes
 
 DEFAULT_OPSET = 20
 GENERIC_NAMES = {"x", "input", "inputs", "inp", "data"}
@@ -63,7 +63,7 @@ def to_onnx(
     """
     shapes = named_shapes(model, inputs)
     axes = dynamic_dims(shapes, dynamic)
-    given = example(model, shapes, axes, inputs.seed)
+    given = example(model, shapes, axes, inputs)
     names = [_input_name(n, len(shapes)) for n in shapes]
     outputs = _output_names(model, given)
     with quiet():
@@ -125,7 +125,7 @@ def example(
     model: nn.Module,
     shapes: Mapping[str, tuple[int, ...]],
     axes: Mapping[str, list[int]],
-    seed: int,
+    inputs: Inputs,
 ) -> dict[str, Tensor]:
     """Images to export a model with.
 
@@ -133,7 +133,8 @@ def example(
     """
     seen = {n: tuple(2 if i in axes[n] and d == 1 else d for i, d in enumerate(s))
             for n, s in shapes.items()}  # fmt: skip
-    return {n: t.to(floating_dtype(model)) for n, t in images(seen, seed).items()}
+    given = images(seen, inputs.seed, kinds_of(shapes, inputs, model))
+    return {name: cast(value, floating_dtype(model)) for name, value in given.items()}
 
 
 @contextlib.contextmanager

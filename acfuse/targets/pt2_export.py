@@ -15,7 +15,7 @@ from acfuse.errors import InputError, UsageError
 from acfuse.files.read import read_tensors
 from acfuse.proof.exported import compared, dynamic_dims
 from acfuse.proof.outputs import Check, Tolerance
-from acfuse.proof.running import Inputs, floating_dtype, named_shapes
+from acfuse.proof.running import Inputs, cast, floating_dtype, named_shapes
 from acfuse.targets.onnx_export import dimension, example, export_failure, quiet
 
 # What a node is told to keep: its value, and which layer it comes from. The rest names source files
@@ -39,7 +39,7 @@ def to_pt2(model: nn.Module, inputs: Inputs, dynamic: str = "batch") -> Program:
     """
     shapes = named_shapes(model, inputs)
     axes = dynamic_dims(shapes, dynamic)
-    given = example(model, shapes, axes, inputs.seed)
+    given = example(model, shapes, axes, inputs)
     positional = list(inspect.signature(model.forward).parameters)[: len(shapes)] == [*shapes]
     free = {n: {i: dimension(i, n, shapes) for i in axes[n]} for n in shapes}
     buffer = io.BytesIO()
@@ -109,7 +109,7 @@ def _compared(
     def answer(given: Mapping[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():
             try:
-                result = call({name: image.to(dtype) for name, image in given.items()})
+                result = call({name: cast(image, dtype) for name, image in given.items()})
             except Exception as error:
                 tried = ", ".join(str(tuple(image.shape)) for image in given.values())
                 raise InputError(f"the .pt2 file cannot be run on {tried}: {error}.") from error

@@ -112,3 +112,94 @@ class WithNorms(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head_bn(self.head(self.block(self.stem_bn(self.stem(x))).relu()))
+
+
+class Tokens(nn.Module):
+    """An image and a row of numbers, of which each is below 7."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.table = ACBlock((3, 4)), nn.Embedding(7, 4)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
+        return self.block(x) + self.table(tokens).mean(1)[:, :, None, None]
+
+
+class Switched(nn.Module):
+    """An image and a single number of another dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = ACBlock((3, 4))
+
+    def forward(self, x: Tensor, flag: Tensor) -> Tensor:
+        return torch.where(flag == 1, self.block(x), -self.block(x) + flag)
+
+
+class Bytes(nn.Module):
+    """An image of bytes, which it checks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = ACBlock((3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x.to(self.block.square_conv.weight.dtype) / 255)
+
+
+class Optional(nn.Module):
+    """A forward as transformers writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = ACBlock((3, 4)), ACBlock((2, 4))
+
+    def forward(
+        self, pixel_values: Tensor | None = None, depth: Tensor | None = None, **kwargs: Tensor
+    ) -> dict[str, Tensor]:
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values")
+        y = self.left(pixel_values)
+        if depth is not None:
+            y = y + self.right(depth)
+        return {"y": y, **kwargs}
+
+
+class Lone(nn.Module):
+    """Two convolutions with a norm each, and no branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.one_bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.two, self.two_bn = nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two_bn(self.two(torch.relu(self.one_bn(self.one(x)))))
+
+
+class OnCuda(nn.Module):
+    """A forward that asks for a device by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = ACBlock((3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x) + torch.ones(1, device="cuda")
+
+
+class Dear(nn.Module):
+    """Chains that would be dearer as one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(3, 3, 5, groups=3), nn.Conv2d(3, 3, 5, groups=3))
+            for _ in range(3)
+        )
+        self.block = ACBlock((3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = torch.relu(part(x))
+        return self.block(x)

@@ -944,3 +944,31 @@ def test_inspecting_a_file_lists_blocks_and_reasons(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "s" in result.output
     assert "y: Relu is not linear" in result.output
+
+
+@pytest.mark.parametrize("free", [-1, 0, -7])
+@pytest.mark.parametrize("place", ["input", "value"])
+def test_a_size_that_is_not_positive_is_any_size(free, place):
+    rng = np.random.default_rng(0)
+    nodes = [
+        # Were -1 a size, this would make 5 rows of it, and the pad would be known to fit.
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1] * 4),
+        helper.make_node("Conv", ["x", "v"], ["b"]),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    weights = [
+        numpy_helper.from_array(rng.normal(size=(4, 3, k, k)).astype(np.float32), name)
+        for name, k in (("w", 3), ("v", 1))
+    ]
+    sizes = [free, 3, free, free] if place == "input" else ["n", 3, "h", "w"]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", sizes), ("y", [free, 4, free, free]))
+    ]
+    known = [helper.make_tensor_value_info("a", TensorProto.FLOAT, [free, 4, free, free])]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], weights, value_info=known)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    fused = fuse_onnx(model)
+    assert len(fused.found) == 1
+    assert fused.model.graph.input == model.graph.input
+    proved(model, fused, (2, 3, 8, 9))

@@ -1,0 +1,37 @@
+"""Real inputs, as `numpy.savez` writes them; never objects, which only a pickle could hold."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acfuse.errors import InputError, UsageError
+from acfuse.system.escape import one_line
+from acfuse.system.limits import LIMITS, Limits
+
+
+def read_arrays(path: Path, limits: Limits = LIMITS) -> dict[str, Tensor]:
+    """The arrays of an .npz file, or of an .npy file the one, by name.
+
+    Raises UsageError where there is no such file, InputError for one that cannot be read.
+    """
+    if not path.is_file():
+        raise UsageError(f"--inputs: {path} does not exist.")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                limits.check("memory", sum(i.file_size for i in archive.infolist()), path.name)
+        loaded = np.load(path, allow_pickle=False)
+        arrays = {"arr_0": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        why = "it holds objects" if "pickle" in str(error) else one_line(error, 160)
+        raise InputError(
+            f"--inputs: {path.name} cannot be read ({why}); expected arrays of numbers, as "
+            "numpy.savez writes them."
+        ) from error
+    if not tensors:
+        raise InputError(f"--inputs: {path.name} holds no array.")
+    return tensors
