@@ -221,9 +221,12 @@ def _summary(conversion: Conversion) -> list[str]:
     known = [certificate for block, certificate in pairs if not block.assumed]
     if known and all(c.passed for c in proofs.certificates):
         worst = max(c.ulp for c in known)
+        folded = {c.folded for c in known if c.folded}
+        told = f"folded in {', '.join(sorted(folded))}: rounding, no fault; " if folded else ""
+        limit = "where terms cancel" if folded else "at most 0.51"
         lines.append(
-            f"equal   certificate of {len(known)} blocks, for all inputs: every "
-            f"weight within {worst:.2f} ULP (at most 0.51)"
+            f"equal   certificate of {len(known)} blocks, for all inputs: {told}every "
+            f"weight within {worst:.2f} ULP ({limit})"
         )
     if len(known) < len(pairs):
         count = len(pairs) - len(known)

@@ -10,6 +10,7 @@ from acfuse.pipeline.explain import already_fused, nothing_to_fuse
 from acfuse.pipeline.job import Conversion, Exports, Job
 from acfuse.pipeline.manifest import describe, provenance, to_json
 from acfuse.proof import Check, Inputs, Proofs, Tolerance, certify
+from acfuse.proof.folded import judged_as_folded
 from acfuse.proof.onnx_runtime import compare_onnx
 from acfuse.sources.base import Fused, Progress, Source, silent
 from acfuse.sources.open_source import open_source
@@ -90,13 +91,24 @@ def _some(findings: Findings, source: Source, job: Job) -> Findings:
 
 
 def prove(
-    fused: Fused, inputs: Inputs | None, tolerance: Tolerance, progress: Progress = silent
+    fused: Fused,
+    inputs: Inputs | None,
+    tolerance: Tolerance,
+    progress: Progress = silent,
+    *,
+    by_others: bool = False,
 ) -> Proofs:
-    """A certificate for each block, for all inputs; then the whole of it beside the original."""
+    """A certificate for each block, for all inputs; then the whole of it beside the original.
+
+    What is, or may be, `by_others` may have been folded in the dtype that it is stored in.
+    """
     certificates = []
     for block in fused.found:
         progress(f"certificate of {block.label}")
         certificates.append(certify(block, fused.stored(block)))
+    if by_others:
+        judged = judged_as_folded(fused.found, certificates, fused.stored, fused.anew)
+        certificates = [*judged]
     return Proofs(tuple(certificates), fused.compare(inputs, tolerance, progress))
 
 
@@ -174,7 +186,7 @@ def concluded(
     exports = exports or Exports()
     proofs = replace(proofs, checks=(*proofs.checks, *exports.checks))
     certified = zip(fused.found, proofs.certificates, strict=False)
-    bad = next((block for block, certificate in certified if not certificate.passed), None)
+    bad = next(((b, bool(c.folded)) for b, c in certified if not c.passed), None)
     return Conversion(
         job,
         fused.findings,
@@ -184,7 +196,7 @@ def concluded(
         exports.onnx or fused.onnx_file,
         exports.pt2,
         digests=source.file.digests,
-        diagnosis="" if bad is None else fused.diagnose(bad),
+        diagnosis="" if bad is None else fused.diagnose(bad[0], folded=bad[1]),
     )
 
 

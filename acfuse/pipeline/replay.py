@@ -45,7 +45,8 @@ def verify_again(manifest: Manifest, job: Job, progress: Progress = silent) -> C
 
 def verify_files(job: Job, fused_path: Path, progress: Progress = silent) -> Conversion:
     """Proves that a fused file is the job's original."""
-    return verified(open_again(job, progress), fused_path, None, progress, unchanged=False)
+    again = open_again(job, progress)
+    return verified(again, fused_path, None, progress, unchanged=False, by_others=True)
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,19 @@ def open_again(job: Job, progress: Progress = silent) -> Opened:
 
 
 def verified(
-    again: Opened, fused_path: Path, onnx_path: Path | None, progress: Progress, *, unchanged: bool
+    again: Opened,
+    fused_path: Path,
+    onnx_path: Path | None,
+    progress: Progress,
+    *,
+    unchanged: bool,
+    by_others: bool = False,
 ) -> Conversion:
     """Proves that a fused file is its original; so is the ONNX file that was exported, if any."""
     job, source = again.job, again.source
     reading = ReadOptions(job.key, limits=job.limits)
     stored = again.fused.with_file(fused_path, reading, unchanged=unchanged)
-    proofs = prove(stored, job.inputs, job.tolerance, progress)
+    proofs = prove(stored, job.inputs, job.tolerance, progress, by_others=by_others)
     if source.network is not None and job.inputs is not None:
         if job.pt2 and unchanged:
             progress("the .pt2 file in torch")

@@ -11,7 +11,7 @@ from acfuse.errors import InputError, UsageError
 from acfuse.files.read import read_tensors
 from acfuse.files.records import Container, ReadOptions
 from acfuse.files.write import Write, writer
-from acfuse.findings import Block, Findings, Size
+from acfuse.findings import Block, Findings, Run, Size
 from acfuse.patterns.match import find_in_tensors
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.planted import Planted, planted_in_tensors
@@ -78,6 +78,10 @@ class BareFused(Fused):
         _, tensors = read_tensors(path, read)
         given = fitting(tensors, self.source.container.prefix, self.tensors, path.name)
         return replace(self, tensors=given, is_read_back=True)
+
+    def anew(self, block: Block, eps: float) -> Run | None:
+        others = self.source.find(FindOptions(bn_eps=eps)).found if block.pattern else ()
+        return next((b.reference() for b in others if b.where == block.where), None)
 
     def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:
         return planted_in_tensors(self.source.tensors, read_tensors(path, read)[1], most)

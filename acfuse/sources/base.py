@@ -6,14 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from acfuse.algebra import LinearConv
 from acfuse.files.records import DEFAULTS, ReadOptions
 from acfuse.files.write import Write
-from acfuse.findings import Block, Findings, Refused, Size
+from acfuse.findings import Block, Findings, Refused, Run, Size
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.proof import Check, Inputs, Tolerance
+from acfuse.proof.faults import diagnose_numbers
+from acfuse.proof.folded import other_eps, slack_of
 from acfuse.proof.planted import Planted
 from acfuse.targets.onnx_export import OnnxFile
 
@@ -119,9 +121,26 @@ class Fused(ABC):
     def contents(self) -> Mapping[str, bytes | Write]:
         """What has to be written, by the field of `Paths` that says where."""
 
-    def diagnose(self, block: Block) -> str:
-        """What a wrong block looks like, in words; empty where nothing is known."""
+    def diagnose(self, block: Block, *, folded: bool = False) -> str:
+        """What a wrong block looks like, in words; empty where nothing is known.
+
+        `folded` says that it was folded in its own dtype, so that its weights may be off by that.
+        """
+        stored = self.stored(block)
+        slack = slack_of(block, stored) if folded else None
+        told = diagnose_numbers(block, stored, slack)
+        if told:
+            return told
+        eps = other_eps(block, stored, self.anew)
+        return self.mistaken(block, slack) if eps is None else f"BatchNorm eps {eps:g}"
+
+    def mistaken(self, block: Block, slack: Sequence[Tensor] | None) -> str:
+        """The known mistake whose weights are those of a block; "" where none is known."""
         return ""
+
+    def anew(self, block: Block, eps: float) -> Run | None:
+        """The layers of a block as if their BatchNorms had another eps; None if there are none."""
+        return None
 
 
 class Source(ABC):

@@ -17,14 +17,15 @@ from acfuse.files.records import Container, ReadOptions
 from acfuse.files.user_code import assigned, fit_prefix, load_into
 from acfuse.files.write import Write, writer
 from acfuse.find import find_in_module
-from acfuse.findings import Block, Findings, Size
+from acfuse.findings import Block, Findings, Run, Size
 from acfuse.graph.copies import copied
-from acfuse.graph.fx_read import conv_of, convolutions_of
+from acfuse.graph.fx_read import conv_of, convolutions_of, is_norm
 from acfuse.graph.fx_write import FusedForward, Rank, replaced_layers
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
 from acfuse.proof import Check, Inputs, Tolerance, diagnose
 from acfuse.proof.evidence import evidence
+from acfuse.proof.faults import NO_EPS
 from acfuse.proof.live_program import (
     check_after_a_call,
     foreign_check,
@@ -190,10 +191,17 @@ class LiveFused(Fused):
         whole = self.model if container.kind == "module" else self.checkpoint
         return {"checkpoint": writer(container, whole)}
 
-    def diagnose(self, block: Block) -> str:
+    def mistaken(self, block: Block, slack: Sequence[Tensor] | None) -> str:
         module = self.source.model.get_submodule(block.where)
         rerun = partial(replaced_layers, site=block.site)
-        return diagnose(block, self.stored(block), module, rerun)
+        return diagnose(block, self.stored(block), module, rerun, slack)
+
+    def anew(self, block: Block, eps: float) -> Run | None:
+        module = copied(self.source.model.get_submodule(block.where))
+        norms = [layer for layer in module.modules() if is_norm(layer)]
+        for norm in norms:
+            norm.eps = eps or NO_EPS  # type: ignore[assignment]
+        return replaced_layers(module, block.site) if norms else None
 
 
 def _taken_at_their_word(findings: Findings, patterns: Sequence[Pattern]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.records import ReadOptions
 from acfuse.files.tensor_check import USUAL_EPS, Norm
 from acfuse.files.write import Write
-from acfuse.findings import Block, Cost, Findings, Refused, Size, Term
+from acfuse.findings import Block, Cost, Findings, Refused, Run, Size, Term
 from acfuse.graph.onnx_read import (
     FLOATS,
     OnnxSteps,
@@ -178,6 +178,18 @@ class OnnxFused(Fused):
             if compare_programs(other.model, file, other.certified).passed:
                 state, advice = ("with", "Give it") if folds else ("without", "Leave it out")
                 raise InputError(f"{name} was fused {state} --fold-bn. {advice}.")
+
+    def anew(self, block: Block, eps: float) -> Run | None:
+        model = onnx.ModelProto()
+        model.CopyFrom(self.source.model)
+        for graph in all_graphs(model.graph):
+            for node in graph.node:
+                if node.op_type == "BatchNormalization":
+                    kept = [a for a in node.attribute if a.name != "epsilon"]
+                    del node.attribute[:]
+                    node.attribute.extend([*kept, onnx.helper.make_attribute("epsilon", eps)])
+        others = OnnxSource(model).find(FindOptions(fold_bn=not block.is_block)).found
+        return next((b.reference() for b in others if b.where == block.where), None)
 
     @property
     def certified(self) -> frozenset[str]:
