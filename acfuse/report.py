@@ -297,6 +297,7 @@ def print_selftest(trials: Sequence[FaultTrial], *, quiet: bool = False) -> None
 
 NAMES = {
     "program": "what is outside of the blocks, as acfuse writes it",
+    "entries": "what a checkpoint holds beside its weights",
     "untouched": "tensors that were not fused, other than the original's",
     "algebra": "whole model in float64, nothing rounded",
     "weights": "whole model in float64, weights as stored",
@@ -313,7 +314,7 @@ def _check_line(check: Check) -> str:
         return f"{name}: nothing was compared"
     if check.name == "untouched":
         return f"{name}: {check.error:.0f}"
-    if check.name in ("program", "rewriting"):
+    if check.name in ("program", "rewriting", "entries"):
         return f"{name}: {safe(check.detail)}"
     line = f"{name}: {check.error:.1e} of the largest output"
     if check.own is not None:

@@ -139,6 +139,13 @@ def rewrapped(whole: Any, path: tuple[str, ...], new: Mapping[str, Tensor] | nn.
     return _with_tensors(whole, dict(new), result)  # type: ignore[arg-type]
 
 
+def beside(whole: Mapping[Any, Any], path: tuple[str, ...]) -> dict[Any, Any]:
+    """All that stands in an object beside the tensors at a place, which is given as plain dicts."""
+    if not path:
+        return {key: value for key, value in whole.items() if not isinstance(value, Tensor)}
+    return {k: beside(v, path[1:]) if k == path[0] else v for k, v in whole.items()}
+
+
 def _with_tensors(
     whole: Mapping[Any, Any], tensors: dict[str, Tensor], result: dict[Any, Any]
 ) -> Any:

@@ -9,7 +9,7 @@ from acfuse.findings import Findings
 from acfuse.pipeline.explain import already_fused, nothing_to_fuse
 from acfuse.pipeline.job import Conversion, Exports, Job
 from acfuse.pipeline.manifest import describe, provenance, to_json
-from acfuse.proof import Check, Inputs, Proofs, Tolerance, certify
+from acfuse.proof import Certificate, Check, Inputs, Proofs, Tolerance, certify
 from acfuse.proof.folded import judged_as_folded
 from acfuse.proof.onnx_runtime import compare_onnx
 from acfuse.sources.base import Fused, Progress, Source, silent
@@ -102,14 +102,21 @@ def prove(
 
     What is, or may be, `by_others` may have been folded in the dtype that it is stored in.
     """
+    certificates = certified(fused, progress, by_others=by_others)
+    return Proofs(certificates, fused.compare(inputs, tolerance, progress))
+
+
+def certified(
+    fused: Fused, progress: Progress = silent, *, by_others: bool = False
+) -> tuple[Certificate, ...]:
+    """A certificate for each block."""
     certificates = []
     for block in fused.found:
         progress(f"certificate of {block.label}")
         certificates.append(certify(block, fused.stored(block)))
-    if by_others:
-        judged = judged_as_folded(fused.found, certificates, fused.stored, fused.anew)
-        certificates = [*judged]
-    return Proofs(tuple(certificates), fused.compare(inputs, tolerance, progress))
+    if not by_others:
+        return tuple(certificates)
+    return judged_as_folded(fused.found, certificates, fused.stored, fused.anew)
 
 
 def export(source: Source, fused: Fused, job: Job, progress: Progress = silent) -> Exports:
@@ -185,8 +192,8 @@ def concluded(
     """What was found, proved and made, as the record that is reported; nothing is written yet."""
     exports = exports or Exports()
     proofs = replace(proofs, checks=(*proofs.checks, *exports.checks))
-    certified = zip(fused.found, proofs.certificates, strict=False)
-    bad = next(((b, bool(c.folded)) for b, c in certified if not c.passed), None)
+    pairs = zip(fused.found, proofs.certificates, strict=False)
+    bad = next(((b, bool(c.folded)) for b, c in pairs if not c.passed), None)
     return Conversion(
         job,
         fused.findings,

@@ -1,7 +1,7 @@
 """What a conversion is asked to do, and what it gives: plain records."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,11 @@ class Job:
     def reading(self) -> ReadOptions:
         """How its files are read."""
         return ReadOptions(self.key, self.allow_classes, self.limits, self.sha256)
+
+    @property
+    def reading_fused(self) -> ReadOptions:
+        """How a fused file of its source is read: it holds what the original did."""
+        return replace(self.reading, sha256=None)
 
     @property
     def open_options(self) -> OpenOptions:

@@ -8,15 +8,26 @@ from torch import Tensor
 
 from acfuse.algebra import LinearConv, lower
 from acfuse.errors import InputError, UsageError
+from acfuse.files.nesting import beside
 from acfuse.files.read import read_tensors
 from acfuse.files.records import Container, ReadOptions
 from acfuse.files.write import Write, writer
 from acfuse.findings import Block, Findings, Run, Size
 from acfuse.patterns.match import find_in_tensors
 from acfuse.proof import Check, Inputs, Tolerance
+from acfuse.proof.live_program import unlike_values
 from acfuse.proof.planted import Planted, planted_in_tensors
 from acfuse.rewrite import fused_bare, without_nonfinite
-from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
+from acfuse.sources.base import (
+    Beside,
+    FindOptions,
+    Fused,
+    Progress,
+    Source,
+    SourceFile,
+    Weights,
+    silent,
+)
 from acfuse.system.memory import trim_heap
 
 
@@ -75,9 +86,22 @@ class BareFused(Fused):
         return (untouched(self.source.tensors, self.tensors, self.found),) * self.is_read_back
 
     def with_file(self, path: Path, read: ReadOptions, *, unchanged: bool = False) -> "BareFused":
-        _, tensors = read_tensors(path, read)
+        container, tensors = read_tensors(path, read)
         given = fitting(tensors, self.source.container.prefix, self.tensors, path.name)
-        return replace(self, tensors=given, is_read_back=True)
+        others = beside_of(self.source.container, container)
+        return replace(self, tensors=given, is_read_back=True, beside=others)
+
+    @property
+    def weights(self) -> Mapping[str, Weights]:
+        names = [name for block in self.found for name in block.names]
+        return {n: (self.tensors[f"{n}.weight"], self.tensors[f"{n}.bias"]) for n in names}
+
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        return kept_of(self.tensors, self.found)
+
+    def with_weights(self, given: Mapping[str, Weights]) -> "BareFused":
+        return replace(self, tensors={**self.tensors, **named_tensors(given)})
 
     def anew(self, block: Block, eps: float) -> Run | None:
         others = self.source.find(FindOptions(bn_eps=eps)).found if block.pattern else ()
@@ -131,6 +155,36 @@ def untouched(
     detail = f"{altered[0]} is not the original's ({len(altered)} in all)" if altered else ""
     count = sum(tensor.numel() for tensor in kept.values())
     return Check("untouched", not altered, float(len(altered)), 0.0, detail=detail, compared=count)
+
+
+def beside_of(original: Container, fused: Container) -> Beside:
+    """What a fused file holds beside its weights, and the original does not, or otherwise."""
+    if original.kind != fused.kind:
+        return Beside(is_alike=False)
+    if original.path != fused.path:
+        where, expected = (
+            f"under {c.key}" if c.path else "the whole file" for c in (fused, original)
+        )
+        return Beside(f"its weights are {where}, expected {expected}", is_alike=False)
+    if original.kind != "state_dict" or not isinstance(original.whole, Mapping):
+        held = [dict(c.metadata or {}) for c in (original, fused)]
+    else:
+        held = [beside(c.whole, c.path) for c in (original, fused)]
+    return Beside(unlike_values(*held))
+
+
+def kept_of(fused: Mapping[str, Tensor], found: Sequence[Block]) -> dict[str, Tensor]:
+    """The tensors of real numbers of a fused checkpoint that belong to no block."""
+    made = {f"{name}.{n}" for b in found for name in b.names for n in ("weight", "bias")}
+    return {k: t for k, t in fused.items() if k not in made and t.is_floating_point()}
+
+
+def named_tensors(given: Mapping[str, Weights]) -> dict[str, Tensor]:
+    return {
+        f"{name}.{what}": tensor
+        for name, pair in given.items()
+        for what, tensor in zip(("weight", "bias"), pair, strict=True)
+    }
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

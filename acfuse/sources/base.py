@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from onnx import ModelProto
 from torch import Tensor, nn
 
 from acfuse.algebra import LinearConv
@@ -20,6 +21,7 @@ from acfuse.proof.planted import Planted
 from acfuse.targets.onnx_export import OnnxFile
 
 Progress = Callable[[str], None]
+Weights = tuple[Tensor, Tensor]  # the weight and bias of a convolution, as stored
 NEEDS_CODE = "an ONNX file needs the model's code: give --model package.module:factory."
 
 
@@ -64,6 +66,17 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What tells all that stands in a file beside its weights from the original's, in words.
+
+    `is_alike` says that the weights stand where acfuse puts them, in a file of the same format.
+    """
+
+    unlike: str = ""
+    is_alike: bool = True
+
+
+@dataclass(frozen=True)
 class Fused(ABC):
     """A fused model: what was found in the original, what was refused and why.
 
@@ -71,6 +84,7 @@ class Fused(ABC):
     """
 
     findings: Findings
+    beside: Beside = field(default_factory=Beside, kw_only=True)  # of a file that was read back
 
     @property
     def found(self) -> tuple[Block, ...]:
@@ -112,6 +126,25 @@ class Fused(ABC):
 
         `unchanged` says that the file is known by its hash. Raises InputError if it does not fit.
         """
+
+    @property
+    @abstractmethod
+    def weights(self) -> Mapping[str, Weights]:
+        """The new convolutions, by the names that the blocks give them."""
+
+    @property
+    @abstractmethod
+    def kept(self) -> Mapping[str, Tensor]:
+        """The tensors of real numbers that are the original's own."""
+
+    @abstractmethod
+    def with_weights(self, given: Mapping[str, Weights]) -> Self:
+        """The same with other numbers in some of the new convolutions."""
+
+    @property
+    def onnx_original(self) -> ModelProto | None:
+        """The original, where it is an ONNX file."""
+        return None
 
     @abstractmethod
     def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:

@@ -37,8 +37,23 @@ from acfuse.proof.running import floating_dtype, named_shapes
 from acfuse.proof.whole import compare_models
 from acfuse.proof.witness import Given
 from acfuse.rewrite import fused_copy, fused_tensors, without_nonfinite
-from acfuse.sources.bare import fitting, parameters_of, untouched
-from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
+from acfuse.sources.bare import (
+    beside_of,
+    fitting,
+    kept_of,
+    named_tensors,
+    parameters_of,
+    untouched,
+)
+from acfuse.sources.base import (
+    FindOptions,
+    Fused,
+    Progress,
+    Source,
+    SourceFile,
+    Weights,
+    silent,
+)
 from acfuse.system.memory import no_collection
 
 
@@ -175,11 +190,28 @@ class LiveFused(Fused):
                 f"{path.name} is, as the original, a pickled module: only code could read it "
                 "back. It is proved by its manifest: run `acfuse verify` in its folder."
             )
-        _, tensors = read_tensors(path, read)
+        read_in, tensors = read_tensors(path, read)
         given = fitting(tensors, container.prefix, self.checkpoint, path.name)
         model = copied(self.model)
         assigned(model, given)
-        return replace(self, model=model, read_back=given)
+        beside = beside_of(container, read_in)
+        return replace(self, model=model, read_back=given, beside=beside)
+
+    @property
+    def weights(self) -> Mapping[str, Weights]:
+        layers: dict[str, Any] = {
+            n: self.model.get_submodule(n) for b in self.found for n in b.names
+        }
+        return {n: (layer.weight.detach(), layer.bias.detach()) for n, layer in layers.items()}
+
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        return kept_of(self.checkpoint, self.found)
+
+    def with_weights(self, given: Mapping[str, Weights]) -> "LiveFused":
+        model, tensors = copied(self.model), {**self.checkpoint, **named_tensors(given)}
+        assigned(model, tensors)
+        return replace(self, model=model, read_back=tensors)
 
     def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:
         return planted_in_tensors(self.source.tensors, read_tensors(path, read)[1], most)

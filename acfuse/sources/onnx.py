@@ -44,7 +44,7 @@ from acfuse.proof.onnx_program import compare_programs
 from acfuse.proof.onnx_rewriting import Rewritten, compare_rewriting
 from acfuse.proof.onnx_runtime import compare_files
 from acfuse.proof.planted import Planted, planted_in_onnx
-from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
+from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, Weights, silent
 from acfuse.system.escape import one_line
 from acfuse.system.limits import LIMITS, Limits
 from acfuse.targets.onnx_export import OnnxFile, count_nodes
@@ -163,6 +163,35 @@ class OnnxFused(Fused):
         if stored.program is not None and not stored.program.passed:
             self._check_folds(file, path.name)
         return stored
+
+    @property
+    def onnx_original(self) -> onnx.ModelProto:
+        return self.source.model
+
+    @property
+    def weights(self) -> Mapping[str, Weights]:
+        return {n: (p.layer.weight, p.layer.bias) for n, p in self._placed().items()}
+
+    def _placed(self) -> dict[str, Placed]:
+        placed = [p for block in self.layers for p in block if p is not None]
+        return dict(zip([n for b in self.found for n in b.names], placed, strict=True))
+
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        held = numbers_of(self.model)[0]
+        return {n: t for n, t in held.items() if n not in self.certified and t.ndim > 1}
+
+    def with_weights(self, given: Mapping[str, Weights]) -> "OnnxFused":
+        model, placed = onnx.ModelProto(), self._placed()
+        model.CopyFrom(self.model)
+        stored = {t.name: t for graph in all_graphs(model.graph) for t in graph.initializer}
+        tensors = {}
+        for name, pair in given.items():
+            for key, tensor in zip((placed[name].weight, placed[name].bias), pair, strict=True):
+                stored[key].CopyFrom(numpy_helper.from_array(tensor.numpy(), key))
+                tensors[key] = stored[key]
+        layers = [tuple(p and _restored(p, tensors) for p in block) for block in self.layers]
+        return replace(self, model=model, layers=tuple(layers))
 
     def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:
         file, _ = read_onnx(path, ReadOptions(limits=read.limits))
