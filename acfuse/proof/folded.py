@@ -45,7 +45,7 @@ class Allowed:
     def off(self, exact: Tensor) -> Tensor:
         """How far each number is from what is taken to be exact, of what it may be."""
         apart = (self.stored - exact).abs()
-        return torch.where(apart > 0, apart / self.most, 0.0).nan_to_num(nan=math.inf)
+        return torch.where(apart == 0, 0.0, apart / self.most).nan_to_num(nan=math.inf)
 
     @property
     def worst(self) -> Tensor:

@@ -151,7 +151,7 @@ def untouched(
     """Whether every tensor that was not fused is the original's, bit for bit."""
     made = {f"{name}.{n}" for b in found for name in b.names for n in ("weight", "bias")}
     kept = {key: tensor for key, tensor in fused.items() if key in original and key not in made}
-    altered = [key for key, tensor in kept.items() if not _same_bits(tensor, original[key])]
+    altered = [key for key, tensor in kept.items() if not same_bits(tensor, original[key])]
     detail = f"{altered[0]} is not the original's ({len(altered)} in all)" if altered else ""
     count = sum(tensor.numel() for tensor in kept.values())
     return Check("untouched", not altered, float(len(altered)), 0.0, detail=detail, compared=count)
@@ -187,7 +187,8 @@ def named_tensors(given: Mapping[str, Weights]) -> dict[str, Tensor]:
     }
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same, number for number; NaN is what it was."""
     return (
         a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a != a) & (b != b)).all())
     )

@@ -133,6 +133,11 @@ class Fused(ABC):
         """The new convolutions, by the names that the blocks give them."""
 
     @property
+    def names(self) -> frozenset[str]:
+        """The names of the tensors that are new in a fused file."""
+        return frozenset(f"{n}.{what}" for n in self.weights for what in ("weight", "bias"))
+
+    @property
     @abstractmethod
     def kept(self) -> Mapping[str, Tensor]:
         """The tensors of real numbers that are the original's own."""

@@ -172,6 +172,10 @@ class OnnxFused(Fused):
     def weights(self) -> Mapping[str, Weights]:
         return {n: (p.layer.weight, p.layer.bias) for n, p in self._placed().items()}
 
+    @property
+    def names(self) -> frozenset[str]:
+        return self.certified
+
     def _placed(self) -> dict[str, Placed]:
         placed = [p for block in self.layers for p in block if p is not None]
         return dict(zip([n for b in self.found for n in b.names], placed, strict=True))

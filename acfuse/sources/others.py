@@ -4,6 +4,7 @@ A file of another program, or with other names, is no less right. Its convolutio
 their numbers and proved like any; what the program around them does is shown by running it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from acfuse.files.records import ReadOptions
 from acfuse.graph.onnx_read import FLOATS
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.onnx_runtime import answers_in_onnx, compare_onnx, compare_with_onnx
+from acfuse.sources.bare import same_bits
 from acfuse.sources.base import Fused, Progress, Source, Weights, silent
 from acfuse.system.limits import Limits
 from acfuse.targets.pt2_export import answers_of_program, compare_pt2_file
@@ -81,6 +83,8 @@ def held_in(
         file = _opened(path, read)
     except InputError:
         raise own or InputError(f"{path.name} cannot be read.") from None
+    if own is not None and not file.tensors.keys().isdisjoint(fused.names):
+        raise own  # it has acfuse's own names, and does not fit
     if not file.is_program:
         return _by_numbers(file, fused, own)
     check = _run(file, source, fused, inputs, tolerance, read.limits, progress)
@@ -93,6 +97,9 @@ def held_in(
     if stored is not None:
         return Held(stored, (check,))
     given, missing = _matched(fused.weights, file.convolutions, loose=not check.passed)
+    is_alien = not _matched(fused.weights, file.convolutions, loose=False)[0]
+    if own is not None and is_alien and not check.passed and not math.isfinite(check.error):
+        raise own  # neither its outputs nor its tensors are of this model
     found = tuple(b for b in fused.found if not missing.intersection(b.names))
     notes = (
         f"{path.name} is a program of others: {len(found)} of {len(fused.found)} blocks are proved "
@@ -150,8 +157,12 @@ def _by_numbers(file: _File, fused: Fused, own: InputError | None) -> Held:
     """A file of tensors alone, under other names. Raises InputError if not all are there."""
     given, missing = _matched(fused.weights, file.convolutions, loose=False)
     kept = _kept(fused.kept, file.tensors)
-    wanted = [*(w for w, _ in fused.weights.values()), *fused.kept.values()]
-    sizes = [sum(t.numel() for t in some if t.ndim > 1) for some in (wanted, file.tensors.values())]
+    wanted = [*(t for pair in fused.weights.values() for t in pair), *fused.kept.values()]
+    least = 1 if fused.onnx_original is None else 2  # what a graph holds beside are its constants
+    sizes = [
+        sum(t.numel() for t in some if t.ndim >= least and t.is_floating_point())
+        for some in (wanted, file.tensors.values())
+    ]
     if (
         missing
         or kept.compared != len(fused.kept)
@@ -209,7 +220,7 @@ def _kept(kept: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Check:
     same, altered = 0, []
     for name, own in kept.items():
         others = [t for t in by_shape.get(tuple(own.shape), []) if t.dtype == own.dtype]
-        if any(torch.equal(own, other) for other in others):
+        if any(same_bits(own, other) for other in others):
             same += 1
         elif name in held or (own.ndim == 2 and any(_is_kin(own, other) for other in others)):
             altered.append(name)

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import acfuse
 from acfuse.algebra import lower
@@ -20,70 +19,8 @@ from acfuse.proof.folded import FEW, allowed, judged_as_folded
 from acfuse.rewrite import fused_copy
 from acfuse.sources.live import stored_in
 from tests.bounds import gamma
+from tests.proof.folding import SHAPE, Block, folded, network
 from tests.proof.proving import as_fused
-
-SHAPE = (2, 6, 9, 12)
-
-
-class Block(nn.Module):
-    """RepVGG's: a 3x3, a 1x1 and, where it can be, an identity, each with its BatchNorm."""
-
-    def __init__(self, inside, out, stride=1):
-        super().__init__()
-        same = inside == out and stride == 1
-        self.rbr_identity = nn.BatchNorm2d(out) if same else None
-        for name, size in (("rbr_dense", 3), ("rbr_1x1", 1)):
-            conv = nn.Conv2d(inside, out, size, stride, size // 2, bias=False)
-            arm = nn.Sequential()
-            arm.add_module("conv", conv)
-            arm.add_module("bn", nn.BatchNorm2d(out))
-            setattr(self, name, arm)
-
-    def forward(self, x):
-        y = self.rbr_dense(x) + self.rbr_1x1(x)
-        return F.relu(y if self.rbr_identity is None else y + self.rbr_identity(x))
-
-
-def _net(seed=0, variance=(0.3, 3.0)):
-    torch.manual_seed(seed)
-    net = nn.Sequential(Block(6, 10, 2), Block(10, 10), nn.Conv2d(10, 5, 1))
-    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.running_mean.normal_(0, 0.5)
-        norm.running_var.uniform_(*variance)
-        norm.weight.data.uniform_(0.5, 1.5)
-        norm.bias.data.normal_(0, 0.3)
-    return net.eval()
-
-
-def _fold(block, eps=None, without=(), turned=False):
-    """The authors' own switch_to_deploy, in the dtype of the weights."""
-    kernel, bias = 0, 0
-    for name in ("rbr_dense", "rbr_1x1", "rbr_identity"):
-        arm = getattr(block, name)
-        if arm is None or name in without:
-            continue
-        if isinstance(arm, nn.BatchNorm2d):
-            own, norm = torch.eye(arm.num_features).to(arm.weight)[..., None, None], arm
-        else:
-            own, norm = arm.conv.weight, arm.bn
-        own = own.mT if turned else own
-        pads = (3 - own.shape[-1]) // 2
-        std = (norm.running_var + (norm.eps if eps is None else eps)).sqrt()
-        scale = norm.weight / std
-        kernel = kernel + F.pad(own * scale[:, None, None, None], [pads] * 4)
-        bias = bias + (norm.bias - norm.running_mean * norm.weight / std)
-    return kernel.detach(), bias.detach()
-
-
-def _folded(net, trained=None, **mistake):
-    """The fused form with the weights that the authors' script gives, of the net or another."""
-    found = find_in_module(net, PATTERNS).found
-    fused = fused_copy(net, found)
-    for block in found:
-        layer = fused.get_submodule(block.names[0])
-        weight, bias = _fold((trained or net).get_submodule(block.where), **mistake)
-        layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
-    return fused, found
 
 
 def _verdict(net, fused, found):
@@ -95,8 +32,8 @@ def _verdict(net, fused, found):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_fold_in_float32_is_right_and_said_to_be_one(seed):
-    net = _net(seed)
-    fused, found = _folded(net)
+    net = network(seed)
+    fused, found = folded(net)
     given = as_fused(net, fused, found)
     assert not prove(given, None, Tolerance()).passed  # acfuse itself rounds once
     proofs = prove(given, Inputs(((None, SHAPE),)), Tolerance(), by_others=True)
@@ -105,8 +42,8 @@ def test_a_fold_in_float32_is_right_and_said_to_be_one(seed):
 
 
 def test_rounding_is_allowed_no_more_than_theory_gives_it_where_nothing_cancels():
-    net = _net()
-    fused, found = _folded(net)
+    net = network()
+    fused, found = folded(net)
     for block in found:
         for part in allowed(block, stored_in(fused, block), block.reference()):
             # Each of the arms: a product, its factor of three roundings, and a sum of each.
@@ -115,8 +52,8 @@ def test_rounding_is_allowed_no_more_than_theory_gives_it_where_nothing_cancels(
 
 
 def test_the_python_call_takes_a_fold_in_float32_as_well():
-    net = _net()
-    fused, _ = _folded(net)
+    net = network()
+    fused, _ = folded(net)
     assert acfuse.verify(net, fused, SHAPE).passed
     assert acfuse.verify(net, fused, SHAPE, atol=1e-3).passed
     assert not acfuse.verify(net, fused, SHAPE, atol=1e-12).passed
@@ -135,36 +72,36 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_float32_is_found_and_named(mistake):
     change, word = MISTAKES[mistake]
-    net = _net()
-    proofs, diagnosis = _verdict(net, *_folded(net, **change))
+    net = network()
+    proofs, diagnosis = _verdict(net, *folded(net, **change))
     assert not proofs.passed
     assert word in diagnosis
 
 
 @pytest.mark.parametrize("variance", [(20.0, 60.0), (100.0, 300.0)])
 def test_an_eps_that_hides_below_rounding_is_told_by_all_weights_together(variance):
-    net = _net(variance=variance)
-    assert _verdict(net, *_folded(net))[0].passed
-    proofs, diagnosis = _verdict(net, *_folded(net, eps=1e-4))
+    net = network(variance=variance)
+    assert _verdict(net, *folded(net))[0].passed
+    proofs, diagnosis = _verdict(net, *folded(net, eps=1e-4))
     assert not proofs.passed
     assert "eps 0.0001" in diagnosis
 
 
 def test_batch_statistics_are_named():
-    net = _net()
+    net = network()
     other = copy.deepcopy(net)
     for norm in (m for m in other.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.running_mean += 0.05
         norm.running_var *= torch.rand_like(norm.running_var) + 0.5
-    proofs, diagnosis = _verdict(net, *_folded(net, other))
+    proofs, diagnosis = _verdict(net, *folded(net, other))
     assert not proofs.passed
     assert "training mode" in diagnosis
 
 
 @pytest.mark.parametrize("place", ["largest", "last"])
 def test_one_weight_that_is_wrong_by_more_than_rounding_is_found(place):
-    net = _net()
-    fused, found = _folded(net)
+    net = network()
+    fused, found = folded(net)
     flat = fused.get_submodule(found[1].names[0]).weight.data.view(-1)
     flat[int(flat.abs().argmax()) if place == "largest" else -1] *= 1 + 1e-4
     proofs, diagnosis = _verdict(net, fused, found)
@@ -173,10 +110,19 @@ def test_one_weight_that_is_wrong_by_more_than_rounding_is_found(place):
     assert "1 altered weight" in diagnosis
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, 0.0])
+@pytest.mark.parametrize("tensor", ["weight", "bias"])
+def test_what_is_no_number_or_nothing_at_all_is_no_rounding(tensor, number):
+    net = network()
+    fused, found = folded(net)
+    getattr(fused.get_submodule(found[1].names[0]), tensor).data.fill_(number)
+    assert not _verdict(net, fused, found)[0].passed
+
+
 @pytest.mark.parametrize("count", [1, FEW])
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_what_acfuse_wrote_may_not_be_off_by_a_unit(count, steps):
-    net = _net()
+    net = network()
     found = find_in_module(net, PATTERNS).found
     fused = fused_copy(net, found)
     flat = fused.get_submodule(found[0].names[0]).weight.data.view(-1)
@@ -193,9 +139,9 @@ def test_what_acfuse_wrote_may_not_be_off_by_a_unit(count, steps):
 def test_one_block_of_float32_among_exact_ones_is_no_file_of_others():
     torch.manual_seed(0)
     net = nn.Sequential(*(Block(6, 6) for _ in range(6))).eval()
-    folded, found = _folded(net)
+    by_others, found = folded(net)
     fused = fused_copy(net, found)
-    fused[3].load_state_dict(folded[3].state_dict())
+    fused[3].load_state_dict(by_others[3].state_dict())
     certificates = [certify(block, stored_in(fused, block)) for block in found]
     judged = judged_as_folded(
         found, certificates, lambda block: stored_in(fused, block), lambda *_: None

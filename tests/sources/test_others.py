@@ -14,7 +14,7 @@ from acfuse.sources.base import FindOptions
 from acfuse.sources.live import LiveSource
 from acfuse.targets.onnx_export import to_onnx
 from acfuse.targets.pt2_export import to_pt2
-from tests.proof.test_folded import SHAPE, _fold, _net
+from tests.proof.folding import SHAPE, fold, network
 
 INPUTS = Inputs(((None, SHAPE),))
 
@@ -24,7 +24,7 @@ class Deploy(nn.Module):
 
     def __init__(self, net, *, relu=True):
         super().__init__()
-        weights = [_fold(net[i]) for i in (0, 1)]
+        weights = [fold(net[i]) for i in (0, 1)]
         self.first = nn.Conv2d(6, 10, 3, 2, 1)
         self.second = nn.Conv2d(10, 10, 3, 1, 1)
         self.last = copy.deepcopy(net[2])
@@ -34,11 +34,6 @@ class Deploy(nn.Module):
 
     def forward(self, x):
         return self.last(self.relu(self.second(self.first(x).relu())))
-
-
-def network():
-    """What --model names."""
-    return _net()
 
 
 def _altered(deploy):
@@ -62,7 +57,7 @@ def _other_matrix(deploy):
 def folder(tmp_path_factory):
     """The original and the authors' form of it, right and wrong, in each kind of file."""
     folder = tmp_path_factory.mktemp("others")
-    net = _net()
+    net = network()
     forms = {"original": net, "right": Deploy(net).eval(), "no_relu": Deploy(net, relu=False)}
     for change in (_altered, _turned, _swapped, _other_matrix):
         forms[change.__name__.strip("_")] = Deploy(net)
@@ -78,7 +73,7 @@ def folder(tmp_path_factory):
 def _verified(folder, original, fused):
     settings = {"inputs": INPUTS}
     if original == "pth":
-        settings["model"] = "tests.sources.test_others:network"
+        settings["model"] = "tests.proof.folding:network"
     return verify_files(Job(folder / f"original.{original}", **settings), folder / fused).proofs
 
 
@@ -145,7 +140,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", [None, *CHANGES])
 def test_what_acfuse_keeps_beside_the_weights_has_to_be_there(tmp_path, change):
-    original, held = _converted(tmp_path, {"state_dict": _net().state_dict(), **WHOLE})
+    original, held = _converted(tmp_path, {"state_dict": network().state_dict(), **WHOLE})
     changed = held | CHANGES.get(change, {})
     fused = _checkpoint(tmp_path / "f.pth", **{k: v for k, v in changed.items() if v is not None})
     job = Job(original, bn_eps=1e-5, key="state_dict")
@@ -157,11 +152,11 @@ def test_what_acfuse_keeps_beside_the_weights_has_to_be_there(tmp_path, change):
 
 
 def test_what_others_leave_out_beside_the_weights_is_a_note(tmp_path):
-    net = _net()
+    net = network()
     original, held = _converted(tmp_path, {"state_dict": net.state_dict(), **WHOLE})
     tensors = dict(held["state_dict"])
     for i in (0, 1):
-        weight, bias = _fold(net[i])
+        weight, bias = fold(net[i])
         tensors[f"{i}.rbr_reparam.weight"], tensors[f"{i}.rbr_reparam.bias"] = weight, bias
     job = Job(original, bn_eps=1e-5, key="state_dict")
     for name, whole in (("bare", tensors), ("nest", {"state_dict": tensors, "epoch": 9})):
@@ -172,10 +167,10 @@ def test_what_others_leave_out_beside_the_weights_is_a_note(tmp_path):
 
 
 def test_the_entries_of_a_live_model_s_checkpoint_are_compared_too(tmp_path):
-    whole = {"state_dict": _net().state_dict(), **WHOLE}
+    whole = {"state_dict": network().state_dict(), **WHOLE}
     original = _checkpoint(tmp_path / "original.pth", **whole)
-    job = Job(original, model="tests.sources.test_others:network", inputs=INPUTS, key="state_dict")
-    source = LiveSource.of(_net())
+    job = Job(original, model="tests.proof.folding:network", inputs=INPUTS, key="state_dict")
+    source = LiveSource.of(network())
     fused = source.fuse(source.find(FindOptions())).checkpoint
     right = _checkpoint(tmp_path / "right.pth", **{**whole, "state_dict": fused})
     assert verify_files(job, right).proofs.passed
