@@ -90,6 +90,8 @@ MODEL_OPTIONS = (
             "transformers:FOLDER, ultralytics:yolov10n.yaml."),
     option("--model-args", type=JSON, default=None, help="Arguments for it, as JSON."),
     KEY,
+    option("--prefix", help="What stands in front of the model's keys in the checkpoint; other "
+            "tensors are kept as they are."),
     option("--allow-class", multiple=True, metavar="MODULE:CLASS",
             help="A class of your own that a pickled module may hold. Repeatable."),
     option("--sha256", type=SHA256, help="What the file must be, as sha256sum prints it."),

@@ -25,6 +25,7 @@ class Job:
     model: str | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
     key: str | None = None
+    prefix: str | None = None
     allow_classes: tuple[str, ...] = ()
     limits: Limits = LIMITS
     sha256: str | None = None
@@ -60,6 +61,7 @@ class Job:
             "model": self.model is not None,
             "model_args": bool(self.model_args),
             "key": self.key is not None,
+            "prefix": self.prefix is not None,
             "allow_class": bool(self.allow_classes),
             "bn_eps": self.bn_eps is not None,
             "patterns": any(pattern.file is not None for pattern in self.patterns),
@@ -72,6 +74,7 @@ class Job:
             self.bn_eps,
             self.allow_nonfinite,
             frozenset(name for name, is_given in given.items() if is_given),
+            self.prefix,
             self.inputs,
         )
 

@@ -63,6 +63,7 @@ def describe(
         "model": _moved(job.model, lambda p: _relative(p, folder)),
         "model_args": dict(job.model_args),
         "key": job.key,
+        "prefix": job.prefix,
         "allow_class": [_moved(c, lambda p: _relative(p, folder)) for c in job.allow_classes],
         "limits": vars_of(job.limits),
         "allow_nonfinite": job.allow_nonfinite,
@@ -233,6 +234,7 @@ class Manifest:
             model=_moved(data["model"], here),
             model_args=data["model_args"],
             key=data["key"],
+            prefix=data.get("prefix"),
             allow_classes=tuple(_moved(c, here) or c for c in data["allow_class"]),
             output=self.paths.checkpoint,
             inputs=None if inputs is None else Inputs(

@@ -74,6 +74,8 @@ def _by_other_factors(
     if not parts or exact.shape[1] < 3 * len(parts):  # too few numbers to tell
         return ""
     of_arms, have = torch.stack(parts, 2), _kernels(stored)
+    if not bool(of_arms.isfinite().all() and have.isfinite().all()):
+        return ""
     factors = torch.linalg.lstsq(of_arms, have.unsqueeze(2), driver="gelsd").solution
     nearest = (of_arms @ factors).squeeze(2)
     room = have.abs().amax(1, keepdim=True) * OTHER_FACTORS * torch.finfo(block.dtype).eps

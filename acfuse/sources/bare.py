@@ -87,8 +87,8 @@ class BareFused(Fused):
 
     def with_file(self, path: Path, read: ReadOptions, *, unchanged: bool = False) -> "BareFused":
         container, tensors = read_tensors(path, read)
-        given = fitting(tensors, self.source.container.prefix, self.tensors, path.name)
-        others = beside_of(self.source.container, container)
+        given = fitting(tensors, self.source.container, self.tensors, path.name)
+        others = beside_of(self.source.container, container, tensors)
         return replace(self, tensors=given, is_read_back=True, beside=others)
 
     @property
@@ -130,10 +130,14 @@ def parameters_of(tensors: Mapping[str, Tensor]) -> int:
 
 
 def fitting(
-    tensors: Mapping[str, Tensor], prefix: str, wanted: Mapping[str, Tensor], name: str
+    tensors: Mapping[str, Tensor], original: Container, wanted: Mapping[str, Tensor], name: str
 ) -> dict[str, Tensor]:
-    """A fused file's tensors under the keys that are wanted. Raises InputError for others."""
-    given = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    """A fused file's tensors under the keys that are wanted. Raises InputError for others.
+
+    What is none of the model's is beside the weights, and may have changed there.
+    """
+    prefix, rest = original.prefix, original.rest
+    given = {k.removeprefix(prefix): t for k, t in tensors.items() if k not in rest}
     missing, unknown = (sorted(set(a) - set(b)) for a, b in ((wanted, given), (given, wanted)))
     if missing or unknown:
         what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which is none of its keys"
@@ -157,7 +161,7 @@ def untouched(
     return Check("untouched", not altered, float(len(altered)), 0.0, detail=detail, compared=count)
 
 
-def beside_of(original: Container, fused: Container) -> Beside:
+def beside_of(original: Container, fused: Container, tensors: Mapping[str, Tensor]) -> Beside:
     """What a fused file holds beside its weights, and the original does not, or otherwise."""
     if original.kind != fused.kind:
         return Beside(is_alike=False)
@@ -167,10 +171,11 @@ def beside_of(original: Container, fused: Container) -> Beside:
         )
         return Beside(f"its weights are {where}, expected {expected}", is_alike=False)
     if original.kind != "state_dict" or not isinstance(original.whole, Mapping):
-        held = [dict(c.metadata or {}) for c in (original, fused)]
+        unlike = unlike_values(*(dict(c.metadata or {}) for c in (original, fused)))
     else:
-        held = [beside(c.whole, c.path) for c in (original, fused)]
-    return Beside(unlike_values(*held))
+        unlike = unlike_values(*(beside(c.whole, c.path) for c in (original, fused)))
+    rest = {key: tensors[key] for key in original.rest if key in tensors}
+    return Beside(unlike or unlike_values(dict(original.rest), rest))
 
 
 def kept_of(fused: Mapping[str, Tensor], found: Sequence[Block]) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ class OpenOptions:
     bn_eps: float | None = None
     allow_nonfinite: bool = False
     asked: frozenset[str] = frozenset()
+    prefix: str | None = None
     inputs: Inputs | None = None
 
 

@@ -191,10 +191,10 @@ class LiveFused(Fused):
                 "back. It is proved by its manifest: run `acfuse verify` in its folder."
             )
         read_in, tensors = read_tensors(path, read)
-        given = fitting(tensors, container.prefix, self.checkpoint, path.name)
+        given = fitting(tensors, container, self.checkpoint, path.name)
         model = copied(self.model)
         assigned(model, given)
-        beside = beside_of(container, read_in)
+        beside = beside_of(container, read_in, tensors)
         return replace(self, model=model, read_back=given, beside=beside)
 
     @property

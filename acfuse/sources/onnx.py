@@ -65,7 +65,7 @@ class OnnxSource(Source):
     file: SourceFile = field(default_factory=SourceFile)
     limits: Limits = LIMITS
     ignores = dict.fromkeys(
-        ("model", "model_args", "key", "allow_class", "bn_eps", "patterns", "assume"),
+        ("model", "model_args", "key", "prefix", "allow_class", "bn_eps", "patterns", "assume"),
         "an ONNX file needs none",
     )
 
