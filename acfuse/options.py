@@ -123,7 +123,7 @@ INPUT_OPTIONS = (
     option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance beside it."),
 )  # fmt: skip
 ONNX_OPTIONS = (
-    option("--opset", type=click.IntRange(18, 24), help="ONNX opset. Default 20."),
+    option("--opset", type=click.IntRange(11, 24), help="ONNX opset. Default 20."),
     option("--dynamic", type=click.Choice(["batch", "hw", "all", "none"]),
             help="Which axes of the ONNX file are free. Default batch."),
 )  # fmt: skip
