@@ -287,7 +287,8 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
 
     plain = ("model", "model_args", "key", "prefix", "sha256", "bn_eps", "opset", "dynamic")
     changes: dict[str, Any] = {name: options.get(name) for name in plain}
-    changes |= {name: options.get(name) or None for name in ("force", "allow_nonfinite")}
+    flags = ("force", "allow_nonfinite", "fix_initializers")
+    changes |= {name: options.get(name) or None for name in flags}
     changes["allow_classes"] = options.get("allow_class") or None
     changes["tolerance"] = Tolerance(options.get("atol"), options.get("rtol"))
     if options.get("limit"):

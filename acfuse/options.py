@@ -99,6 +99,8 @@ MODEL_OPTIONS = (
             "operations=2000000; `acfuse inspect` names the one. Repeatable."),
     option("--allow-nonfinite", is_flag=True, help="Read a model that holds NaN or Inf, and leave "
             "the blocks with such tensors as they are."),
+    option("--fix-initializers", is_flag=True, help="Take the inputs of an ONNX file that have a "
+            "default as constants: no caller gives another."),
     option("--bn-eps", type=click.FloatRange(min=0), help="BatchNorm eps, for checkpoints without "
             "their code."),
     option("--fold-bn", is_flag=True, help="Fold lone conv+BatchNorm pairs as well."),

@@ -141,6 +141,19 @@ def replaceable(graph: onnx.GraphProto, ir_version: int) -> frozenset[str]:
     return frozenset({t.name for t in graph.initializer} & {v.name for v in graph.input})
 
 
+def with_fixed_inputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """The model without the inputs that have a default, which stays as a constant; their names."""
+    names = sorted(replaceable(model.graph, model.ir_version))
+    if not names:
+        return model, names
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    left = [v for v in fixed.graph.input if v.name not in names]
+    del fixed.graph.input[:]
+    fixed.graph.input.extend(left)
+    return fixed, names
+
+
 def known_values(model: onnx.ModelProto) -> dict[str, Known]:
     """The type and sizes of every value, as far as ONNX's own inference tells.
 

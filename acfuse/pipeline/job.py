@@ -42,6 +42,7 @@ class Job:
     force: bool = False
     allow_empty: bool = False
     allow_nonfinite: bool = False
+    fix_initializers: bool = False
     dry_run: bool = False
 
     @property
@@ -62,6 +63,7 @@ class Job:
             "model_args": bool(self.model_args),
             "key": self.key is not None,
             "prefix": self.prefix is not None,
+            "fix_initializers": self.fix_initializers,
             "allow_class": bool(self.allow_classes),
             "bn_eps": self.bn_eps is not None,
             "patterns": any(pattern.file is not None for pattern in self.patterns),
@@ -73,6 +75,7 @@ class Job:
             self.reading,
             self.bn_eps,
             self.allow_nonfinite,
+            self.fix_initializers,
             frozenset(name for name, is_given in given.items() if is_given),
             self.prefix,
             self.inputs,

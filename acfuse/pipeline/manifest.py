@@ -67,6 +67,7 @@ def describe(
         "allow_class": [_moved(c, lambda p: _relative(p, folder)) for c in job.allow_classes],
         "limits": vars_of(job.limits),
         "allow_nonfinite": job.allow_nonfinite,
+        "fix_initializers": job.fix_initializers,
         "bn_eps": job.bn_eps,
         "fold_bn": job.fold_bn,
         "patterns": [
@@ -244,6 +245,7 @@ class Manifest:
             ),
             limits=Limits(**data["limits"]) if "limits" in data else LIMITS,
             allow_nonfinite=data.get("allow_nonfinite", False),
+            fix_initializers=data.get("fix_initializers", False),
             bn_eps=data["bn_eps"],
             fold_bn=data["fold_bn"],
             patterns=known_patterns(self.pattern_files, self.assume),

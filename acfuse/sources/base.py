@@ -42,6 +42,7 @@ class OpenOptions:
     read: ReadOptions = DEFAULTS
     bn_eps: float | None = None
     allow_nonfinite: bool = False
+    fix_initializers: bool = False
     asked: frozenset[str] = frozenset()
     prefix: str | None = None
     inputs: Inputs | None = None

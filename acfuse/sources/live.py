@@ -66,7 +66,9 @@ class LiveSource(Source):
     container: Container = field(default_factory=lambda: Container("state_dict"))
     file: SourceFile = field(default_factory=SourceFile)
     example: Given | None = field(default=None, repr=False)
-    ignores = dict.fromkeys(("bn_eps",), "the model's own code decides that")
+    ignores = dict.fromkeys(("bn_eps",), "the model's own code decides that") | dict.fromkeys(
+        ("fix_initializers",), "it is for ONNX files"
+    )
     needs_inputs = True
 
     @classmethod

@@ -50,6 +50,7 @@ from acfuse.system.limits import LIMITS, Limits
 from acfuse.targets.onnx_export import OnnxFile, count_nodes
 
 OLDEST_OPSET = 7  # onnxruntime runs nothing older: there would be no proof
+FIXED = "if none does, give --fix-initializers"
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
           "Bernoulli", "Multinomial")  # fmt: skip
 
@@ -323,7 +324,7 @@ def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]
     def within(graph: onnx.GraphProto, outer: Constants) -> Iterator[Any]:
         defaults = replaceable(graph, model.ir_version)
         quantised = {a.tensor_name for a in graph.quantization_annotation}
-        given = {n: f"{n} is an input, which a caller may give" for n in defaults}
+        given = {n: f"{n} is an input, which a caller may give ({FIXED})" for n in defaults}
         given |= {n: f"{n} is quantised" for n in quantised}
         made = {v.name: f"{v.name} is an input" for v in graph.input}
         made |= {o: f"{o} is computed by {n.op_type}" for n in graph.node for o in n.output}

@@ -13,6 +13,7 @@ from acfuse.files.read import read_tensors
 from acfuse.files.tensor_check import check_numbers, norms_of
 from acfuse.files.user_code import build_model, fit_prefix, load_into, stripped
 from acfuse.graph.copies import unwrapped
+from acfuse.graph.onnx_values import with_fixed_inputs
 from acfuse.proof.witness import example_of
 from acfuse.sources.bare import BareSource
 from acfuse.sources.base import OpenOptions, Source, SourceFile
@@ -42,9 +43,18 @@ def open_source(path: Path, options: OpenOptions) -> Source:
 
 def _open_onnx(path: Path, options: OpenOptions) -> OnnxSource:
     model, digests = read_onnx(path, options.read)
+    notes: tuple[str, ...] = ()
+    if options.fix_initializers:
+        model, fixed = with_fixed_inputs(model)
+        if not fixed:
+            raise UsageError(
+                f"{path.name}: --fix-initializers has no effect here: no input has a default. "
+                "Remove it."
+            )
+        notes = (f"no inputs any more, but constants: {listed(fixed)}",)
     tensors, norms = numbers_of(model)
     odd = check_numbers(tensors, norms, path.name, allow_nonfinite=options.allow_nonfinite)
-    return OnnxSource(model, SourceFile(path.name, digests, odd), options.read.limits)
+    return OnnxSource(model, SourceFile(path.name, digests, (*notes, *odd)), options.read.limits)
 
 
 def _open_torch(path: Path, options: OpenOptions) -> LiveSource | BareSource:
@@ -58,6 +68,8 @@ def _open_torch(path: Path, options: OpenOptions) -> LiveSource | BareSource:
     if container.network is not None:
         if options.model is not None:
             raise UsageError(f"{path.name} holds a whole model; --model is for state dicts.")
+        if options.prefix is not None:
+            raise UsageError(f"{path.name} holds a whole model; --prefix is for state dicts.")
         network = container.network
         return LiveSource(network.eval() if network.training else network, tensors, container, file)
     if options.model is None:

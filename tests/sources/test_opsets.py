@@ -1,10 +1,17 @@
 """ONNX files of every opset that tools take: each is checked, and equal to the original model."""
 
+from dataclasses import replace
+
 import onnx
 import pytest
 import torch
 from torch import nn
 
+from acfuse.errors import NothingToFuse, UsageError
+from acfuse.pipeline.convert import convert
+from acfuse.pipeline.job import Job
+from acfuse.pipeline.manifest import Manifest
+from acfuse.pipeline.replay import verify_files
 from acfuse.proof import Inputs, Tolerance
 from acfuse.proof.onnx_runtime import compare_onnx
 from acfuse.sources.base import FindOptions
@@ -69,3 +76,40 @@ def test_a_way_that_was_fixed_at_one_size_is_seen_at_another():
     inputs, model = Inputs(((None, (2, 3, 9, 12)),)), BySize().eval()
     file = to_onnx(model, inputs, opset=13)
     assert not compare_onnx(file.bytes, model, inputs, Tolerance()).passed
+
+
+# Weights that are inputs as well.
+
+
+def _with_weight_inputs(folder):
+    """A file in which every weight is the default of an input."""
+    file = to_onnx(Block(6, 6).eval(), Inputs(((None, (2, 6, 9, 12)),)), opset=13)
+    for tensor in file.model.graph.initializer:
+        value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        file.model.graph.input.append(value)
+    path = folder / "net.onnx"
+    onnx.save(file.model, path)
+    return Job(path)
+
+
+def test_weights_that_a_caller_may_give_are_constants_if_the_user_says_so(tmp_path):
+    job = _with_weight_inputs(tmp_path)
+    with pytest.raises(NothingToFuse, match="--fix-initializers"):
+        convert(job)
+    done = convert(replace(job, fix_initializers=True))
+    assert done.proofs.passed
+    assert [v.name for v in onnx.load(job.paths.onnx).graph.input] == ["input"]
+    assert any("no inputs any more" in note for note in done.notes)
+    assert verify_files(replace(job, fix_initializers=True), job.paths.onnx).proofs.passed
+    again = Manifest.only(tmp_path)
+    assert again.job({}).fix_initializers
+
+
+def test_fixing_what_is_fixed_is_an_error(tmp_path):
+    job = _with_weight_inputs(tmp_path)
+    convert(replace(job, fix_initializers=True))
+    with pytest.raises(UsageError, match="no effect"):
+        convert(Job(job.paths.onnx, fix_initializers=True))
+    torch.save(Block(6, 6).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(UsageError, match="no effect"):
+        convert(Job(tmp_path / "x.pth", fix_initializers=True, bn_eps=1e-5))
