@@ -285,9 +285,10 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
     from acfuse.patterns import known_patterns
     from acfuse.proof import Inputs, Tolerance
 
-    plain = ("model", "model_args", "key", "sha256", "bn_eps", "opset", "dynamic")
+    plain = ("model", "model_args", "key", "prefix", "sha256", "bn_eps", "opset", "dynamic")
     changes: dict[str, Any] = {name: options.get(name) for name in plain}
-    changes |= {name: options.get(name) or None for name in ("force", "allow_nonfinite")}
+    flags = ("force", "allow_nonfinite", "fix_initializers")
+    changes |= {name: options.get(name) or None for name in flags}
     changes["allow_classes"] = options.get("allow_class") or None
     changes["tolerance"] = Tolerance(options.get("atol"), options.get("rtol"))
     if options.get("limit"):

@@ -108,6 +108,8 @@ MODEL_OPTIONS = (
             "transformers:FOLDER, ultralytics:yolov10n.yaml."),
     option("--model-args", type=JSON, default=None, help="Arguments for it, as JSON."),
     KEY,
+    option("--prefix", help="What stands in front of the model's keys in the checkpoint; other "
+            "tensors are kept as they are."),
     option("--allow-class", multiple=True, metavar="MODULE:CLASS",
             help="A class of your own that a pickled module may hold. Repeatable."),
     option("--sha256", type=SHA256, help="What the file must be, as sha256sum prints it."),
@@ -115,6 +117,8 @@ MODEL_OPTIONS = (
             "operations=2000000; `acfuse inspect` names the one. Repeatable."),
     option("--allow-nonfinite", is_flag=True, help="Read a model that holds NaN or Inf, and leave "
             "the blocks with such tensors as they are."),
+    option("--fix-initializers", is_flag=True, help="Take the inputs of an ONNX file that have a "
+            "default as constants: no caller gives another."),
     option("--bn-eps", type=click.FloatRange(min=0), help="BatchNorm eps, for checkpoints without "
             "their code."),
     option("--fold-bn", is_flag=True, help="Fold lone conv+BatchNorm pairs as well."),
@@ -138,7 +142,7 @@ INPUT_OPTIONS = (
     option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance beside it."),
 )  # fmt: skip
 ONNX_OPTIONS = (
-    option("--opset", type=click.IntRange(18, 24), help="ONNX opset. Default 20."),
+    option("--opset", type=click.IntRange(11, 24), help="ONNX opset. Default 20."),
     option("--dynamic", type=click.Choice(["batch", "hw", "all", "none"]),
             help="Which axes of the ONNX file are free. Default batch."),
 )  # fmt: skip

@@ -230,9 +230,12 @@ def _summary(conversion: Conversion) -> list[str]:
     known = [certificate for block, certificate in pairs if not block.assumed]
     if known and all(c.passed for c in proofs.certificates):
         worst = max(c.ulp for c in known)
+        folded = {c.folded for c in known if c.folded}
+        told = f"folded in {', '.join(sorted(folded))}: rounding, no fault; " if folded else ""
+        limit = "where terms cancel" if folded else "at most 0.51"
         lines.append(
-            f"equal   certificate of {len(known)} blocks, for all inputs: every "
-            f"weight within {worst:.2f} ULP (at most 0.51)"
+            f"equal   certificate of {len(known)} blocks, for all inputs: {told}every "
+            f"weight within {worst:.2f} ULP ({limit})"
         )
     if len(known) < len(pairs):
         count = len(pairs) - len(known)
@@ -304,6 +307,7 @@ def print_selftest(trials: Sequence[FaultTrial], *, quiet: bool = False) -> None
 
 NAMES = {
     "program": "what is outside of the blocks, as acfuse writes it",
+    "entries": "what a checkpoint holds beside its weights",
     "untouched": "tensors that were not fused, other than the original's",
     "algebra": "whole model in float64, nothing rounded",
     "weights": "whole model in float64, weights as stored",
@@ -320,7 +324,7 @@ def _check_line(check: Check) -> str:
         return f"{name}: nothing was compared"
     if check.name == "untouched":
         return f"{name}: {check.error:.0f}"
-    if check.name in ("program", "rewriting"):
+    if check.name in ("program", "rewriting", "entries"):
         return f"{name}: {safe(check.detail)}"
     line = f"{name}: {check.error:.1e} of the largest output"
     if check.own is not None:

@@ -1,7 +1,9 @@
 """How long finding, fusing, and running take: `python benchmarks/find.py [TIMM_MODEL ...]`.
 
-Stacks of 10, 100 and 1,000 ACNet blocks show how the time grows; named models come from timm, if it
-is installed, with random weights. Medians of three runs, in seconds of this process's CPU time.
+Stacks of 10, 100 and 1,000 ACNet blocks show how the time grows, and a DenseNet of 121 layers, each
+of which reads all before it, that it grows no faster than what they read. Named models come from
+timm, if it is installed, with random weights. Medians of three runs, in seconds of this process's
+CPU time.
 """
 
 import statistics
@@ -23,6 +25,45 @@ from sample_models.acnet import ACBlock
 from tests.packages.imports import imported
 
 STACKS = (10, 100, 1000)
+DENSE, GROWTH = (6, 12, 24, 16), 32  # the layers of DenseNet-121's blocks
+
+
+class DenseBlock(nn.Module):
+    """Layers of which each reads the channels of all before it, side by side."""
+
+    def __init__(self, layers: int, channels: int) -> None:
+        super().__init__()
+        wide = 4 * GROWTH
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.BatchNorm2d(channels + i * GROWTH),
+                nn.ReLU(),
+                nn.Conv2d(channels + i * GROWTH, wide, 1, bias=False),
+                nn.BatchNorm2d(wide),
+                nn.ReLU(),
+                nn.Conv2d(wide, GROWTH, 3, padding=1, bias=False),
+            )
+            for i in range(layers)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [x]
+        for layer in self.layers:
+            parts.append(layer(torch.cat(parts, 1)))
+        return torch.cat(parts, 1)
+
+
+def dense_net() -> nn.Module:
+    """DenseNet-121 without its head."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    channels = 64
+    for count in DENSE:
+        layers.append(DenseBlock(count, channels))
+        channels += count * GROWTH
+        half = nn.Conv2d(channels, channels // 2, 1, bias=False)
+        layers += [nn.BatchNorm2d(channels), nn.ReLU(), half, nn.AvgPool2d(2)]
+        channels //= 2
+    return nn.Sequential(*layers).eval()
 
 
 def models() -> Iterator[tuple[str, nn.Module]]:
@@ -35,6 +76,7 @@ def models() -> Iterator[tuple[str, nn.Module]]:
     for count in STACKS:
         blocks = [nn.Sequential(ACBlock(8, 8, 3, padding=1), nn.ReLU()) for _ in range(count)]
         yield f"{count} blocks", nn.Sequential(*blocks).eval()
+    yield "DenseNet-121", dense_net()
 
 
 def main() -> None:

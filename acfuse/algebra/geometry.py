@@ -179,6 +179,11 @@ class Geometry:
         """The map that changes nothing: one tap, and each channel for itself."""
         return Geometry(channels, channels, (Axis.window(1),) * axes, groups=channels)
 
+    @staticmethod
+    def pointwise(out_channels: int, in_channels: int, axes: int = 2) -> "Geometry":
+        """That of a matrix at every pixel."""
+        return Geometry(out_channels, in_channels, (Axis.window(1),) * axes)
+
     @property
     def looks_outside(self) -> bool:  # proved: looks-outside
         """Whether the border mode matters on any axis."""

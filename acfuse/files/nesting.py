@@ -1,13 +1,17 @@
 """Where in a loaded object the tensors stand, and the object with others in their place."""
 
-from collections import OrderedDict
+from argparse import Namespace
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from acfuse.errors import InputError, UnsafeError, UsageError
-from acfuse.system.escape import listed
+from acfuse.system.escape import listed, one_line
 from acfuse.system.limits import Limits
 
 # Entries that may hold tensors by name, but not the weights of a network.
@@ -30,8 +34,12 @@ def values_of(whole: Any, name: str, limits: Limits) -> list[Any]:
             seen.add(id(value))
             if isinstance(value, Mapping):
                 below += value.values()
-            elif isinstance(value, (list, tuple, set)):
+            elif isinstance(value, (list, tuple, set, frozenset, deque)):
                 below += value
+            elif isinstance(value, (Namespace, SimpleNamespace)):
+                below += vars(value).values()
+            elif isinstance(value, np.ndarray) and value.dtype.hasobject:
+                below += value.ravel().tolist()
             else:
                 leaves.append(value)
         level, depth = below, depth + 1
@@ -118,7 +126,7 @@ def _holds_tensors(value: Any) -> bool:
     """Whether this is a dict of tensors by name (a few other values may stand among them)."""
     if not isinstance(value, Mapping) or not value:
         return False
-    tensors = sum(isinstance(v, Tensor) for v in value.values())
+    tensors = sum(isinstance(v, (Tensor, np.ndarray)) for v in value.values())
     return tensors * 2 > len(value) and all(isinstance(k, str) for k in value)
 
 
@@ -137,6 +145,36 @@ def rewrapped(whole: Any, path: tuple[str, ...], new: Mapping[str, Tensor] | nn.
             result[key] = rewrapped(value, path[1:], new) if key == path[0] else value
         return result
     return _with_tensors(whole, dict(new), result)  # type: ignore[arg-type]
+
+
+def with_arrays_as_tensors(whole: Any, path: tuple[str, ...], name: str) -> Any:
+    """The object with tensors for the arrays of numpy that stand among those at a place."""
+    if path:
+        part = with_arrays_as_tensors(whole[path[0]], path[1:], name)
+        if part is whole[path[0]]:
+            return whole
+        made: dict[Any, Any] = OrderedDict() if isinstance(whole, OrderedDict) else {}
+        made.update((k, part if k == path[0] else v) for k, v in whole.items())
+        return made
+    if not isinstance(whole, Mapping):
+        return whole
+    arrays = {
+        k: v for k, v in whole.items() if isinstance(v, np.ndarray) and v.dtype.kind in "biuf"
+    }
+    if not arrays:
+        return whole
+    try:
+        tensors = {k: torch.from_numpy(np.array(v)) for k, v in arrays.items()}
+    except TypeError as error:
+        raise InputError(f"{name}: {one_line(error)}") from error
+    return OrderedDict((k, tensors.get(k, v)) for k, v in whole.items())
+
+
+def beside(whole: Mapping[Any, Any], path: tuple[str, ...]) -> dict[Any, Any]:
+    """All that stands in an object beside the tensors at a place, which is given as plain dicts."""
+    if not path:
+        return {key: value for key, value in whole.items() if not isinstance(value, Tensor)}
+    return {k: beside(v, path[1:]) if k == path[0] else v for k, v in whole.items()}
 
 
 def _with_tensors(

@@ -52,6 +52,7 @@ class Contents:
     storages: dict[str, int] = field(default_factory=dict)
     names: dict[str, None] = field(default_factory=dict)  # in their order
     operations: int = 0
+    called: set[str] = field(default_factory=set)  # of the names; others are only made, or named
 
 
 def contents_of(file: IO[bytes], name: str, limits: Limits) -> Contents:
@@ -175,6 +176,8 @@ class _Reader:
             stack.append(Sequence())
         elif code in ("REDUCE", "NEWOBJ"):
             function, arguments = self._popped(2)
+            if code == "REDUCE" and isinstance(function, Global):
+                self._check_call(function.name, arguments)
             stack.append(self._call(function, arguments))
         elif code == "BUILD":
             self._popped(1)
@@ -203,6 +206,15 @@ class _Reader:
         self.sizes[id(made)] = size
         self.memo[-len(self.sizes)] = made  # an id is one value's as long as that lives
         return made
+
+    def _check_call(self, name: str, arguments: Any) -> None:
+        """Notes a call. An array is made empty and then filled with what the file holds."""
+        self.found.called.add(name)
+        given = arguments.items or () if isinstance(arguments, Sequence) else ()
+        if name.endswith("._reconstruct"):
+            sizes = given[1].items if len(given) > 1 and isinstance(given[1], Sequence) else None
+            if sizes != (0,):
+                self._refuse("it makes an array that is not empty")
 
     def _call(self, function: Any, arguments: Any) -> Sequence:
         given = arguments.items or () if isinstance(arguments, Sequence) else ()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from acfuse.errors import InputError, UsageError
 from acfuse.files.detect import recognise
 from acfuse.files.hdf5 import read_hdf5
-from acfuse.files.nesting import check_names, entry, values_of
+from acfuse.files.nesting import check_names, entry, values_of, with_arrays_as_tensors
 from acfuse.files.opened_file import Opened, opened
 from acfuse.files.pt2_archive import read_exported
 from acfuse.files.records import (
@@ -61,6 +61,13 @@ def _read_torch(source: Opened, options: ReadOptions) -> Read:
             parts = (vars(module), module._modules, module._parameters, module._buffers)
             check_names((str(name) for part in parts for name in part), source.name)
         return Container("module", whole, path, notes=notes), dict(found.state_dict())
+    filled = with_arrays_as_tensors(whole, path, source.name)
+    if filled is not whole:
+        notes = (*notes, "arrays of numpy stand among the tensors: they are taken, and written, as "
+                         "tensors")  # fmt: skip
+        whole = found = filled
+        for part in path:
+            found = found[part]
     tensors = {k: v for k, v in found.items() if isinstance(v, Tensor)}
     return Container("state_dict", whole, path, notes=notes), tensors
 

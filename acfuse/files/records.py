@@ -34,6 +34,8 @@ class Container:
     whole: Any = field(default=None, repr=False)
     path: tuple[str, ...] = ()
     prefix: str = ""
+    rest: Mapping[str, Any] = field(default_factory=dict, repr=False)  # tensors without the prefix
+    order: tuple[str, ...] = ()  # of all keys, where there are such
     metadata: Mapping[str, str] | None = None
     digests: Mapping[Path, str] = field(default_factory=dict)  # SHA-256 of each file, as read
     notes: tuple[str, ...] = ()  # what a user should know of the file

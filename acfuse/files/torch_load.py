@@ -1,9 +1,17 @@
 """Files of torch.save, read with `weights_only=True`, always: nothing runs that a file says."""
 
+import argparse
+import collections
+import datetime
+import decimal
+import fractions
 import inspect
 import io
+import pathlib
 import sys
 import sysconfig
+import types
+import uuid
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -11,12 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy._core.multiarray import _reconstruct, scalar
 from torch import nn
 
 from acfuse.errors import InputError, UnsafeError, UsageError
 from acfuse.files.opened_file import Opened
-from acfuse.files.pickle_scan import contents_of
+from acfuse.files.pickle_scan import Contents, contents_of
 from acfuse.files.user_code import resolve
 from acfuse.files.zip_check import check_zip, is_zip, names_of, unzipped
 from acfuse.system.escape import listed
@@ -30,12 +40,18 @@ def read_torch(
 
     With what a user should know of the file.
     """
-    names, notes = _check_torch_file(source, limits)
-    blocked = _blocked_globals(names)
-    allowed = _allowed_globals(blocked, allow_classes)
+    contents, notes = _check_torch_file(source, limits)
+    blocked = _blocked_globals(list(contents.names))
+    allowed = [*_plain_globals(blocked), *_allowed_globals(blocked, allow_classes)]
     missing = {*blocked} - {_global_name(known) for known in allowed}
     if missing:
         raise UnsafeError(_refusal(source.name, sorted(missing)))
+    called = sorted(contents.called & {*blocked} - CALLED)
+    if called:
+        raise UnsafeError(
+            f"{source.name} is refused: it calls {listed(called)}, and a pickled object is made "
+            "without its constructor."
+        )
     try:
         with (
             warnings.catch_warnings(),
@@ -53,6 +69,12 @@ def read_torch(
 
 def _refusal(name: str, missing: Sequence[str]) -> str:
     own = [g for g in missing if not g.startswith("torch.nn.modules.")] or list(missing)
+    never = [g for g in own if g.partition(".")[0] in sys.stdlib_module_names]
+    if never:  # no flag allows these: they may act when they are made
+        return (
+            f"{name} is a pickled object, not a state dict: it names {listed(never)}, which is "
+            "never allowed. Save the model's state_dict(), where you trust the file."
+        )
     flags = [f"--allow-class {g.rpartition('.')[0]}:{g.rpartition('.')[2]}" for g in own]
     return (
         f"{name} is a pickled object, not a state dict: it names {listed(own)}. If these "
@@ -61,8 +83,8 @@ def _refusal(name: str, missing: Sequence[str]) -> str:
     )
 
 
-def _check_torch_file(source: Opened, limits: Limits) -> tuple[list[str], tuple[str, ...]]:
-    """The names that a file imports, and what a user should know of it.
+def _check_torch_file(source: Opened, limits: Limits) -> tuple[Contents, tuple[str, ...]]:
+    """What the pickles of a file import and call, and what a user should know of it.
 
     Raises InputError or UnsafeError for a file that torch should not see.
     """
@@ -78,9 +100,10 @@ def _check_torch_file(source: Opened, limits: Limits) -> tuple[list[str], tuple[
     return _check_legacy(source, limits), ()
 
 
-def _check_legacy(source: Opened, limits: Limits) -> list[str]:
+def _check_legacy(source: Opened, limits: Limits) -> Contents:
     """The older format: pickles one after the other, then the storages, which must be there."""
-    names: dict[str, None] = {}
+    whole = Contents()
+    names = whole.names
     with source.open() as file:
         begins = file.read(len(LEGACY_MAGIC))
         if not begins.startswith(b"\x80"):
@@ -93,6 +116,7 @@ def _check_legacy(source: Opened, limits: Limits) -> list[str]:
         for _ in range(LEGACY_PICKLES):
             found = contents_of(file, source.name, limits)
             names.update(found.names)
+            whole.called.update(found.called)
             claimed += sum(found.storages.values())
             if begins != LEGACY_MAGIC:
                 text = f"{source.name} is a pickle, and no file of torch.save"
@@ -105,10 +129,10 @@ def _check_legacy(source: Opened, limits: Limits) -> list[str]:
             f"{source.name} is damaged or cut off: it holds {left:,} bytes of tensors, and says "
             f"that it has {claimed:,}."
         )
-    return list(names)
+    return whole
 
 
-def _check_zipped(source: Opened, limits: Limits) -> list[str]:
+def _check_zipped(source: Opened, limits: Limits) -> Contents:
     """The storages that the pickle names are the records of the file, each of its size."""
     with unzipped(source) as archive:
         records = {i.filename.partition("/")[2]: i for i in archive.infolist()}
@@ -124,7 +148,7 @@ def _check_zipped(source: Opened, limits: Limits) -> list[str]:
                 f"{source.name} is damaged: the storage {key!r} should have {size:,} bytes, and "
                 f"has {held}."
             )
-    return list(found.names)
+    return found
 
 
 LEGACY_PICKLES = 5  # magic number, version, machine, the object, the keys of its storages
@@ -143,6 +167,52 @@ def _blocked_globals(names: Sequence[str]) -> list[str]:
         archive.writestr("a/version", b"3\n")
     buffer.seek(0)
     return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(buffer))
+
+
+# Values that people keep beside weights. None of them does anything when it is made, however it is
+# called, but to hold what it is given; `range` and `bytes` are not among them, because a number is
+# enough for them to be of any size.
+PLAIN: dict[str, Any] = {
+    **{f"builtins.{kind.__name__}": kind
+       for kind in (dict, list, set, frozenset, tuple, slice, bool, complex)},
+    **{f"__builtin__.{kind.__name__}": kind
+       for kind in (dict, list, set, frozenset, tuple, slice, bool, complex)},
+    **{f"datetime.{kind.__name__}": kind
+       for kind in (datetime.date, datetime.datetime, datetime.time, datetime.timedelta,
+                    datetime.timezone)},
+    **{f"{module}.{kind.__name__}": kind for module in ("pathlib", "pathlib._local")
+       for kind in (pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath)},
+    # A path of the other kind of system cannot be made: as text, both are the same.
+    **{f"{module}.{name}": kind for module in ("pathlib", "pathlib._local")
+       for name, kind in (("PosixPath", pathlib.PurePosixPath),
+                          ("WindowsPath", pathlib.PureWindowsPath))},
+    "collections.OrderedDict": collections.OrderedDict,
+    # Torch fills no others than these: what they hold is the same.
+    "collections.defaultdict": lambda *_: {},
+    "collections.deque": lambda *_: [],
+    "collections.Counter": collections.Counter,
+    "decimal.Decimal": decimal.Decimal,
+    "fractions.Fraction": fractions.Fraction,
+    "uuid.UUID": uuid.UUID,
+    "argparse.Namespace": argparse.Namespace,
+    "types.SimpleNamespace": types.SimpleNamespace,
+}  # fmt: skip
+ARRAYS: dict[str, Any] = {  # of numpy; they are filled with what the file holds
+    **{f"numpy.{core}.multiarray.{kind.__name__}": kind for core in ("core", "_core")
+       for kind in (_reconstruct, scalar)},
+    "numpy.dtype": np.dtype,
+    "numpy.ndarray": np.ndarray,
+}  # fmt: skip
+CALLED = {*PLAIN, *ARRAYS} - {"numpy.ndarray"}
+
+
+def _plain_globals(blocked: Sequence[str]) -> list[Any]:
+    """Those of some names that are plain values of Python and numpy, which need not be allowed."""
+    known = {**PLAIN, **ARRAYS}
+    named: list[Any] = [(known[name], name) for name in blocked if name in known]
+    # Torch asks by the class of what is filled: that of a dtype is one of its own.
+    kinds = [type(np.dtype(code)) for code in "?bBhHiIlLqQefdFD"]
+    return [*named, *kinds] if any(name in ARRAYS for name in blocked) else named
 
 
 def _allowed_globals(blocked: Sequence[str], allow_classes: Sequence[str]) -> list[Any]:

@@ -20,12 +20,35 @@ def writer(container: Container, fused: Mapping[str, Tensor] | nn.Module) -> Wri
     """What writes a fused checkpoint to an open file, in the form that the original came in."""
     if isinstance(fused, nn.Module):
         return lambda file: _save(rewrapped(container.whole, container.path, fused), file)
-    tensors = {container.prefix + key: tensor for key, tensor in fused.items()}
+    named = {container.prefix + key: tensor for key, tensor in fused.items()}
+    tensors = _with_rest(named, container)
     if container.kind == "safetensors":
         return lambda file: write_safetensors(file, tensors, container.metadata)
     if container.kind == "hdf5":
         return lambda file: write_hdf5(file, tensors, container.metadata or {})
     return lambda file: _save(rewrapped(container.whole, container.path, tensors), file)
+
+
+def _with_rest(fused: Mapping[str, Tensor], container: Container) -> dict[str, Tensor]:
+    """The tensors of a fused checkpoint among those that are none of the model's.
+
+    These stand before the tensor of the model before which they stood.
+    """
+    if not container.rest:
+        return dict(fused)
+    result: dict[str, Tensor] = {}
+    waiting: list[str] = []
+    before: dict[str, list[str]] = {}
+    for key in container.order:
+        if key in container.rest:
+            waiting.append(key)
+        elif key in fused:
+            before[key], waiting = waiting, []
+    for key, tensor in fused.items():
+        result.update((k, container.rest[k]) for k in before.get(key, ()))
+        result[key] = tensor
+    result.update((k, container.rest[k]) for k in waiting)
+    return result
 
 
 def _save(value: Any, file: IO[bytes]) -> None:

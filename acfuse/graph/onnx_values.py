@@ -158,6 +158,19 @@ def is_tensor(value: onnx.ValueInfoProto) -> bool:
     return bool(value.type.HasField("tensor_type"))
 
 
+def with_fixed_inputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """The model without the inputs that have a default, which stays as a constant; their names."""
+    names = sorted(replaceable(model.graph, model.ir_version))
+    if not names:
+        return model, names
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    left = [v for v in fixed.graph.input if v.name not in names]
+    del fixed.graph.input[:]
+    fixed.graph.input.extend(left)
+    return fixed, names
+
+
 def known_values(model: onnx.ModelProto) -> dict[str, Known]:
     """The type and sizes of every value, as far as ONNX's own inference tells.
 

@@ -301,8 +301,7 @@ class Combiner:
             case ChannelSlice():
                 width = self._width(read[0])
                 channels = rule.channels(width)
-                places = {c: i for i, c in enumerate(channels)}
-                return self._moved(read[0], width, places, len(channels))
+                return self._moved(read[0], width, channels, 0, len(channels))
             case LinearSubmodule(inner):
                 if inner.output is None:
                     raise NotFusable(Reason.UNTRACEABLE, "a module gives more than one value")
@@ -350,9 +349,9 @@ class Combiner:
     def _concatenated(self, read: Sequence[LinearCombination]) -> LinearCombination:
         """Each value with its channels moved to their place, and zeros everywhere else, added."""
         widths = [self._width(part) for part in read]
-        starts = accumulate(widths, initial=0)
+        starts, total = accumulate(widths, initial=0), sum(widths)
         placed = [
-            self._moved(part, width, {c: start + c for c in range(width)}, sum(widths))
+            self._moved(part, width, range(width), start, total)
             for part, width, start in zip(read, widths, starts, strict=False)
         ]
         return self._added(placed, (1.0,) * len(placed))
@@ -365,19 +364,20 @@ class Combiner:
         return widths.pop()
 
     def _moved(
-        self, read: LinearCombination, width: int, places: Mapping[int, int], total: int
+        self, read: LinearCombination, width: int, channels: range, start: int, total: int
     ) -> LinearCombination:
-        """The channels that have a place, moved there: a 1x1 convolution of zeros and ones."""
+        """Some channels, one behind the other from `start` on, among `total`; zeros elsewhere."""
         result: dict[str, Operand] = {}
         for source, term in read.items():
             written = self._written(source, term)
             rank = len(geometry_of(written).axes)
+            if not self.numbers:  # as large a matrix for every part would cost the cube of them
+                result[source] = written.then(Geometry.pointwise(total, width, rank))  # type: ignore[arg-type]
+                continue
             weight = torch.zeros(total, width, *[1] * rank, dtype=torch.float64)
-            for channel, place in places.items():
-                weight[place, channel] = 1.0
+            weight[torch.arange(start, start + len(channels)), torch.tensor(channels).long()] = 1.0
             ones, none = (1,) * rank, ((0, 0),) * rank
-            mover = Conv(weight, None, ones, none, ones, 1)
-            result[source] = written.then(mover.linear() if self.numbers else mover.geometry)  # type: ignore[arg-type]
+            result[source] = written.then(Conv(weight, None, ones, none, ones, 1).linear())  # type: ignore[arg-type]
         return result
 
     def _written(self, source: str, term: Operand) -> Geometry | LinearConv:

@@ -9,7 +9,8 @@ from acfuse.findings import Findings
 from acfuse.pipeline.explain import already_fused, nothing_to_fuse
 from acfuse.pipeline.job import Conversion, Exports, Job
 from acfuse.pipeline.manifest import describe, provenance, to_json
-from acfuse.proof import Check, Inputs, Proofs, Tolerance, certify
+from acfuse.proof import Certificate, Check, Inputs, Proofs, Tolerance, certify
+from acfuse.proof.folded import judged_as_folded
 from acfuse.proof.onnx_runtime import compare_onnx
 from acfuse.sources.base import Fused, Progress, Source, silent
 from acfuse.sources.open_source import open_source
@@ -90,14 +91,32 @@ def _some(findings: Findings, source: Source, job: Job) -> Findings:
 
 
 def prove(
-    fused: Fused, inputs: Inputs | None, tolerance: Tolerance, progress: Progress = silent
+    fused: Fused,
+    inputs: Inputs | None,
+    tolerance: Tolerance,
+    progress: Progress = silent,
+    *,
+    by_others: bool = False,
 ) -> Proofs:
-    """A certificate for each block, for all inputs; then the whole of it beside the original."""
+    """A certificate for each block, for all inputs; then the whole of it beside the original.
+
+    What is, or may be, `by_others` may have been folded in the dtype that it is stored in.
+    """
+    certificates = certified(fused, progress, by_others=by_others)
+    return Proofs(certificates, fused.compare(inputs, tolerance, progress))
+
+
+def certified(
+    fused: Fused, progress: Progress = silent, *, by_others: bool = False
+) -> tuple[Certificate, ...]:
+    """A certificate for each block."""
     certificates = []
     for block in fused.found:
         progress(f"certificate of {block.label}")
         certificates.append(certify(block, fused.stored(block)))
-    return Proofs(tuple(certificates), fused.compare(inputs, tolerance, progress))
+    if not by_others:
+        return tuple(certificates)
+    return judged_as_folded(fused.found, certificates, fused.stored, fused.anew)
 
 
 def export(source: Source, fused: Fused, job: Job, progress: Progress = silent) -> Exports:
@@ -173,7 +192,9 @@ def concluded(
     """What was found, proved and made, as the record that is reported; nothing is written yet."""
     exports = exports or Exports()
     proofs = replace(proofs, checks=(*proofs.checks, *exports.checks))
-    bad = None if proofs.worst is None else fused.found[proofs.worst]
+    bad = None
+    if proofs.worst is not None:
+        bad = fused.found[proofs.worst], bool(proofs.certificates[proofs.worst].folded)
     return Conversion(
         job,
         fused.findings,
@@ -183,7 +204,7 @@ def concluded(
         exports.onnx or fused.onnx_file,
         exports.pt2,
         digests=source.file.digests,
-        diagnosis="" if bad is None else fused.diagnose(bad),
+        diagnosis="" if bad is None else fused.diagnose(bad[0], folded=bad[1]),
     )
 
 

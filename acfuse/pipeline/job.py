@@ -1,7 +1,7 @@
 """What a conversion is asked to do, and what it gives: plain records."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Job:
     model: str | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
     key: str | None = None
+    prefix: str | None = None
     allow_classes: tuple[str, ...] = ()
     limits: Limits = LIMITS
     sha256: str | None = None
@@ -41,6 +42,7 @@ class Job:
     force: bool = False
     allow_empty: bool = False
     allow_nonfinite: bool = False
+    fix_initializers: bool = False
     dry_run: bool = False
 
     @property
@@ -49,12 +51,19 @@ class Job:
         return ReadOptions(self.key, self.allow_classes, self.limits, self.sha256)
 
     @property
+    def reading_fused(self) -> ReadOptions:
+        """How a fused file of its source is read: it holds what the original did."""
+        return replace(self.reading, sha256=None)
+
+    @property
     def open_options(self) -> OpenOptions:
         """How its source is opened, with those settings that not every source can use."""
         given = {
             "model": self.model is not None,
             "model_args": bool(self.model_args),
             "key": self.key is not None,
+            "prefix": self.prefix is not None,
+            "fix_initializers": self.fix_initializers,
             "allow_class": bool(self.allow_classes),
             "bn_eps": self.bn_eps is not None,
             "patterns": any(pattern.file is not None for pattern in self.patterns),
@@ -66,7 +75,9 @@ class Job:
             self.reading,
             self.bn_eps,
             self.allow_nonfinite,
+            self.fix_initializers,
             frozenset(name for name, is_given in given.items() if is_given),
+            self.prefix,
             self.inputs,
         )
 

@@ -11,15 +11,16 @@ from acfuse.files.records import ReadOptions
 from acfuse.files.user_code import build_model
 from acfuse.findings import Findings
 from acfuse.graph.copies import unwrapped
-from acfuse.pipeline.convert import checked_onnx, concluded, opened, prove
+from acfuse.pipeline.convert import certified, checked_onnx, concluded, opened, prove
 from acfuse.pipeline.job import Conversion, Job
 from acfuse.pipeline.manifest import Manifest, provenance, record, to_json
 from acfuse.pipeline.paths import Paths, again_path, exported_path
-from acfuse.proof import Check
+from acfuse.proof import Check, Proofs
 from acfuse.proof.onnx_program import compare_programs
 from acfuse.proof.onnx_runtime import compare_onnx
 from acfuse.sources.base import Fused, Progress, Source, SourceFile, silent
 from acfuse.sources.live import LiveSource, load_fused
+from acfuse.sources.others import held_in
 from acfuse.system.atomic_write import Written, reserved, write_all
 from acfuse.targets.onnx_export import OnnxFile, to_onnx
 from acfuse.targets.pt2_export import compare_pt2_file
@@ -44,8 +45,23 @@ def verify_again(manifest: Manifest, job: Job, progress: Progress = silent) -> C
 
 
 def verify_files(job: Job, fused_path: Path, progress: Progress = silent) -> Conversion:
-    """Proves that a fused file is the job's original."""
-    return verified(open_again(job, progress), fused_path, None, progress, unchanged=False)
+    """Proves that a fused file, of acfuse or of others, is the job's original."""
+    again, reading = open_again(job, progress), job.reading_fused
+    given = again.source, again.fused, job.inputs, job.tolerance, progress
+    held = held_in(fused_path, reading, *given)
+    certificates = certified(held.fused, progress, by_others=True)
+    compared = () if held.is_run else held.fused.compare(job.inputs, job.tolerance, progress)
+    checks, notes = (*held.checks, *compared), held.notes
+    beside = held.fused.beside
+    if beside.unlike:
+        # What was rounded once, and stands where acfuse would put it, is taken for its own.
+        exact = all(c.passed and not c.folded for c in certificates)
+        is_own = beside.is_alike and exact and not notes
+        told = f"beside the weights, {fused_path.name} is not as the original: {beside.unlike}"
+        checks += (Check("entries", False, 1.0, 0.0, detail=told),) * is_own
+        notes += (told,) * (not is_own)
+    proofs = Proofs(certificates, checks, notes)
+    return concluded(job, again.source, held.fused, proofs)
 
 
 @dataclass(frozen=True)
@@ -64,12 +80,16 @@ def open_again(job: Job, progress: Progress = silent) -> Opened:
 
 
 def verified(
-    again: Opened, fused_path: Path, onnx_path: Path | None, progress: Progress, *, unchanged: bool
+    again: Opened,
+    fused_path: Path,
+    onnx_path: Path | None,
+    progress: Progress,
+    *,
+    unchanged: bool,
 ) -> Conversion:
     """Proves that a fused file is its original; so is the ONNX file that was exported, if any."""
     job, source = again.job, again.source
-    reading = ReadOptions(job.key, limits=job.limits)
-    stored = again.fused.with_file(fused_path, reading, unchanged=unchanged)
+    stored = again.fused.with_file(fused_path, job.reading_fused, unchanged=unchanged)
     proofs = prove(stored, job.inputs, job.tolerance, progress)
     if source.network is not None and job.inputs is not None:
         if job.pt2 and unchanged:
@@ -139,7 +159,7 @@ def export_again(
         if source.network is None:
             raise UsageError(source.without_network)
         fused = source.fuse(source.find(job.find_options))
-        reading = ReadOptions(job.key, limits=job.limits)
+        reading = job.reading_fused
         stored = fused.with_file(manifest.paths.checkpoint, reading, unchanged=True)
         file = _equal_onnx(source, stored, job, progress)
         last = (manifest.path, lambda written: _renewed(manifest, job, file, path, written))

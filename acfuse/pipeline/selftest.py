@@ -77,7 +77,7 @@ def selftest_again(
 def _trials(
     again: Opened, files: Sequence[Path], folder: Path, progress: Progress
 ) -> Iterator[Trial]:
-    reading = ReadOptions(again.job.key, limits=again.job.limits)
+    reading = again.job.reading_fused
     for index, path in enumerate(files):
         most = FAULTS // len(files) + (index < FAULTS % len(files))
         is_export = index > 0

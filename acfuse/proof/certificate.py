@@ -34,7 +34,8 @@ class Certificate:
 
     `ulp` is the worst distance of a stored weight or bias from the exact one, in units of the last
     place; `error` the worst difference of outputs, in float64, relative to the largest. An empty
-    `fault` means passed.
+    `fault` means passed. `channels` are those in which a weight is wrong, and all; `folded` is the
+    dtype whose rounding a block of others was judged by.
     """
 
     where: str
@@ -43,6 +44,8 @@ class Certificate:
     weights: int
     wrong: int = 0
     fault: str = ""
+    channels: tuple[int, int] = (0, 0)
+    folded: str = ""
 
     @property
     def passed(self) -> bool:
@@ -83,13 +86,14 @@ def certify(
         difference = (given - expected).abs().nan_to_num(nan=math.inf)
         error = max(error, float(difference.max()) / max(float(given.abs().max()), 1e-300))
         fault = fault or _fault_in_a_channel(run, images, given, difference)
-    worst, wrong, place = _worst_ulp(exact, stored, block, _usual_noise(exact))
-    if worst > ULP_LIMIT and not fault:  # unless it is the rounding of the layers' own sums
-        noise = _measured_noise(run, geometries, room, exact)
-        worst, wrong, place = _worst_ulp(exact, stored, block, noise)
-    if not (fault or worst <= ULP_LIMIT):
-        fault = f"{wrong} of {count} weights are wrong; {place}"
-    return Certificate(where, worst, error, count, wrong, fault)
+    found = _worst_ulp(exact, stored, block, _usual_noise(exact))
+    if found.ulp > ULP_LIMIT and not fault:  # unless it is the rounding of the layers' own sums
+        found = _worst_ulp(exact, stored, block, _measured_noise(run, geometries, room, exact))
+    channels = (0, found.channels[1])
+    if not (fault or found.ulp <= ULP_LIMIT):
+        channels = found.channels
+        fault = f"{found.wrong} of {count} weights are wrong; {found.place}"
+    return Certificate(where, found.ulp, error, count, found.wrong, fault, channels)
 
 
 def _fault_in_a_channel(
@@ -102,7 +106,7 @@ def _fault_in_a_channel(
     size, errors = _by_channel(given), _by_channel(difference)
     allowed = BLOCK_LIMIT * size
     if not bool((errors <= allowed).all()):
-        with _Rounded():
+        with Rounded():
             moved = [run(*images) for _ in range(DRAWS)]
         own = [OWN_FACTOR * _by_channel(answer - given) for answer in moved]
         allowed = torch.stack([allowed, *own]).amax(0)
@@ -119,16 +123,16 @@ def _by_channel(values: Tensor) -> Tensor:
     return values.abs().transpose(0, 1).flatten(1).amax(1).clamp_min(1e-300)
 
 
-class _Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Moves every number that an operator reads by up to three units of float64, at random.
+class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Moves every number that an operator reads by up to three units (of float64), at random.
 
     What comes out then differs as it might if the same sums were made in another order: where terms
     cancel (branches, a bias and a mean), by much more than a few units of what is left.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unit: float = 2.0**-52) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.generator = torch.Generator().manual_seed(0)
+        self.unit, self.generator = unit, torch.Generator().manual_seed(0)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -143,7 +147,7 @@ class _Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return values
         steps = torch.randint(-3, 3, values.shape, generator=self.generator, dtype=torch.int8)
         steps += steps >= 0  # never none, and rarely as many for two terms that cancel
-        return values * (1 + 2.0**-52 * steps.double())
+        return values * (1 + self.unit * steps.double())
 
 
 def apply(values: Sequence[LinearConv | None], images: Sequence[Tensor]) -> Tensor:
@@ -200,7 +204,7 @@ def _measured_noise(
     exact: Sequence[LinearConv | None],
 ) -> Noise:
     """What the layers' own float64 sums may be off, where their terms cancel."""
-    noise, rounded = _usual_noise(exact), _Rounded()
+    noise, rounded = _usual_noise(exact), Rounded()
 
     def run_rounded(*images: Tensor) -> Tensor:
         with rounded:
@@ -218,18 +222,28 @@ def _measured_noise(
     return noise
 
 
+@dataclass(frozen=True)
+class _Worst:
+    """The worst distance in units of the last place, how many exceed the limit, and the worst."""
+
+    ulp: float
+    wrong: int
+    place: str
+    channels: tuple[int, int]
+
+
 def _worst_ulp(
     exact: Sequence[LinearConv | None],
     stored: Sequence[LinearConv | None],
     block: Block,
     noise: Noise,
-) -> tuple[float, int, str]:
-    """The worst distance in units of the last place, how many exceed the limit, and the worst one.
+) -> _Worst:
+    """What is furthest from the exact weights.
 
     Where terms cancel, or the dtype is float64 itself, the noise of the float64 sums is larger than
     its unit: what is below that noise counts as none.
     """
-    worst, wrong, place = 0.0, 0, ""
+    worst, wrong, place, bad = 0.0, 0, "", torch.zeros(0, dtype=torch.bool)
     for true, have, term, own in zip(exact, stored, block.terms, noise, strict=True):
         if true is None or have is None or own is None:
             continue
@@ -239,12 +253,19 @@ def _worst_ulp(
             beyond = ((a - b).abs() - floor).clamp_min(0)
             distance = (beyond / unit_in_last_place(a, block.dtype)).nan_to_num(nan=math.inf)
             wrong += int((distance > ULP_LIMIT).sum())
+            by_channel = distance.reshape(len(a), -1).amax(1) > ULP_LIMIT
+            bad = by_channel | bad if len(bad) else by_channel
             largest = float(distance.max())
             if largest > worst or not place:
-                at = _unravel(int(distance.argmax()), tuple(a.shape))
-                place = f"{term.name}.{name}{list(at)} is {b[at]:.7g}, expected {a[at]:.7g}"
+                place = named_weight(f"{term.name}.{name}", int(distance.argmax()), a, b)
             worst = max(worst, largest)
-    return worst, wrong, place
+    return _Worst(worst, wrong, place, (int(bad.sum()), len(bad)))
+
+
+def named_weight(name: str, index: int, exact: Tensor, stored: Tensor) -> str:
+    """One stored number, with what was expected there."""
+    at = _unravel(index, tuple(exact.shape))
+    return f"{name}{list(at)} is {stored[at]:.7g}, expected {exact[at]:.7g}"
 
 
 def _unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from acfuse.proof.impulses import read_out, unit_in_last_place
 
 Mistake = Callable[[nn.Module], None]
 NO_EPS = sys.float_info.min  # changes no variance in float64, and torch 2.10 runs none with 0
+OTHER_FACTORS = 64  # roundings: so near are kernels that are right but for other factors
 OTHER_EPS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
@@ -30,16 +31,15 @@ def diagnose(
     stored: Sequence[LinearConv | None],
     module: nn.Module,
     rerun: Callable[[nn.Module], Run],
+    slack: Sequence[Tensor] | None = None,
 ) -> str:
     """The known mistake that gives the stored weights of a block, in words; empty if none does.
 
     `module` holds the layers that were replaced; `rerun` gives them as a function, as the block's
-    own reference does, of a copy into which a mistake was made.
+    own reference does, of a copy into which a mistake was made. By `slack` each weight and bias may
+    be off, if the file was rounded more than once.
     """
     geometries = [s.geometry if s is not None else None for s in stored]
-    near = _by_numbers(read_out(block.reference(), geometries), stored, block)
-    if near:
-        return near
     for name, mistake in _mistakes(module, block):
         wrong = copy.deepcopy(module)
         try:
@@ -47,18 +47,64 @@ def diagnose(
             values = read_out(rerun(wrong), geometries)
         except Exception:
             continue
-        if _same(values, stored, block.dtype):
+        if _same(values, stored, block.dtype, slack):
             return name
-    return ""
+    return _by_other_factors(block, stored, module, rerun, slack)
 
 
-def _by_numbers(
-    exact: Sequence[LinearConv | None], stored: Sequence[LinearConv | None], block: Block
+def _by_other_factors(
+    block: Block,
+    stored: Sequence[LinearConv | None],
+    module: nn.Module,
+    rerun: Callable[[nn.Module], Run],
+    slack: Sequence[Tensor] | None,
 ) -> str:
-    """Mistakes that the numbers tell by themselves."""
+    """Whether the kernels are right but for a factor of each channel of each BatchNorm."""
+    geometries = [s.geometry if s is not None else None for s in stored]
+    norms = [n for n in block.layers if is_norm(module.get_submodule(n))]
+    exact = _kernels(read_out(block.reference(), geometries))
+    parts = []
+    for name in norms:
+        without = copy.deepcopy(module)
+        try:
+            _silence(name, without)
+        except TypeError:  # it has no factors
+            return ""
+        parts.append(exact - _kernels(read_out(rerun(without), geometries)))
+    if not parts or exact.shape[1] < 3 * len(parts):  # too few numbers to tell
+        return ""
+    of_arms, have = torch.stack(parts, 2), _kernels(stored)
+    if not bool(of_arms.isfinite().all() and have.isfinite().all()):
+        return ""
+    factors = torch.linalg.lstsq(of_arms, have.unsqueeze(2), driver="gelsd").solution
+    nearest = (of_arms @ factors).squeeze(2)
+    room = have.abs().amax(1, keepdim=True) * OTHER_FACTORS * torch.finfo(block.dtype).eps
+    if slack:
+        room = room + torch.cat([most.flatten(1) for most in slack[::2]], 1)
+    if bool(((exact - have).abs() <= room).all()):  # the kernels are right as they are
+        return ""
+    if not bool(((nearest - have).abs() <= room).all()):
+        return ""
+    return "BatchNorm statistics or factors that are not the file's, as those of training mode are"
+
+
+def _kernels(values: Sequence[LinearConv | None]) -> Tensor:
+    return torch.cat([v.kernel.flatten(1) for v in values if v is not None], 1)
+
+
+def diagnose_numbers(
+    block: Block, stored: Sequence[LinearConv | None], slack: Sequence[Tensor] | None = None
+) -> str:
+    """Mistakes that the numbers tell by themselves, whatever the block was found in."""
+    exact = read_out(block.reference(), [s.geometry if s is not None else None for s in stored])
     pairs = [(a, b) for a, b in zip(exact, stored, strict=True) if a is not None and b is not None]
-    kernels = [_near(a.kernel, b.kernel, block.dtype) for a, b in pairs]
-    biases = [_near(a.bias, b.bias, block.dtype) for a, b in pairs]
+    given = slack or [torch.zeros_like(part) for a, _ in pairs for part in (a.kernel, a.bias)]
+    more = list(zip(given[::2], given[1::2], strict=True))
+    near = partial(_near, dtype=block.dtype)
+    kernels = [
+        near(a.kernel, b.kernel, slack=m) for (a, b), (m, _) in zip(pairs, more, strict=True)
+    ]
+    biases = [near(a.bias, b.bias, slack=m) for (a, b), (_, m) in zip(pairs, more, strict=True)]
     altered = sum(int((~m).sum()) for m in (*kernels, *biases))
     if all(bool(m.all()) for m in kernels) and all(not bool(b.bias.any()) for _, b in pairs):
         return "the bias was dropped"
@@ -67,11 +113,12 @@ def _by_numbers(
     for dtype in (torch.bfloat16, torch.float16):
         if all(torch.equal(b.kernel.to(dtype).double(), b.kernel) for _, b in pairs):
             return f"the weights went through {str(dtype).removeprefix('torch.')}"
-    for a, b in pairs:
+    for (a, b), (m, _) in zip(pairs, more, strict=True):
+        axes = range(2, a.kernel.ndim)
         square = a.kernel.ndim > 3 and len(set(a.kernel.shape[2:])) == 1
-        if square and bool(_near(a.kernel.transpose(-1, -2), b.kernel, block.dtype).all()):
+        if square and bool(near(a.kernel.mT, b.kernel, slack=m.mT).all()):
             return "the kernel is transposed"
-        if bool(_near(a.kernel.flip(*range(2, a.kernel.ndim)), b.kernel, block.dtype).all()):
+        if bool(near(a.kernel.flip(*axes), b.kernel, slack=m.flip(*axes)).all()):
             return "the kernel is flipped"
     return ""
 
@@ -90,6 +137,7 @@ def _mistakes(module: nn.Module, block: Block) -> Iterator[tuple[str, Mistake]]:
         yield f"the kernel of {name} is flipped", partial(_flip, name)
     for name in norms:
         yield f"{name} is missing", partial(_neutralize, name)
+        yield f"the arm of {name} is missing", partial(_silence, name)
         yield f"the shift of {name} is missing", partial(_zero, name, "bias")
         yield f"the mean of {name} is missing", partial(_zero, name, "running_mean")
     for first, second in combinations(norms, 2):
@@ -153,6 +201,11 @@ def _neutralize(name: str, module: nn.Module) -> None:
             tensor.data = torch.zeros_like(tensor)
 
 
+def _silence(name: str, module: nn.Module) -> None:
+    norm: Any = module.get_submodule(name)
+    norm.weight.data, norm.bias.data = torch.zeros_like(norm.weight), torch.zeros_like(norm.bias)
+
+
 def _swap(first: str, second: str, module: nn.Module) -> None:
     one, two = module.get_submodule(first), module.get_submodule(second)
     state = copy.deepcopy(one.state_dict())
@@ -167,16 +220,18 @@ def _swap_kernels(first: str, second: str, module: nn.Module) -> None:
     one.data, two.data = a, b
 
 
-def _near(exact: Tensor, stored: Tensor, dtype: torch.dtype) -> Tensor:
-    limit = ULP_LIMIT * unit_in_last_place(exact, dtype) + 1e-13 * exact.abs().max()
+def _near(exact: Tensor, stored: Tensor, dtype: torch.dtype, slack: Tensor | float = 0) -> Tensor:
+    limit = ULP_LIMIT * unit_in_last_place(exact, dtype) + 1e-13 * exact.abs().max() + slack
     return (exact - stored).abs() <= limit
 
 
 def _same(
-    values: Sequence[LinearConv | None], stored: Sequence[LinearConv | None], dtype: torch.dtype
+    values: Sequence[LinearConv | None],
+    stored: Sequence[LinearConv | None],
+    dtype: torch.dtype,
+    slack: Sequence[Tensor] | None,
 ) -> bool:
-    return all(
-        bool(_near(a.kernel, b.kernel, dtype).all()) and bool(_near(a.bias, b.bias, dtype).all())
-        for a, b in zip(values, stored, strict=True)
-        if a is not None and b is not None
-    )
+    pairs = [(a, b) for a, b in zip(values, stored, strict=True) if a is not None and b is not None]
+    parts = [(getattr(a, n), getattr(b, n)) for a, b in pairs for n in ("kernel", "bias")]
+    more: Sequence[Tensor | float] = slack or [0.0] * len(parts)
+    return all(bool(_near(*pair, dtype, own).all()) for pair, own in zip(parts, more, strict=True))

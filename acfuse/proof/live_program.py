@@ -57,6 +57,12 @@ def compare_programs(
     return _Walk(free).run(expected, given)
 
 
+def unlike_values(expected: Any, given: Any) -> str:
+    """The first thing that tells plain values, with all that they hold, from others; or ""."""
+    apart = _Walk(set()).run(expected, given).apart
+    return "" if apart is None else str(replace(apart, where=apart.where or "the whole"))
+
+
 def is_of_its_structure(expected: nn.Module, given: nn.Module) -> bool:
     """Whether a model is written as acfuse writes it, and not as its authors write a fused one."""
     rewritten = [n for n, m in expected.named_modules() if isinstance(m, FusedForward)]

@@ -145,6 +145,9 @@ def _failed(error: Exception, what: str, limits: Limits) -> AcfuseError:
     return InputError(f"onnxruntime {what}: {text.splitlines()[0][:200]}")
 
 
+Answers = Callable[[bool], Callable[[Image], Leaves]]  # of a program, optimised or not
+
+
 def compare_files(
     original: onnx.ModelProto,
     fused: onnx.ModelProto,
@@ -152,7 +155,30 @@ def compare_files(
     tolerance: Tolerance,
     limits: Limits,
 ) -> Check:
-    """A fused ONNX file beside the original, both in onnxruntime, optimiser off and on.
+    """A fused ONNX file beside the original, both in onnxruntime, optimiser off and on."""
+    answers = partial(answers_in_onnx, fused, limits)
+    return compare_with_onnx(original, answers, inputs, tolerance, limits, named=True)
+
+
+def answers_in_onnx(
+    model: onnx.ModelProto, limits: Limits, optimised: bool
+) -> Callable[[Image], Leaves]:
+    """What an ONNX model gives for images, in onnxruntime."""
+    source = with_free_sizes(model).SerializeToString()
+    session = session_of(source, optimised=optimised, limits=limits)
+    return partial(_leaves, session, limits)
+
+
+def compare_with_onnx(
+    original: onnx.ModelProto,
+    answers: Answers,
+    inputs: Inputs | None,
+    tolerance: Tolerance,
+    limits: Limits,
+    *,
+    named: bool = False,
+) -> Check:
+    """What a program gives beside an original ONNX file, output by output (by name if `named`).
 
     How far rounding moves the original is measured by its optimiser, which adds in another order;
     and by moving its weights and inputs where that does not tell enough.
@@ -163,28 +189,25 @@ def compare_files(
     kinds = {name: kind for name, (_, kind) in known.items()}
     given: list[Image] = [images(shapes, seed + sample, kinds) for sample in range(samples)]
 
-    def runs(model: onnx.ModelProto, *, optimised: bool) -> Callable[[Image], Leaves]:
-        source = with_free_sizes(model).SerializeToString()
-        session = session_of(source, optimised=optimised, limits=limits)
-        return partial(_leaves, session, limits)
-
     # One file after the other: each may take much memory.
-    answer = runs(original, optimised=False)
+    answer = answers_in_onnx(original, limits, False)
     true = [answer(image) for image in given]
     for image, result in _filled(answer, shapes, kinds, seed + 100, true):
         given.append(image)
         true.append(result)
-    true_optimised = [*map(runs(original, optimised=True), given)]
-    found = [*map(runs(fused, optimised=False), given)]
-    found_optimised = [*map(runs(fused, optimised=True), given)]
+    true_optimised = [*map(answers_in_onnx(original, limits, True), given)]
+    found = [*map(answers(False), given)]
+    found_optimised = [*map(answers(True), given)]
     pairs = [*zip(true, found, strict=True), *zip(true_optimised, found_optimised, strict=True)]
 
     def verdict(noise: Sequence[Noises]) -> Check:
         difference = Difference(tolerance=tolerance)
         for (expected, other), own in zip(pairs, (*noise, *noise), strict=True):
-            difference.add(expected, other, own)
             if len(expected) != len(other):
                 difference.fail(f"the files give {len(expected)} and {len(other)} outputs")
+            elif not named:
+                other = dict(zip(expected, other.values(), strict=True))
+            difference.add(expected, other, own)
         return judge("onnx", difference, tolerance, dtype)
 
     def measured(responses: list[Responses]) -> Check:
@@ -198,7 +221,7 @@ def compare_files(
         return check
 
     def moved(draw: int, units: float) -> Callable[[Image], Leaves]:
-        return runs(moved_weights(original, draw, units), optimised=False)
+        return answers_in_onnx(moved_weights(original, draw, units), limits, False)
 
     # A single unit as well: what is 0 or the next number in onnxruntime is so at any distance.
     return measured(drawn(moved, given, true, dtype, samples, units=(UNITS, 1)))

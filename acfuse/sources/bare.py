@@ -8,15 +8,26 @@ from torch import Tensor
 
 from acfuse.algebra import LinearConv, lower
 from acfuse.errors import InputError, UsageError
+from acfuse.files.nesting import beside
 from acfuse.files.read import read_tensors
 from acfuse.files.records import Container, ReadOptions
 from acfuse.files.write import Write, writer
-from acfuse.findings import Block, Findings, Size
+from acfuse.findings import Block, Findings, Run, Size
 from acfuse.patterns.match import find_in_tensors
 from acfuse.proof import Check, Inputs, Tolerance
+from acfuse.proof.live_program import unlike_values
 from acfuse.proof.planted import Planted, planted_in_tensors
 from acfuse.rewrite import fused_bare, without_nonfinite
-from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
+from acfuse.sources.base import (
+    Beside,
+    FindOptions,
+    Fused,
+    Progress,
+    Source,
+    SourceFile,
+    Weights,
+    silent,
+)
 from acfuse.system.memory import trim_heap
 
 
@@ -27,6 +38,9 @@ class BareSource(Source):
     tensors: Mapping[str, Tensor] = field(repr=False)
     container: Container = field(default_factory=lambda: Container("state_dict"))
     file: SourceFile = field(default_factory=SourceFile)
+    ignores = dict.fromkeys(("prefix",), "it is for --model") | {
+        "fix_initializers": "it is for ONNX files"
+    }
     hint = "Give --model with the network's code to look by algebra as well."
 
     def size(self, inputs: Inputs | None) -> Size:
@@ -75,9 +89,26 @@ class BareFused(Fused):
         return (untouched(self.source.tensors, self.tensors, self.found),) * self.is_read_back
 
     def with_file(self, path: Path, read: ReadOptions, *, unchanged: bool = False) -> "BareFused":
-        _, tensors = read_tensors(path, read)
-        given = fitting(tensors, self.source.container.prefix, self.tensors, path.name)
-        return replace(self, tensors=given, is_read_back=True)
+        container, tensors = read_tensors(path, read)
+        given = fitting(tensors, self.source.container, self.tensors, path.name)
+        others = beside_of(self.source.container, container, tensors)
+        return replace(self, tensors=given, is_read_back=True, beside=others)
+
+    @property
+    def weights(self) -> Mapping[str, Weights]:
+        names = [name for block in self.found for name in block.names]
+        return {n: (self.tensors[f"{n}.weight"], self.tensors[f"{n}.bias"]) for n in names}
+
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        return kept_of(self.tensors, self.found)
+
+    def with_weights(self, given: Mapping[str, Weights]) -> "BareFused":
+        return replace(self, tensors={**self.tensors, **named_tensors(given)})
+
+    def anew(self, block: Block, eps: float) -> Run | None:
+        others = self.source.find(FindOptions(bn_eps=eps)).found if block.pattern else ()
+        return next((b.reference() for b in others if b.where == block.where), None)
 
     def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:
         return planted_in_tensors(self.source.tensors, read_tensors(path, read)[1], most)
@@ -102,10 +133,14 @@ def parameters_of(tensors: Mapping[str, Tensor]) -> int:
 
 
 def fitting(
-    tensors: Mapping[str, Tensor], prefix: str, wanted: Mapping[str, Tensor], name: str
+    tensors: Mapping[str, Tensor], original: Container, wanted: Mapping[str, Tensor], name: str
 ) -> dict[str, Tensor]:
-    """A fused file's tensors under the keys that are wanted. Raises InputError for others."""
-    given = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    """A fused file's tensors under the keys that are wanted. Raises InputError for others.
+
+    What is none of the model's is beside the weights, and may have changed there.
+    """
+    prefix, rest = original.prefix, original.rest
+    given = {k.removeprefix(prefix): t for k, t in tensors.items() if k not in rest}
     missing, unknown = (sorted(set(a) - set(b)) for a, b in ((wanted, given), (given, wanted)))
     if missing or unknown:
         what = f"lacks {missing[0]}" if missing else f"has {unknown[0]}, which is none of its keys"
@@ -123,13 +158,45 @@ def untouched(
     """Whether every tensor that was not fused is the original's, bit for bit."""
     made = {f"{name}.{n}" for b in found for name in b.names for n in ("weight", "bias")}
     kept = {key: tensor for key, tensor in fused.items() if key in original and key not in made}
-    altered = [key for key, tensor in kept.items() if not _same_bits(tensor, original[key])]
+    altered = [key for key, tensor in kept.items() if not same_bits(tensor, original[key])]
     detail = f"{altered[0]} is not the original's ({len(altered)} in all)" if altered else ""
     count = sum(tensor.numel() for tensor in kept.values())
     return Check("untouched", not altered, float(len(altered)), 0.0, detail=detail, compared=count)
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
+def beside_of(original: Container, fused: Container, tensors: Mapping[str, Tensor]) -> Beside:
+    """What a fused file holds beside its weights, and the original does not, or otherwise."""
+    if original.kind != fused.kind:
+        return Beside(is_alike=False)
+    if original.path != fused.path:
+        where, expected = (
+            f"under {c.key}" if c.path else "the whole file" for c in (fused, original)
+        )
+        return Beside(f"its weights are {where}, expected {expected}", is_alike=False)
+    if original.kind != "state_dict" or not isinstance(original.whole, Mapping):
+        unlike = unlike_values(*(dict(c.metadata or {}) for c in (original, fused)))
+    else:
+        unlike = unlike_values(*(beside(c.whole, c.path) for c in (original, fused)))
+    rest = {key: tensors[key] for key in original.rest if key in tensors}
+    return Beside(unlike or unlike_values(dict(original.rest), rest))
+
+
+def kept_of(fused: Mapping[str, Tensor], found: Sequence[Block]) -> dict[str, Tensor]:
+    """The tensors of real numbers of a fused checkpoint that belong to no block."""
+    made = {f"{name}.{n}" for b in found for name in b.names for n in ("weight", "bias")}
+    return {k: t for k, t in fused.items() if k not in made and t.is_floating_point()}
+
+
+def named_tensors(given: Mapping[str, Weights]) -> dict[str, Tensor]:
+    return {
+        f"{name}.{what}": tensor
+        for name, pair in given.items()
+        for what, tensor in zip(("weight", "bias"), pair, strict=True)
+    }
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same, number for number; NaN is what it was."""
     return (
         a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a != a) & (b != b)).all())
     )

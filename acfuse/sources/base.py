@@ -4,20 +4,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from torch import nn
+from onnx import ModelProto
+from torch import Tensor, nn
 
 from acfuse.algebra import LinearConv
 from acfuse.files.records import DEFAULTS, ReadOptions
 from acfuse.files.write import Write
-from acfuse.findings import Block, Findings, Refused, Size
+from acfuse.findings import Block, Findings, Refused, Run, Size
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.proof import Check, Inputs, Tolerance
+from acfuse.proof.faults import diagnose_numbers
+from acfuse.proof.folded import other_eps, slack_of
 from acfuse.proof.planted import Planted
 from acfuse.targets.onnx_export import OnnxFile
 
 Progress = Callable[[str], None]
+Weights = tuple[Tensor, Tensor]  # the weight and bias of a convolution, as stored
 NEEDS_CODE = "an ONNX file needs the model's code: give --model package.module:factory."
 
 
@@ -38,7 +42,9 @@ class OpenOptions:
     read: ReadOptions = DEFAULTS
     bn_eps: float | None = None
     allow_nonfinite: bool = False
+    fix_initializers: bool = False
     asked: frozenset[str] = frozenset()
+    prefix: str | None = None
     inputs: Inputs | None = None
 
 
@@ -62,6 +68,17 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What tells all that stands in a file beside its weights from the original's, in words.
+
+    `is_alike` says that the weights stand where acfuse puts them, in a file of the same format.
+    """
+
+    unlike: str = ""
+    is_alike: bool = True
+
+
+@dataclass(frozen=True)
 class Fused(ABC):
     """A fused model: what was found in the original, what was refused and why.
 
@@ -69,6 +86,7 @@ class Fused(ABC):
     """
 
     findings: Findings
+    beside: Beside = field(default_factory=Beside, kw_only=True)  # of a file that was read back
 
     @property
     def found(self) -> tuple[Block, ...]:
@@ -111,6 +129,30 @@ class Fused(ABC):
         `unchanged` says that the file is known by its hash. Raises InputError if it does not fit.
         """
 
+    @property
+    @abstractmethod
+    def weights(self) -> Mapping[str, Weights]:
+        """The new convolutions, by the names that the blocks give them."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of the tensors that are new in a fused file."""
+        return frozenset(f"{n}.{what}" for n in self.weights for what in ("weight", "bias"))
+
+    @property
+    @abstractmethod
+    def kept(self) -> Mapping[str, Tensor]:
+        """The tensors of real numbers that are the original's own."""
+
+    @abstractmethod
+    def with_weights(self, given: Mapping[str, Weights]) -> Self:
+        """The same with other numbers in some of the new convolutions."""
+
+    @property
+    def onnx_original(self) -> ModelProto | None:
+        """The original, where it is an ONNX file."""
+        return None
+
     @abstractmethod
     def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:
         """At most so many faults, each in what a fused file of it holds."""
@@ -119,9 +161,26 @@ class Fused(ABC):
     def contents(self) -> Mapping[str, bytes | Write]:
         """What has to be written, by the field of `Paths` that says where."""
 
-    def diagnose(self, block: Block) -> str:
-        """What a wrong block looks like, in words; empty where nothing is known."""
+    def diagnose(self, block: Block, *, folded: bool = False) -> str:
+        """What a wrong block looks like, in words; empty where nothing is known.
+
+        `folded` says that it was folded in its own dtype, so that its weights may be off by that.
+        """
+        stored = self.stored(block)
+        slack = slack_of(block, stored) if folded else None
+        told = diagnose_numbers(block, stored, slack)
+        if told:
+            return told
+        eps = other_eps(block, stored, self.anew)
+        return self.mistaken(block, slack) if eps is None else f"BatchNorm eps {eps:g}"
+
+    def mistaken(self, block: Block, slack: Sequence[Tensor] | None) -> str:
+        """The known mistake whose weights are those of a block; "" where none is known."""
         return ""
+
+    def anew(self, block: Block, eps: float) -> Run | None:
+        """The layers of a block as if their BatchNorms had another eps; None if there are none."""
+        return None
 
 
 class Source(ABC):

@@ -17,15 +17,16 @@ from acfuse.files.records import Container, ReadOptions
 from acfuse.files.user_code import assigned, fit_prefix, load_into
 from acfuse.files.write import Write, writer
 from acfuse.find import find_in_module
-from acfuse.findings import Block, Findings, Size
+from acfuse.findings import Block, Findings, Run, Size
 from acfuse.graph.calls import Call
 from acfuse.graph.copies import copied
-from acfuse.graph.fx_read import conv_of, convolutions_of
+from acfuse.graph.fx_read import conv_of, convolutions_of, is_norm
 from acfuse.graph.fx_write import FusedForward, Rank, replaced_layers
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
 from acfuse.proof import Check, Inputs, Tolerance, diagnose
 from acfuse.proof.evidence import evidence
+from acfuse.proof.faults import NO_EPS
 from acfuse.proof.live_program import (
     check_after_a_call,
     foreign_check,
@@ -37,8 +38,23 @@ from acfuse.proof.running import floating_dtype, kinds_of, named_shapes
 from acfuse.proof.whole import compare_models
 from acfuse.proof.witness import Given
 from acfuse.rewrite import fused_copy, fused_tensors, without_nonfinite
-from acfuse.sources.bare import fitting, parameters_of, untouched
-from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
+from acfuse.sources.bare import (
+    beside_of,
+    fitting,
+    kept_of,
+    named_tensors,
+    parameters_of,
+    untouched,
+)
+from acfuse.sources.base import (
+    FindOptions,
+    Fused,
+    Progress,
+    Source,
+    SourceFile,
+    Weights,
+    silent,
+)
 from acfuse.system.memory import no_collection
 
 
@@ -51,7 +67,9 @@ class LiveSource(Source):
     container: Container = field(default_factory=lambda: Container("state_dict"))
     file: SourceFile = field(default_factory=SourceFile)
     example: Given | None = field(default=None, repr=False)
-    ignores = dict.fromkeys(("bn_eps",), "the model's own code decides that")
+    ignores = dict.fromkeys(("bn_eps",), "the model's own code decides that") | dict.fromkeys(
+        ("fix_initializers",), "it is for ONNX files"
+    )
     needs_inputs = True
 
     @classmethod
@@ -186,11 +204,28 @@ class LiveFused(Fused):
                 f"{path.name} is, as the original, a pickled module: only code could read it "
                 "back. It is proved by its manifest: run `acfuse verify` in its folder."
             )
-        _, tensors = read_tensors(path, read)
-        given = fitting(tensors, container.prefix, self.checkpoint, path.name)
+        read_in, tensors = read_tensors(path, read)
+        given = fitting(tensors, container, self.checkpoint, path.name)
         model = copied(self.model)
         assigned(model, given)
-        return replace(self, model=model, read_back=given)
+        beside = beside_of(container, read_in, tensors)
+        return replace(self, model=model, read_back=given, beside=beside)
+
+    @property
+    def weights(self) -> Mapping[str, Weights]:
+        layers: dict[str, Any] = {
+            n: self.model.get_submodule(n) for b in self.found for n in b.names
+        }
+        return {n: (layer.weight.detach(), layer.bias.detach()) for n, layer in layers.items()}
+
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        return kept_of(self.checkpoint, self.found)
+
+    def with_weights(self, given: Mapping[str, Weights]) -> "LiveFused":
+        model, tensors = copied(self.model), {**self.checkpoint, **named_tensors(given)}
+        assigned(model, tensors)
+        return replace(self, model=model, read_back=tensors)
 
     def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:
         return planted_in_tensors(self.source.tensors, read_tensors(path, read)[1], most)
@@ -202,10 +237,17 @@ class LiveFused(Fused):
         whole = self.model if container.kind == "module" else self.checkpoint
         return {"checkpoint": writer(container, whole)}
 
-    def diagnose(self, block: Block) -> str:
+    def mistaken(self, block: Block, slack: Sequence[Tensor] | None) -> str:
         module = self.source.model.get_submodule(block.where)
         rerun = partial(replaced_layers, site=block.site)
-        return diagnose(block, self.stored(block), module, rerun)
+        return diagnose(block, self.stored(block), module, rerun, slack)
+
+    def anew(self, block: Block, eps: float) -> Run | None:
+        module = copied(self.source.model.get_submodule(block.where))
+        norms = [layer for layer in module.modules() if is_norm(layer)]
+        for norm in norms:
+            norm.eps = eps or NO_EPS  # type: ignore[assignment]
+        return replaced_layers(module, block.site) if norms else None
 
 
 def _taken_at_their_word(findings: Findings, patterns: Sequence[Pattern]) -> tuple[str, ...]:

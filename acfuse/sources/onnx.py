@@ -19,7 +19,7 @@ from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.records import ReadOptions
 from acfuse.files.tensor_check import USUAL_EPS, Norm
 from acfuse.files.write import Write
-from acfuse.findings import Block, Cost, Findings, Refused, Size, Term
+from acfuse.findings import Block, Cost, Findings, Refused, Run, Size, Term
 from acfuse.graph.onnx_read import (
     FLOATS,
     OnnxSteps,
@@ -44,12 +44,13 @@ from acfuse.proof.onnx_program import compare_programs
 from acfuse.proof.onnx_rewriting import Rewritten, compare_rewriting
 from acfuse.proof.onnx_runtime import compare_files
 from acfuse.proof.planted import Planted, planted_in_onnx
-from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, silent
+from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, Weights, silent
 from acfuse.system.escape import one_line
 from acfuse.system.limits import LIMITS, Limits
 from acfuse.targets.onnx_export import OnnxFile, count_nodes
 
 OLDEST_OPSET = 7  # onnxruntime runs nothing older: there would be no proof
+FIXED = "if none does, give --fix-initializers"
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
           "Bernoulli", "Multinomial")  # fmt: skip
 
@@ -65,7 +66,7 @@ class OnnxSource(Source):
     file: SourceFile = field(default_factory=SourceFile)
     limits: Limits = LIMITS
     ignores = dict.fromkeys(
-        ("model", "model_args", "key", "allow_class", "bn_eps", "patterns", "assume"),
+        ("model", "model_args", "key", "prefix", "allow_class", "bn_eps", "patterns", "assume"),
         "an ONNX file needs none",
     )
 
@@ -164,6 +165,39 @@ class OnnxFused(Fused):
             self._check_folds(file, path.name)
         return stored
 
+    @property
+    def onnx_original(self) -> onnx.ModelProto:
+        return self.source.model
+
+    @property
+    def weights(self) -> Mapping[str, Weights]:
+        return {n: (p.layer.weight, p.layer.bias) for n, p in self._placed().items()}
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self.certified
+
+    def _placed(self) -> dict[str, Placed]:
+        placed = [p for block in self.layers for p in block if p is not None]
+        return dict(zip([n for b in self.found for n in b.names], placed, strict=True))
+
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        held = numbers_of(self.model)[0]
+        return {n: t for n, t in held.items() if n not in self.certified and t.ndim > 1}
+
+    def with_weights(self, given: Mapping[str, Weights]) -> "OnnxFused":
+        model, placed = onnx.ModelProto(), self._placed()
+        model.CopyFrom(self.model)
+        stored = {t.name: t for graph in all_graphs(model.graph) for t in graph.initializer}
+        tensors = {}
+        for name, pair in given.items():
+            for key, tensor in zip((placed[name].weight, placed[name].bias), pair, strict=True):
+                stored[key].CopyFrom(numpy_helper.from_array(tensor.numpy(), key))
+                tensors[key] = stored[key]
+        layers = [tuple(p and _restored(p, tensors) for p in block) for block in self.layers]
+        return replace(self, model=model, layers=tuple(layers))
+
     def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:
         file, _ = read_onnx(path, ReadOptions(limits=read.limits))
         return planted_in_onnx(self.source.model, file, most)
@@ -178,6 +212,18 @@ class OnnxFused(Fused):
             if compare_programs(other.model, file, other.certified).passed:
                 state, advice = ("with", "Give it") if folds else ("without", "Leave it out")
                 raise InputError(f"{name} was fused {state} --fold-bn. {advice}.")
+
+    def anew(self, block: Block, eps: float) -> Run | None:
+        model = onnx.ModelProto()
+        model.CopyFrom(self.source.model)
+        for graph in all_graphs(model.graph):
+            for node in graph.node:
+                if node.op_type == "BatchNormalization":
+                    kept = [a for a in node.attribute if a.name != "epsilon"]
+                    del node.attribute[:]
+                    node.attribute.extend([*kept, onnx.helper.make_attribute("epsilon", eps)])
+        others = OnnxSource(model).find(FindOptions(fold_bn=not block.is_block)).found
+        return next((b.reference() for b in others if b.where == block.where), None)
 
     @property
     def certified(self) -> frozenset[str]:
@@ -278,7 +324,7 @@ def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]
     def within(graph: onnx.GraphProto, outer: Constants) -> Iterator[Any]:
         defaults = replaceable(graph, model.ir_version)
         quantised = {a.tensor_name for a in graph.quantization_annotation}
-        given = {n: f"{n} is an input, which a caller may give" for n in defaults}
+        given = {n: f"{n} is an input, which a caller may give ({FIXED})" for n in defaults}
         given |= {n: f"{n} is quantised" for n in quantised}
         made = {v.name: f"{v.name} is an input" for v in graph.input}
         made |= {o: f"{o} is computed by {n.op_type}" for n in graph.node for o in n.output}

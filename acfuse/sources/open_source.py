@@ -4,18 +4,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from acfuse.errors import UsageError
 from acfuse.files.detect import is_onnx
 from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.read import read_tensors
 from acfuse.files.tensor_check import check_numbers, norms_of
-from acfuse.files.user_code import build_model, fit_prefix, load_into
+from acfuse.files.user_code import build_model, fit_prefix, load_into, stripped
 from acfuse.graph.copies import unwrapped
+from acfuse.graph.onnx_values import with_fixed_inputs
 from acfuse.proof.witness import example_of
 from acfuse.sources.bare import BareSource
 from acfuse.sources.base import OpenOptions, Source, SourceFile
 from acfuse.sources.live import LiveSource
 from acfuse.sources.onnx import OnnxSource, numbers_of
+from acfuse.system.escape import listed
 
 
 def open_source(path: Path, options: OpenOptions) -> Source:
@@ -39,30 +43,74 @@ def open_source(path: Path, options: OpenOptions) -> Source:
 
 def _open_onnx(path: Path, options: OpenOptions) -> OnnxSource:
     model, digests = read_onnx(path, options.read)
+    notes: tuple[str, ...] = ()
+    if options.fix_initializers:
+        model, fixed = with_fixed_inputs(model)
+        if not fixed:
+            raise UsageError(
+                f"{path.name}: --fix-initializers has no effect here: no input has a default. "
+                "Remove it."
+            )
+        notes = (f"no inputs any more, but constants: {listed(fixed)}",)
     tensors, norms = numbers_of(model)
     odd = check_numbers(tensors, norms, path.name, allow_nonfinite=options.allow_nonfinite)
-    return OnnxSource(model, SourceFile(path.name, digests, odd), options.read.limits)
+    return OnnxSource(model, SourceFile(path.name, digests, (*notes, *odd)), options.read.limits)
 
 
 def _open_torch(path: Path, options: OpenOptions) -> LiveSource | BareSource:
     """A checkpoint; where it holds no model, in the network that --model names, if it names one."""
     container, tensors = read_tensors(path, options.read)
+    if any(_aliased(key) != key for key in tensors):
+        tensors = {_aliased(key): tensor for key, tensor in tensors.items()}
+        told = "the statistics of BatchNorms have Paddle's names; they are written with torch's"
+        container = replace(container, notes=(*container.notes, told))
     file = SourceFile(path.name, container.digests, container.notes)
     if container.network is not None:
         if options.model is not None:
             raise UsageError(f"{path.name} holds a whole model; --model is for state dicts.")
+        if options.prefix is not None:
+            raise UsageError(f"{path.name} holds a whole model; --prefix is for state dicts.")
         network = container.network
         return LiveSource(network.eval() if network.training else network, tensors, container, file)
     if options.model is None:
         return BareSource(tensors, container, file)
     network = unwrapped(build_model(options.model, options.model_args))
-    prefix, fitting = fit_prefix(tensors, network)
-    load_into(network, fitting, path.name)
+    prefix, fitting = _fitted(tensors, network, options.prefix, path.name)
+    renamed = load_into(network, fitting, path.name)
+    rest = {key: t for key, t in tensors.items() if not key.startswith(prefix)}
+    notes = file.notes
     if prefix:
-        stripped = f"stripped the prefix {prefix!r} from every key"
-        file = replace(file, notes=(*file.notes, stripped))
+        whose = "of the model" if rest else ""
+        notes += (f"stripped the prefix {prefix!r} from every key {whose}".rstrip(),)
+    if rest:
+        notes += (f"{listed(list(rest))}: no tensor of the model, kept as it is",)
+    if renamed:
+        notes += (f"the model's own code reads {listed(list(renamed))} under other names",)
+        fitting = dict(network.state_dict())
     network = network.eval() if network.training else network
-    return LiveSource(network, fitting, replace(container, prefix=prefix), file)
+    held = replace(container, prefix=prefix, rest=rest, order=tuple(tensors) if rest else ())
+    return LiveSource(network, fitting, held, replace(file, notes=notes))
+
+
+# What Paddle calls the statistics of a BatchNorm.
+ALIASES = {"._mean": ".running_mean", "._variance": ".running_var"}
+
+
+def _aliased(key: str) -> str:
+    return next((key.removesuffix(a) + b for a, b in ALIASES.items() if key.endswith(a)), key)
+
+
+def _fitted(
+    tensors: Mapping[str, Tensor], network: nn.Module, prefix: str | None, name: str
+) -> tuple[str, dict[str, Tensor]]:
+    """The tensors of a checkpoint that are the model's, and what stands in front of their keys."""
+    if prefix is None:
+        found, fitting = fit_prefix(tensors, network)
+        return found, fitting
+    fitting = stripped(tensors, prefix)
+    if not fitting:
+        raise UsageError(f"{name}: --prefix {prefix}: no key begins with it.")
+    return prefix, fitting
 
 
 def _refuse_without_effect(path: Path, ignores: Mapping[str, str], options: OpenOptions) -> None:

@@ -19,6 +19,7 @@ from acfuse.proof.exported import dynamic_dims
 from acfuse.proof.running import Inputs, cast, floating_dtype, images, kinds_of, named_shapes
 
 DEFAULT_OPSET = 20
+OLDEST_EXPORTED = 18  # by torch's present exporter
 GENERIC_NAMES = {"x", "input", "inputs", "inp", "data"}
 LARGEST_FILE = 2**31 - 2**20  # protobuf's own limit, with room for the graph
 DIM_NAMES = {0: "batch", 2: "height", 3: "width"}
@@ -66,24 +67,13 @@ def to_onnx(
     given = example(model, shapes, axes, inputs)
     names = [_input_name(n, len(shapes)) for n in shapes]
     outputs = _output_names(model, given)
+    free = {n: {i: dimension(i, n, shapes) for i in axes[n]} for n in shapes}
+    export = _exported if opset >= OLDEST_EXPORTED else _traced
     with quiet():
         try:
-            program = torch.onnx.export(
-                model,
-                kwargs=given,
-                input_names=names,
-                output_names=outputs,
-                opset_version=opset,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-                dynamic_shapes={n: {i: dimension(i, n, shapes) for i in axes[n]} for n in shapes},
-            )
+            proto = export(model, given, names, outputs, opset, free)
         except Exception as error:
             raise InputError(export_failure(error, "ONNX", "Give --no-onnx", dynamic)) from error
-    if program is None:
-        raise AcfuseError("torch's exporter gave nothing.")
-    proto = program.model_proto
     _clean(proto, metadata or {})
     if proto.ByteSize() > LARGEST_FILE:
         raise InputError("the model is larger than one ONNX file can be (2 GiB).")
@@ -95,6 +85,66 @@ def to_onnx(
             "be free. Give --dynamic none, or make the model independent of that size."
         )
     return OnnxFile(proto, opset, dynamic, tuple(names), tuple(outputs))
+
+
+Free = Mapping[str, Mapping[int, Any]]  # the symbol of each free axis, by input
+
+
+def _exported(
+    model: nn.Module,
+    given: Mapping[str, Tensor],
+    names: list[str],
+    outputs: list[str],
+    opset: int,
+    free: Free,
+) -> onnx.ModelProto:
+    """What torch's own exporter gives."""
+    program = torch.onnx.export(
+        model,
+        kwargs=dict(given),
+        input_names=names,
+        output_names=outputs,
+        opset_version=opset,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        dynamic_shapes={name: dict(axes) for name, axes in free.items()},
+    )
+    if program is None:
+        raise AcfuseError("torch's exporter gave nothing.")
+    return program.model_proto
+
+
+def _traced(
+    model: nn.Module,
+    given: Mapping[str, Tensor],
+    names: list[str],
+    outputs: list[str],
+    opset: int,
+    free: Free,
+) -> onnx.ModelProto:
+    """What its older exporter gives, which writes opsets that the other does not.
+
+    It runs the model once. A way that depends on a size is then fixed in the file: whether it is
+    right for others, running it on others shows.
+    """
+    file = io.BytesIO()
+    axes = {
+        shown: {i: symbol.__name__ for i, symbol in free[own].items()}
+        for shown, own in zip(names, given, strict=True)
+    }
+    torch.onnx.export(
+        model,
+        (),
+        file,  # type: ignore[arg-type]
+        kwargs=dict(given),
+        input_names=names,
+        output_names=outputs,
+        opset_version=opset,
+        dynamo=False,
+        dynamic_axes={name: own for name, own in axes.items() if own},
+    )
+    return onnx.load_model_from_string(file.getvalue())
 
 
 def dimension(axis: int, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Any:

@@ -14,8 +14,10 @@ from torch.utils import _pytree
 from acfuse.errors import InputError, UsageError
 from acfuse.files.read import read_tensors
 from acfuse.proof.exported import compared, dynamic_dims
+from acfuse.proof.leaves import Leaves, leaves_of
 from acfuse.proof.outputs import Check, Tolerance
-from acfuse.proof.running import Inputs, cast, floating_dtype, named_shapes
+from acfuse.proof.running import Image, Inputs, cast, floating_dtype, named_shapes
+from acfuse.system.escape import one_line
 from acfuse.targets.onnx_export import dimension, example, export_failure, quiet
 
 # What a node is told to keep: its value, and which layer it comes from. The rest names source files
@@ -84,6 +86,12 @@ def compare_pt2_file(
     path: Path, original: nn.Module, inputs: Inputs, tolerance: Tolerance, dynamic: str
 ) -> Check:
     """A .pt2 file, read without running what it says, against the original model."""
+    call, _ = _call_of(path)
+    return _compared(call, original, inputs, tolerance, dynamic)
+
+
+def _call_of(path: Path) -> tuple[Callable[[Mapping[str, Tensor]], Any], torch.dtype]:
+    """How the program of a .pt2 file is called, and the dtype that it computes in."""
     container, _ = read_tensors(path)
     network = container.network
     if network is None:
@@ -93,7 +101,26 @@ def compare_pt2_file(
     def call(given: Mapping[str, Tensor]) -> Any:
         return network(**dict(zip(names, given.values(), strict=True)))
 
-    return _compared(call, original, inputs, tolerance, dynamic)
+    return call, floating_dtype(network)
+
+
+def answers_of_program(path: Path, optimised: bool) -> Callable[[Image], Leaves]:
+    """What a .pt2 file gives for images; there is nothing to be optimised."""
+    call, dtype = _call_of(path)
+
+    def answer(given: Image) -> Leaves:
+        with torch.no_grad():
+            try:
+                return leaves_of(call({name: cast(image, dtype) for name, image in given.items()}))
+            except Exception as error:
+                raise _cannot_be_run(given, error) from error
+
+    return answer
+
+
+def _cannot_be_run(given: Image, error: Exception) -> InputError:
+    tried = ", ".join(str(tuple(image.shape)) for image in given.values())
+    return InputError(f"the .pt2 file cannot be run on {tried}: {one_line(error, 200)}.")
 
 
 def _compared(
@@ -111,8 +138,7 @@ def _compared(
             try:
                 result = call({name: cast(image, dtype) for name, image in given.items()})
             except Exception as error:
-                tried = ", ".join(str(tuple(image.shape)) for image in given.values())
-                raise InputError(f"the .pt2 file cannot be run on {tried}: {error}.") from error
+                raise _cannot_be_run(given, error) from error
         return [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
     return compared("pt2", "it", [answer], original, inputs, tolerance, dynamic)

@@ -4,7 +4,19 @@ import pytest
 import torch
 from torch import nn
 
+from acfuse.algebra import Conv
 from acfuse.errors import Reason
+from acfuse.find import find_in_module
+from acfuse.graph.steps import (
+    IDENTITY,
+    ChannelSlice,
+    Combiner,
+    ConvStep,
+    Graph,
+    Step,
+    geometry_of,
+)
+from acfuse.patterns import PATTERNS
 from acfuse.sources.onnx import fuse_onnx
 from sample_models import awake
 from tests.bounds import assert_within, rounding
@@ -137,3 +149,44 @@ def test_a_part_that_is_used_elsewhere_stays(dynamo):
     for image in images(SIZES):
         expected, given = (answers(m, image) for m in (original, fused.model))
         assert_within(given, expected, rounding(model, image))
+
+
+class _Dense(nn.Module):
+    """Each layer reads all before it, side by side."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4 + 3 * i) for i in range(layers))
+        self.convs = nn.ModuleList(conv(4 + 3 * i, 3, 3) for i in range(layers))
+
+    def forward(self, x):
+        for norm_, conv_ in zip(self.norms, self.convs, strict=True):
+            x = torch.cat([x, conv_(torch.relu(norm_(x)))], 1)
+        return x
+
+
+@pytest.mark.parametrize("folds", [False, True])
+def test_a_plan_allocates_nothing_however_many_channels_stand_side_by_side(monkeypatch, folds):
+    model = awake(_Dense(12), 0).eval()
+
+    def matrix(*size, **_):
+        raise AssertionError(f"a matrix of {size} for a plan")
+
+    monkeypatch.setattr("acfuse.graph.steps.torch.zeros", matrix)
+    assert find_in_module(model, PATTERNS, folds=folds).found == ()
+
+
+def test_channels_are_planned_as_they_are_multiplied():
+    for part in (slice(1, 6, 2), slice(0, 3), (1, 3)):
+        rule = ChannelSlice(part)
+        layer = Conv(torch.randn(7, 4, 3, 1), torch.randn(7), pads=((1, 1), (0, 0)))
+        step = Step("y", ("x",), ConvStep(layer))
+        graph = Graph((step,), ("x",), frozenset("y"), spatial_rank=2)
+        plan, made = (
+            Combiner(graph, numbers).apply(
+                rule, [Combiner(graph, numbers).of(graph, "y", {"x": {"x": IDENTITY}})]
+            )["x"]
+            for numbers in (False, True)
+        )
+        assert geometry_of(plan) == geometry_of(made)
+        assert torch.equal(made.kernel, layer.linear().kernel[rule.channels(7)])

@@ -1,0 +1,267 @@
+"""Fused files that others made: their convolutions by name or by number, and their own program.
+
+A file of another program, or with other names, is no less right. Its convolutions are told by
+their numbers and proved like any; what the program around them does is shown by running it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+
+from acfuse.errors import InputError, UsageError
+from acfuse.files.detect import is_onnx
+from acfuse.files.onnx_cost import all_graphs
+from acfuse.files.onnx_reading import read_onnx
+from acfuse.files.read import read_tensors
+from acfuse.files.records import ReadOptions
+from acfuse.graph.onnx_read import FLOATS
+from acfuse.proof import Check, Inputs, Tolerance
+from acfuse.proof.onnx_runtime import answers_in_onnx, compare_onnx, compare_with_onnx
+from acfuse.sources.bare import same_bits
+from acfuse.sources.base import Fused, Progress, Source, Weights, silent
+from acfuse.system.limits import Limits
+from acfuse.targets.pt2_export import answers_of_program, compare_pt2_file
+
+NEAR = 0.1  # of a kernel: two that are no further apart are one and the same, rounded or faulty
+KIN = 0.01  # the same for tensors that should not differ at all
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a file of others is, as the fused form of an original."""
+
+    fused: Fused
+    checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
+    is_run: bool = False  # whether its own program was run: there is nothing else to compare
+
+
+@dataclass(frozen=True)
+class _File:
+    """What stands in a file: all tensors, its convolutions, and its program if it has one."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    convolutions: Sequence[Weights]
+    model: onnx.ModelProto | None = None
+    is_exported: bool = False
+
+    @property
+    def is_program(self) -> bool:
+        return self.model is not None or self.is_exported
+
+
+def held_in(
+    path: Path,
+    read: ReadOptions,
+    source: Source,
+    fused: Fused,
+    inputs: Inputs | None,
+    tolerance: Tolerance,
+    progress: Progress = silent,
+) -> Held:
+    """A file as the fused form of a source. Raises InputError for one that is none."""
+    own: InputError | None = None
+    stored = None
+    if read.key is not None and not _has_key(path, read):
+        read = replace(read, key=None)
+    try:
+        stored = fused.with_file(path, read)
+    except InputError as error:  # it may be that of others
+        own = error
+    if stored is not None and (fused.onnx_file is not None or not _is_program(path, read)):
+        return Held(stored)
+    try:
+        file = _opened(path, read)
+    except InputError:
+        raise own or InputError(f"{path.name} cannot be read.") from None
+    if own is not None and not file.tensors.keys().isdisjoint(fused.names):
+        raise own  # it has acfuse's own names, and does not fit
+    if not file.is_program:
+        return _by_numbers(file, fused, own)
+    check = _run(file, source, fused, inputs, tolerance, read.limits, progress)
+    if check is None:
+        told = (
+            f"the program of {path.name} was not run: the original has no code to compare it with"
+        )
+        return replace(_by_numbers(file, fused, own) if stored is None else Held(stored),
+                       notes=(told,))  # fmt: skip
+    if stored is not None:
+        return Held(stored, (check,))
+    given, missing = _matched(fused.weights, file.convolutions, loose=not check.passed)
+    is_alien = not _matched(fused.weights, file.convolutions, loose=False)[0]
+    if own is not None and is_alien and not check.passed and not math.isfinite(check.error):
+        raise own  # neither its outputs nor its tensors are of this model
+    found = tuple(b for b in fused.found if not missing.intersection(b.names))
+    notes = (
+        f"{path.name} is a program of others: {len(found)} of {len(fused.found)} blocks are proved "
+        "weight by weight, and all else by what it gives",
+    )
+    kept = _kept(fused.kept, file.tensors)
+    findings = replace(fused.findings, found=found)
+    stored = replace(fused.with_weights(given), findings=findings)
+    return Held(stored, (kept, check), notes, is_run=True)
+
+
+def _has_key(path: Path, read: ReadOptions) -> bool:
+    """Whether a fused file has its weights under the original's key; a bare state dict has not."""
+    if is_onnx(path):
+        return False
+    try:
+        read_tensors(path, read)
+    except UsageError:
+        return False
+    return True
+
+
+def _is_program(path: Path, read: ReadOptions) -> bool:
+    return is_onnx(path) or read_tensors(path, read)[0].kind == "exported"
+
+
+def _opened(path: Path, read: ReadOptions) -> _File:
+    if is_onnx(path):
+        model, _ = read_onnx(path, ReadOptions(limits=read.limits))
+        stored = {
+            t.name: torch.from_numpy(np.array(numpy_helper.to_array(t)))
+            for graph in all_graphs(model.graph)
+            for t in graph.initializer
+            if t.data_type in FLOATS
+        }
+        nodes = [n for graph in all_graphs(model.graph) for n in graph.node if n.op_type == "Conv"]
+        pairs = [(stored.get(n.input[1]), stored.get((*n.input, "", "")[2])) for n in nodes]
+        found = [_with_bias(w, b) for w, b in pairs if w is not None]
+        return _File(path, stored, found, model)
+    container, tensors = read_tensors(path, read)
+    plain = [
+        (tensor, tensors.get(f"{key.removesuffix('weight')}bias"))
+        for key, tensor in tensors.items()
+        if key.endswith("weight") and tensor.ndim > 2
+    ]
+    convolutions = [_with_bias(w, b) for w, b in plain]
+    return _File(path, tensors, convolutions, is_exported=container.kind == "exported")
+
+
+def _with_bias(weight: Tensor, bias: Tensor | None) -> Weights:
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias
+
+
+def _by_numbers(file: _File, fused: Fused, own: InputError | None) -> Held:
+    """A file of tensors alone, under other names. Raises InputError if not all are there."""
+    given, missing = _matched(fused.weights, file.convolutions, loose=False)
+    kept = _kept(fused.kept, file.tensors)
+    wanted = [*(t for pair in fused.weights.values() for t in pair), *fused.kept.values()]
+    least = 1 if fused.onnx_original is None else 2  # what a graph holds beside are its constants
+    sizes = [
+        sum(t.numel() for t in some if t.ndim >= least and t.is_floating_point())
+        for some in (wanted, file.tensors.values())
+    ]
+    if (
+        missing
+        or kept.compared != len(fused.kept)
+        or (sizes[0] != sizes[1] and not file.is_program)
+    ):
+        why = f"{file.path.name} is not the fused form of this model: it holds other tensors."
+        raise own if own and not fused.onnx_original else InputError(why)
+    note = f"{file.path.name} has names of its own: its tensors are told by their numbers"
+    return Held(fused.with_weights(given), (kept,), (note,))
+
+
+def _matched(
+    wanted: Mapping[str, Weights], held: Sequence[Weights], *, loose: bool
+) -> tuple[dict[str, Weights], set[str]]:
+    """The convolution of a file for each wanted one, by its numbers; those for which there is none.
+
+    With `loose`, of those that are left the first is the first, if there are as many of its shape.
+    """
+    left, found = list(held), dict[str, Weights]()
+    for name, own in wanted.items():
+        alike = [(_apart(own, other), i) for i, other in enumerate(left) if _is_alike(own, other)]
+        distance, index = min(alike, default=(NEAR, -1))
+        if distance < NEAR:
+            found[name] = left.pop(index)
+    for name, own in wanted.items() if loose else ():
+        rest = [other for other in left if _is_alike(own, other)]
+        open_ = [n for n, w in wanted.items() if n not in found and _is_alike(own, w)]
+        if name not in found and len(rest) == len(open_):
+            found[name] = rest[0]
+            left = [other for other in left if other is not rest[0]]
+    return found, set(wanted) - set(found)
+
+
+def _is_alike(one: Weights, other: Weights) -> bool:
+    return all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(one, other, strict=True))
+
+
+def _apart(one: Weights, other: Weights) -> float:
+    """How far two convolutions are apart, of how large the first is."""
+    (a, b), (c, d) = ([x.double().reshape(-1) for x in pair] for pair in (one, other))
+    own, given = torch.cat([a, b]), torch.cat([c, d])
+    return float((own - given).norm() / own.norm().clamp_min(1e-300))
+
+
+def _kept(kept: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Check:
+    """Whether what is not fused stands in a file as it was, wherever it stands there.
+
+    An exporter turns matrices, and takes BatchNorms up: what is not there at all is no fault.
+    """
+    by_shape: dict[tuple[int, ...], list[Tensor]] = {}
+    for tensor in held.values():
+        by_shape.setdefault(tuple(tensor.shape), []).append(tensor)
+        if tensor.ndim == 2:
+            by_shape.setdefault(tuple(tensor.mT.shape), []).append(tensor.mT)
+    same, altered = 0, []
+    for name, own in kept.items():
+        others = [t for t in by_shape.get(tuple(own.shape), []) if t.dtype == own.dtype]
+        if any(same_bits(own, other) for other in others):
+            same += 1
+        elif name in held or (own.ndim == 2 and any(_is_kin(own, other) for other in others)):
+            altered.append(name)
+    detail = f"{altered[0]} is not the original's ({len(altered)} in all)" if altered else ""
+    return Check("untouched", not altered, float(len(altered)), 0.0, detail=detail, compared=same)
+
+
+def _is_kin(own: Tensor, other: Tensor) -> bool:
+    return bool((own.double() - other.double()).norm() < KIN * own.double().norm())
+
+
+def _run(
+    file: _File,
+    source: Source,
+    fused: Fused,
+    inputs: Inputs | None,
+    tolerance: Tolerance,
+    limits: Limits,
+    progress: Progress,
+) -> Check | None:
+    """What the program of a file gives, beside the original; None if that cannot be run."""
+    progress(f"the program of {file.path.name}")
+    original = source.network
+    if original is not None and inputs is not None:
+        if file.model is None:
+            return compare_pt2_file(file.path, original, inputs, tolerance, "none")
+        data = file.model.SerializeToString()
+        dynamic = "batch" if _has_free_batch(file.model) else "none"
+        given = (data, original, inputs, tolerance)
+        return compare_onnx(*given, dynamic=dynamic, limits=limits, progress=progress)
+    if fused.onnx_original is None:
+        return None
+    answers = (
+        partial(answers_of_program, file.path)
+        if file.model is None
+        else partial(answers_in_onnx, file.model, limits)
+    )
+    return compare_with_onnx(fused.onnx_original, answers, inputs, tolerance, limits)
+
+
+def _has_free_batch(model: onnx.ModelProto) -> bool:
+    stored = {t.name for t in model.graph.initializer}
+    given = [v.type.tensor_type.shape.dim for v in model.graph.input if v.name not in stored]
+    return all(len(dims) > 0 and not dims[0].HasField("dim_value") for dims in given)
