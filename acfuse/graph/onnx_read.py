@@ -224,7 +224,8 @@ class _Builder:
     def _twin(self, node: onnx.NodeProto) -> str:
         """The output of an earlier Cast of the same value to the same type; "" if there is none."""
         own = (node.domain, node.op_type) in self.around.functions
-        if node.op_type != "Cast" or node.domain not in ("", "ai.onnx") or own:
+        constant = any(n in self.around.constants for n in node.input)
+        if node.op_type != "Cast" or node.domain not in ("", "ai.onnx") or own or constant:
             return ""
         settings = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
         key = (self._value(node.input[0]), *settings)

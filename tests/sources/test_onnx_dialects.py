@@ -214,3 +214,29 @@ def test_a_file_without_blocks_is_copied_and_not_run() -> None:
     assert isinstance(fused, OnnxFused)
     assert fused.model == original
     assert prove(fused, None, Tolerance()).passed
+
+
+def before_a_plugin() -> onnx.ModelProto:
+    nodes = [
+        *ARMS,
+        node("Add", ["p", "q"], ["s"]),
+        node("Plugin", ["s"], ["t"], domain="maker"),
+        node("Relu", ["t"], ["y"]),
+    ]
+    model = file_of(nodes, PAIR)
+    model.opset_import.append(helper.make_opsetid("maker", 1))
+    return model
+
+
+def test_a_file_with_a_plugin_is_run_up_to_it() -> None:
+    fused = fuse_onnx(before_a_plugin())
+    assert size_of(fused.model).convolutions == 1
+    proofs = prove(fused, None, Tolerance())
+    assert proofs.passed, proofs.fault
+    assert [check.name for check in proofs.checks] == ["rewriting", "onnx"]
+
+
+def test_a_fault_behind_a_plugin_is_seen() -> None:
+    fused = fuse_onnx(before_a_plugin())
+    next(n for n in fused.model.graph.node if n.op_type == "Relu").op_type = "Abs"
+    assert not prove(fused, None, Tolerance()).passed
