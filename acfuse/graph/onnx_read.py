@@ -158,6 +158,7 @@ class _Builder:
         self.spatial_rank = _spatial_rank(graph, around.constants)
         self.values: dict[str, tuple[str, Perm]] = {}  # name -> the value that it is, in what order
         self.steps: list[Step] = []
+        self.casts: dict[tuple[object, ...], str] = {}  # what is cast, and how -> the first one
         self.needed = {o.name for o in graph.output}
         self.needed |= {name for node in graph.node for name in reads_within(node)}
         self.read = self.needed | {name for node in graph.node for name in node.input}
@@ -186,6 +187,10 @@ class _Builder:
     def _add(self, node: onnx.NodeProto) -> None:
         reads = tuple(n for n in node.input if n and n not in self.around.constants)
         values = [self._value(n) for n in reads]
+        twin = self._twin(node)
+        if twin:
+            self.values[node.output[0]] = self._value(twin)
+            return
         if self._is_transposed(node, reads):
             value, perm = values[0]
             self.values[node.output[0]] = value, then(perm, _perm(node))
@@ -215,6 +220,17 @@ class _Builder:
             if isinstance(own, ChannelSlice):
                 self._learn_sizes(output, reads[0], own, order)
             self.steps.append(Step(output, tuple(self._value(n)[0] for n in reads), own))
+
+    def _twin(self, node: onnx.NodeProto) -> str:
+        """The output of an earlier Cast of the same value to the same type; "" if there is none."""
+        own = (node.domain, node.op_type) in self.around.functions
+        constant = any(n in self.around.constants for n in node.input)
+        if node.op_type != "Cast" or node.domain not in ("", "ai.onnx") or own or constant:
+            return ""
+        settings = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
+        key = (self._value(node.input[0]), *settings)
+        first = self.casts.setdefault(key, node.output[0])
+        return "" if first == node.output[0] else first
 
     def _learn_sizes(self, name: str, read: str, taken: ChannelSlice, order: Perm) -> None:
         """What some of the channels are, where ONNX's inference cannot tell from which to which."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,10 @@ CONVOLUTIONS = ("Conv", "ConvTranspose")
 # Not among them, on purpose: DequantizeLinear, so that quantised weights stay what they are.
 EVALUATED = frozenset({
     "Abs", "Add", "Cast", "CastLike", "Ceil",
-    "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Exp",
+    "Concat", "Constant", "ConstantOfShape", "Div", "Einsum", "Equal", "Exp",
     "Expand", "Flatten", "Floor", "Gather", "Identity", "MatMul", "Mul", "Neg", "Pow", "Range",
-    "Reciprocal", "ReduceMean", "ReduceSum", "Reshape", "Shape", "Size", "Slice", "Sqrt",
-    "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Unsqueeze", "Where",
+    "Reciprocal", "ReduceL2", "ReduceMean", "ReduceSum", "Reshape", "Shape", "Size", "Slice",
+    "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tile", "Transpose", "Unsqueeze", "Where",
 })  # fmt: skip
 
 
@@ -52,12 +53,17 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def constants_of(
-    graph: onnx.GraphProto, outer: Constants, opset: int, replaced: frozenset[str] = frozenset()
+    graph: onnx.GraphProto,
+    outer: Constants,
+    opset: int,
+    replaced: frozenset[str] = frozenset(),
+    known: Mapping[str, Known] = MappingProxyType({}),
 ) -> Constants:
     """The tensors that a graph holds or sees: initializers, and what follows from them.
 
     Small computations on constants (amounts of pads, a cast or transposed weight) are carried out.
-    `replaced` names the initializers that are none: a caller may give others.
+    `replaced` names the initializers that are none: a caller may give others. Of a value that is
+    only asked for its type, what is `known` is enough.
     """
     own = {v.name for v in graph.input} | {o for node in graph.node for o in node.output}
     found = {name: tensor for name, tensor in outer.items() if name not in own}
@@ -65,10 +71,20 @@ def constants_of(
     room = LARGEST_FOLDS + sum(_numbers(tensor) for tensor in graph.initializer)
     for node in graph.node:
         if node.op_type in EVALUATED and node.domain in ("", "ai.onnx") and room > 0:
-            made = _evaluated(node, found, opset)
+            made = _evaluated(_typed(node, found, known), found, opset)
             room -= sum(map(_numbers, made.values()))
             found.update(made)
     return found
+
+
+def _typed(node: onnx.NodeProto, found: Constants, known: Mapping[str, Known]) -> onnx.NodeProto:
+    """A cast to the type of a value that is no constant, as a Cast; other nodes as they are."""
+    if node.op_type != "CastLike" or len(node.input) != 2 or node.input[1] in found:
+        return node
+    like = known.get(node.input[1])
+    if like is None or not like.kind:
+        return node
+    return onnx.helper.make_node("Cast", [node.input[0]], [*node.output], to=like.kind)
 
 
 def _evaluated(
@@ -85,7 +101,7 @@ def _evaluated(
         return {}
     try:
         values = {n: numpy_helper.to_array(found[n]) for n in names}
-        if _made(node.op_type, list(values.values())) > LARGEST_FOLD:
+        if _made(node, [values[n] for n in names]) > LARGEST_FOLD:
             return {}
         graph = onnx.helper.make_graph(
             [node],
@@ -103,8 +119,11 @@ def _evaluated(
         return {}
 
 
-def _made(kind: str, inputs: list[Any]) -> int:
+def _made(node: onnx.NodeProto, inputs: list[Any]) -> int:
     """How many numbers a node makes of its inputs, where that can be more than they have."""
+    kind = node.op_type
+    if kind == "Einsum":
+        return _summed(node, inputs)
     if kind == "ConstantOfShape":
         return math.prod(map(int, inputs[0]))
     if kind == "Tile":
@@ -125,6 +144,18 @@ def _made(kind: str, inputs: list[Any]) -> int:
         return math.prod(np.broadcast_shapes(*shapes))
     except ValueError:  # not of the nodes that stretch their inputs
         return sum(map(math.prod, shapes))
+
+
+def _summed(node: onnx.NodeProto, inputs: list[Any]) -> int:
+    """How many products an Einsum adds up: one for each choice of all its letters."""
+    equation = next(a.s for a in node.attribute if a.name == "equation").decode()
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    sizes = {
+        letter: size
+        for term, value in zip(terms, inputs, strict=True)
+        for letter, size in zip(term, value.shape, strict=True)  # dots stand for no one axis
+    }
+    return math.prod(sizes.values())
 
 
 def _numbers(tensor: onnx.TensorProto) -> int:
@@ -171,6 +202,19 @@ def with_fixed_inputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str
     return fixed, names
 
 
+def stored_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """The tensors that a graph holds: initializers, and those that Constant nodes give."""
+    yield from graph.initializer
+    for node in graph.node:
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    tensor = onnx.TensorProto()
+                    tensor.CopyFrom(attribute.t)
+                    tensor.name = node.output[0]
+                    yield tensor
+
+
 def known_values(model: onnx.ModelProto) -> dict[str, Known]:
     """The type and sizes of every value, as far as ONNX's own inference tells.
 
@@ -197,7 +241,7 @@ def known_values(model: onnx.ModelProto) -> dict[str, Known]:
 
 def _seed(graph: onnx.GraphProto) -> None:
     """Writes down the channels of what convolutions read and make, where the file does not."""
-    stored = {t.name: t for t in graph.initializer}
+    stored = {t.name: t for t in stored_tensors(graph)}
     stated = {v.name: v for v in (*graph.input, *graph.output, *graph.value_info)}
     for node in graph.node:
         if node.op_type not in CONVOLUTIONS or node.input[1] not in stored:

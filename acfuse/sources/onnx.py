@@ -20,6 +20,7 @@ from acfuse.files.records import ReadOptions
 from acfuse.files.tensor_check import USUAL_EPS, Norm
 from acfuse.files.write import Write
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Size, Term
+from acfuse.graph.onnx_plain import plain
 from acfuse.graph.onnx_read import (
     FLOATS,
     OnnxSteps,
@@ -34,12 +35,15 @@ from acfuse.graph.onnx_values import (
     constants_of,
     known_values,
     opset_of,
+    reads_within,
     replaceable,
+    stored_tensors,
 )
 from acfuse.graph.onnx_write import Layers, Placed, lowered, put_back, read_anywhere, sweep
 from acfuse.graph.regions import choose, kernel_of, kernels
 from acfuse.graph.steps import Identity, Region
 from acfuse.proof import Check, Inputs, Tolerance
+from acfuse.proof.onnx_plugins import cut, ends_before_plugins, plugins_of
 from acfuse.proof.onnx_program import compare_programs
 from acfuse.proof.onnx_rewriting import Rewritten, compare_rewriting
 from acfuse.proof.onnx_runtime import compare_files
@@ -53,6 +57,11 @@ OLDEST_OPSET = 7  # onnxruntime runs nothing older: there would be no proof
 FIXED = "if none does, give --fix-initializers"
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
           "Bernoulli", "Multinomial")  # fmt: skip
+
+# Where operators read what may be infinite: Max and Min, as far as they are called in practice.
+BOUNDS = {"Clip": (1, 2), "Max": (0, 1), "Min": (0, 1), "Where": (1, 2), "Pad": (2,)}
+# What onnxruntime writes when it saves a file that it optimised, and nothing else can read.
+OPTIMISED = {"com.microsoft": ("FusedConv", "NhwcFusedConv"), "com.microsoft.nchwc": ("Conv",)}
 
 
 @dataclass(frozen=True)
@@ -71,38 +80,47 @@ class OnnxSource(Source):
     )
 
     def __post_init__(self) -> None:
-        fault = _fault_of(self.model)
+        fault = _fault_of(self.program)
         if fault:
             raise InputError(f"the model is not valid ONNX: {fault}.")
-        for graph in all_graphs(self.model.graph):
-            for tensor in graph.initializer:
+        for graph in all_graphs(self.program.graph):
+            for tensor in stored_tensors(graph):
                 _array(tensor)
+
+    @cached_property
+    def program(self) -> onnx.ModelProto:
+        """The model in the form that is read and rewritten; it is run as it was given."""
+        return plain(self.model)
 
     @property
     def without_network(self) -> str:
         return f"{self.file.name} is an ONNX file; its fused form is one as well."
 
     def size(self, inputs: Inputs | None) -> Size:
-        return size_of(self.model)
+        return size_of(self.program)
 
     def find(self, options: FindOptions) -> Findings:
-        graphs = _graphs(self.model)
-        obstacle = _obstacle(self.model, graphs)
+        graphs = _graphs(self.program)
+        obstacle = _obstacle(self.program, graphs)
         if obstacle is not None:
             return Findings((), (obstacle,))
         found: list[Block] = []
         refused: list[Refused] = []
         for index, (graph, around) in enumerate(graphs):
             # Graphs inside nodes stored no tensors before that version.
-            if graph is self.model.graph or self.model.ir_version >= NOT_STORED_SINCE:
+            if graph is self.program.graph or self.program.ir_version >= NOT_STORED_SINCE:
                 blocks, left = _find_in_graph(graph, around, index, folds=options.fold_bn)
                 found += blocks
                 refused += left
+                refused += _optimised(graph)
         return Findings(tuple(found), tuple(refused))
 
     def fuse(self, findings: Findings) -> "OnnxFused":
         fused = onnx.ModelProto()
-        fused.CopyFrom(self.model)
+        if not findings.found:  # as it was given, byte for byte
+            fused.CopyFrom(self.model)
+            return OnnxFused(findings, fused, (), self)
+        fused.CopyFrom(self.program)
         before = read_anywhere(fused)
         layers: dict[int, tuple[Placed | None, ...]] = {}
         for index, graph in enumerate(all_graphs(fused.graph)):
@@ -114,11 +132,10 @@ class OnnxSource(Source):
             placed = iter(put_back(graph, steps, regions, fused, opset))
             for b in blocks:
                 layers[id(b)] = tuple(next(placed) if term.name else None for term in b.terms)
-        if findings.found:
-            sweep(fused, before)
-            fault = _fault_of(fused, full=not _fault_of(self.model, full=True))
-            if fault:
-                raise AcfuseError(f"the fused model is not valid ONNX: {fault}.")
+        sweep(fused, before)
+        fault = _fault_of(fused, full=not _fault_of(self.program, full=True))
+        if fault:
+            raise AcfuseError(f"the fused model is not valid ONNX: {fault}.")
         return OnnxFused(findings, fused, tuple(layers[id(b)] for b in findings.found), self)
 
 
@@ -150,13 +167,20 @@ class OnnxFused(Fused):
     ) -> tuple[Check, ...]:
         checks: tuple[Check, ...] = (self.program,) if self.program is not None else ()
         blocks = [*map(rewritten, self.found, self.layers)]
-        checks += (compare_rewriting(self.source.model, self.model, blocks),)
+        before = self.source.program if blocks else self.source.model
+        checks += (compare_rewriting(before, self.model, blocks),)
         failed = [check for check in checks if not check.passed]
         if failed:
             return (failed[0],)  # another program is not run: it may not even be a valid one
+        if not blocks and self.model == self.source.model:
+            return checks  # the same file: there is nothing to run
         progress("both files in onnxruntime")
-        limits = self.source.limits
-        return (*checks, compare_files(self.source.model, self.model, inputs, tolerance, limits))
+        limits, files = self.source.limits, (self.source.model, self.model)
+        if plugins_of(self.source.model):  # what comes after them is the same, node by node
+            ends = ends_before_plugins(self.source.program)
+            if ends:
+                files = cut(self.source.program, ends), cut(self.model, ends)
+        return (*checks, compare_files(*files, inputs, tolerance, limits))
 
     def with_file(self, path: Path, read: ReadOptions, *, unchanged: bool = False) -> "OnnxFused":
         file, _ = read_onnx(path, ReadOptions(limits=read.limits))
@@ -200,7 +224,7 @@ class OnnxFused(Fused):
 
     def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:
         file, _ = read_onnx(path, ReadOptions(limits=read.limits))
-        return planted_in_onnx(self.source.model, file, most)
+        return planted_in_onnx(self.source.program, file, most)
 
     def _check_folds(self, file: onnx.ModelProto, name: str) -> None:
         """Raises InputError for a file that was right if `--fold-bn` were given, or were not."""
@@ -249,8 +273,11 @@ def numbers_of(model: onnx.ModelProto) -> tuple[dict[str, Tensor], list[Norm]]:
     tensors: dict[str, Tensor] = {}
     norms: list[Norm] = []
     for graph in all_graphs(model.graph):
-        for tensor in graph.initializer:
-            if tensor.data_type in FLOATS:
+        bounds = _bounds(graph)
+        for tensor in stored_tensors(graph):
+            if tensor.data_type not in FLOATS:
+                continue
+            if tensor.name not in bounds or np.isnan(_array(tensor)).any():
                 tensors[tensor.name] = torch.from_numpy(np.array(_array(tensor)))
         for node in graph.node:
             if node.op_type == "BatchNormalization" and len(node.input) == 5:
@@ -258,6 +285,18 @@ def numbers_of(model: onnx.ModelProto) -> tuple[dict[str, Tensor], list[Norm]]:
                 eps = next((a.f for a in node.attribute if a.name == "epsilon"), USUAL_EPS)
                 norms.append(Norm(gamma, mean, variance, eps))
     return tensors, [norm for norm in norms if norm.variance in tensors]
+
+
+def _bounds(graph: onnx.GraphProto) -> set[str]:
+    """What is read as a bound alone, or chosen or filled in: it may be infinite."""
+    bounds: set[str] = set()
+    others = {o.name for o in graph.output}
+    for node in graph.node:
+        places = BOUNDS.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ()
+        for i, name in enumerate(node.input):
+            (bounds if i in places else others).add(name)
+        others.update(reads_within(node))
+    return bounds - others
 
 
 def _array(stored: onnx.TensorProto) -> Any:
@@ -316,6 +355,18 @@ def _obstacle(
     return None
 
 
+def _optimised(graph: onnx.GraphProto) -> list[Refused]:
+    """The first convolution that onnxruntime has put in place of another when it saved the file."""
+    for node in graph.node:
+        if node.op_type in OPTIMISED.get(node.domain, ()):
+            why = (
+                f"{node.op_type} of {node.domain} is onnxruntime's own: the file was saved after "
+                "its optimisation. Give the file from before it"
+            )
+            return [Refused(node.output[0], Reason.UNKNOWN_LAYER, why)]
+    return []
+
+
 def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]]:
     """Every graph of a model, those inside nodes first, with what can be known of its values."""
     known, opset = known_values(model), opset_of(model)
@@ -328,7 +379,7 @@ def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]
         given |= {n: f"{n} is quantised" for n in quantised}
         made = {v.name: f"{v.name} is an input" for v in graph.input}
         made |= {o: f"{o} is computed by {n.op_type}" for n in graph.node for o in n.output}
-        own = constants_of(graph, outer, opset, frozenset(given))
+        own = constants_of(graph, outer, opset, frozenset(given), known)
         for node in graph.node:
             for inner in subgraphs(node):
                 yield from within(inner, own)
@@ -435,6 +486,6 @@ def _restored(placed: Placed, tensors: Mapping[str, onnx.TensorProto]) -> Placed
 
 def size_of(model: onnx.ModelProto) -> Size:
     """How large an ONNX model is."""
-    tensors = [t for graph in all_graphs(model.graph) for t in graph.initializer]
+    tensors = [t for graph in all_graphs(model.graph) for t in stored_tensors(graph)]
     numbers = sum(int(np.prod(t.dims)) for t in tensors if t.data_type in FLOATS)
     return Size(count_nodes(model, "Conv"), numbers)

@@ -14,6 +14,7 @@ from acfuse.files.tensor_check import check_numbers, norms_of
 from acfuse.files.user_code import build_model, fit_prefix, load_into, stripped
 from acfuse.graph.copies import unwrapped
 from acfuse.graph.onnx_values import with_fixed_inputs
+from acfuse.proof.onnx_plugins import plugins_of
 from acfuse.proof.witness import example_of
 from acfuse.sources.bare import BareSource
 from acfuse.sources.base import OpenOptions, Source, SourceFile
@@ -54,6 +55,9 @@ def _open_onnx(path: Path, options: OpenOptions) -> OnnxSource:
         notes = (f"no inputs any more, but constants: {listed(fixed)}",)
     tensors, norms = numbers_of(model)
     odd = check_numbers(tensors, norms, path.name, allow_nonfinite=options.allow_nonfinite)
+    missing = plugins_of(model)
+    if missing:
+        odd = (*odd, f"onnxruntime has no {', '.join(missing)}: what is run ends before it")
     return OnnxSource(model, SourceFile(path.name, digests, (*notes, *odd)), options.read.limits)
 
 
