@@ -73,7 +73,7 @@ def _refusal(name: str, missing: Sequence[str]) -> str:
     if never:  # no flag allows these: they may act when they are made
         return (
             f"{name} is a pickled object, not a state dict: it names {listed(never)}, which is "
-            "never allowed. Save the model's state_dict(), where you trust the file."
+            "never allowed. Whoever made it can save the model's state_dict()."
         )
     flags = [f"--allow-class {g.rpartition('.')[0]}:{g.rpartition('.')[2]}" for g in own]
     return (
