@@ -171,7 +171,7 @@ class _Finder:
             parts |= {**module._parameters, **module._buffers}
             keep = frozenset(name for name, part in parts.items() if id(part) in self.needed)
             lost = [n for n, layer in layers.items() if is_convolution(layer)]
-            lost += [n for n, weight in module._parameters.items() if _is_kernel(weight)]
+            lost += [n for n, p in module._parameters.items() if p is not None and p.ndim > 2]
             new = [term for term in found.terms if term.name is not None]
             grows = len({*lost} - keep) < len(new)  # what replaces nothing is one layer more
             if keep and (found.site.forward is None or grows):
@@ -351,6 +351,7 @@ class _Finder:
                 region_graph(nodes[region.output], [nodes[s] for s in plan]),
                 forward,
                 self._fixed(module),
+                taken=self._taken(module, [name for name, _ in layers]),
                 call=self.analyses[id(module)].traced.call,
                 images={
                     str(n.target): graph.widths[n.name]
@@ -372,6 +373,13 @@ class _Finder:
         sure = typed or optional or len(call.tensors) > 1
         lists = {name: Several(kind, count) for name, kind, count in call.lists}
         return dict(call.values) | lists | dict.fromkeys(call.tensors if sure else (), Tensor)
+
+    def _taken(self, module: nn.Module, layers: Sequence[str]) -> tuple[str, ...]:
+        """The modules that were read in place, and hold some of these layers."""
+        outer = {n.rpartition(".")[0] for n in layers}
+        outer |= {n[:i] for n in outer for i, c in enumerate(n) if c == "."}
+        inlined = self.reader.inlined
+        return tuple(n for n in sorted(outer - {""}) if id(module.get_submodule(n)) in inlined)
 
     def _within(self, module: nn.Module, nodes: Sequence[fx.Node]) -> set[int]:
         """The modules that these nodes call, with all that is inside of them."""
@@ -434,10 +442,6 @@ class _Finder:
             LiveSite(ignore=ignore),
             assumed=True,
         )
-
-
-def _is_kernel(weight: Tensor | None) -> bool:
-    return weight is not None and weight.ndim > 2
 
 
 def _image_of(layer: nn.Module) -> tuple[int, int] | None:

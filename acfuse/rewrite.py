@@ -12,7 +12,7 @@ from acfuse.algebra import ConvLayer, lower
 from acfuse.errors import AcfuseError, InputError, NotFusable, Reason
 from acfuse.findings import Block, Findings, Refused, Term
 from acfuse.graph.copies import copied
-from acfuse.graph.fx_write import LiveSite, NewLayer, rewrite_module
+from acfuse.graph.fx_write import LiveSite, NewLayer, rewrite_module, taken_up
 from acfuse.system.memory import trim_heap
 
 
@@ -67,7 +67,12 @@ def _replacement(module: nn.Module, found: Sequence[Block], dtype: torch.dtype |
     site: LiveSite = found[0].site
     if site.forward is not None:
         keep = {name for block in found for name in block.site.keep}
-        return rewrite_module(module, site.forward, layers, site.fixed, keep)
+        fused = rewrite_module(module, site.forward, layers, site.fixed, keep)
+        inner = dict(fused.named_modules())
+        for name in {name for block in found for name in block.site.taken} & inner.keys():
+            if type(inner[name]) is not nn.Module:  # that is all that is left of a norm
+                object.__setattr__(inner[name], "forward", taken_up)
+        return fused
     parts = OrderedDict((n, layer) for _, n, layer in layers[site.output] if n and layer)
     parts.update((n, module.get_submodule(n)) for n in site.ignore)
     return nn.Sequential(parts).eval()

@@ -5,15 +5,11 @@ taken. So it is read in two modes that have nothing in common, and has to do the
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import nn
-
-from acfuse.graph.own_code import names_in
 
 FLAGS = (
     ("torch.compiler", "_is_compiling_flag"),
@@ -72,35 +68,3 @@ def _otherwise(ask: Callable[..., int]) -> Callable[..., Any]:
         return not answer if isinstance(answer, bool) else answer + 1
 
     return told
-
-
-def may_ask(module: nn.Module) -> bool:
-    """Whether a forward does more than to call layers, operators of torch and methods of tensors.
-
-    Then it may ask for the mode, in a function that it calls. Its own names tell: what they stand
-    for can only be known where they are those of torch's operators and of the module's layers.
-    """
-    forward: Any = getattr(module.forward, "__func__", None)
-    if not isinstance(forward, FunctionType):
-        return True
-    known = forward.__globals__
-    names = names_in(forward.__code__).union(forward.__code__.co_freevars)
-    if known.keys().isdisjoint(names):
-        names.discard("getattr")  # of nothing but the module and its values
-    return not all(_is_plain(name, module, known) for name in names)
-
-
-def _is_plain(name: str, module: nn.Module, known: Mapping[str, Any]) -> bool:
-    if name in known:
-        value = known[name]
-        return isinstance(value, ModuleType) and value.__name__.partition(".")[0] == "torch"
-    own = {*vars(module), *module._modules, *module._parameters, *module._buffers}
-    if name in own:
-        return not isinstance(vars(module).get(name), FunctionType | MethodType)
-    if any(name in vars(kind) for kind in type(module).__mro__ if kind is not nn.Module):
-        return False  # a method, or a property
-    return hasattr(torch.Tensor, name) or hasattr(torch.ops.aten, name) or name in BUILTINS
-
-
-BUILTINS = {"len", "range", "zip", "enumerate", "isinstance", "int", "float"}
-BUILTINS |= {"functional", "nn", "_assert"}

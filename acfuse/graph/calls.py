@@ -99,10 +99,18 @@ def is_same(value: Any, known: Any) -> bool:
     if isinstance(known, (list, tuple)):
         return len(value) == len(known) and all(map(is_same, value, known))
     if isinstance(known, (set, frozenset)):
-        return {(type(v), v) for v in value} == {(type(v), v) for v in known}
+        return {_typed(v) for v in value} == {_typed(v) for v in known}
+    if isinstance(known, float):
+        return repr(value) == repr(known)  # -0.0 is another than 0.0
     if is_dataclass(known):
         return is_same(vars(value), vars(known))
     return bool(value == known)
+
+
+def _typed(value: Any) -> Any:
+    """A member of a set, with its type, and those of what it holds."""
+    inner = tuple(map(_typed, value)) if isinstance(value, tuple) else value
+    return type(value), inner
 
 
 LISTS: dict[type, type] = {list: immutable_list, tuple: tuple}  # what fx makes of them

@@ -33,10 +33,11 @@ from acfuse.graph.calls import Call
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_frames import PLACING, frames_as_pads, size_of
 from acfuse.graph.fx_read import operator_of, spatial_rank_of
-from acfuse.graph.fx_trace import DECIDES, Traced, read_by, watched_randomness
+from acfuse.graph.fx_trace import DECIDES, Traced, read_by
 from acfuse.graph.fx_values import function_name
 from acfuse.graph.grids import simple
 from acfuse.graph.own_layers import has_hooks
+from acfuse.graph.randomness import watched_randomness
 from acfuse.graph.sizes import SYMBOLIC, Sizes, has_one_shape, is_elementwise, is_sized
 
 CANDIDATES = 8  # numbers of channels that are tried

@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.aliasing import Effect, write_once
-from acfuse.graph.another_mode import another_mode, may_ask, told_otherwise
+from acfuse.graph.another_mode import another_mode, told_otherwise
 from acfuse.graph.calls import Call
 from acfuse.graph.fx_read import is_convolution, spatial_rank_of, steps_of
 from acfuse.graph.fx_trace import Traced, outline, reading, trace
@@ -57,7 +57,8 @@ class ModuleReader:
                     self._analyse(module, None)
             reached = self._reached()
             for module in self.model.modules():
-                # A sequence is read with the forward that calls it, if that can be read.
+                # A sequence is read with the forward that calls it, if that can be read. Else all
+                # that may be called must be known: it may be taken apart by what could not be.
                 if _is_sequence(module) and id(module) not in reached:
                     self._analyse(module, None)
                     reached = self._reached()
@@ -89,6 +90,8 @@ class ModuleReader:
         reached = set(self.analyses)
         for analysis in self.analyses.values():
             graph, module = analysis.traced.graph, analysis.traced.module
+            if graph is None and not analysis.traced.complete:
+                reached.update(map(id, module.modules()))
             for node in graph.nodes if graph is not None else ():
                 parts = str(node.target).split(".") if node.op == "call_module" else []
                 for part in parts:
@@ -101,11 +104,10 @@ class ModuleReader:
         """A forward as it is read; one that cannot be read, as it is captured."""
         traced = trace(module, call)
         if traced.graph is not None:
-            if not may_ask(module):
-                return traced
             with another_mode():
                 return _if_same(traced, trace(module, call))
-        if traced.decides or traced.refusal is None or traced.refusal.code != Reason.UNTRACEABLE:
+        untraceable = traced.refusal is None or traced.refusal.code == Reason.UNTRACEABLE
+        if traced.decides or traced.unseen or not untraceable:
             return traced
         from acfuse.graph.fx_capture import captured  # slow to load, and seldom needed
 

@@ -21,9 +21,10 @@ from acfuse.algebra.geometry import LARGEST_KERNEL
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph import rules
 from acfuse.graph.calls import signature
-from acfuse.graph.fx_trace import RANDOM_FUNCTIONS, Traced, watched_randomness
+from acfuse.graph.fx_trace import Traced
 from acfuse.graph.fx_values import ASSERTS, METADATA, METADATA_ATTRIBUTES, function_name
 from acfuse.graph.own_layers import has_hooks
+from acfuse.graph.randomness import RANDOM_FUNCTIONS, watched_randomness
 from acfuse.graph.rules import RULES, Image, Parts
 from acfuse.graph.steps import (
     ConvStep,

@@ -8,7 +8,7 @@ import dis
 import gc
 import inspect
 import operator
-import random
+import re
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -36,6 +35,7 @@ from acfuse.graph.fx_values import (
     types_told,
 )
 from acfuse.graph.own_layers import calls_plainly, has_hooks, is_layer
+from acfuse.graph.randomness import RANDOM_FUNCTIONS, watched_randomness
 
 
 @dataclass
@@ -43,8 +43,9 @@ class Traced:
     """The forward of one module as a graph, or the reason why it could not be read.
 
     `used` are the modules and tensors that it uses on any of its paths, `called` the same with each
-    sequence as one module; `decides` says that these
-    differ by what its input is, `typed` that it asked if this is a tensor, and was told that it is.
+    sequence as one module; `complete` says that all paths could be followed to their ends, `unseen`
+    that it asks what no graph shows, `decides` that the paths differ by what its input is, `typed`
+    that it asked if this is a tensor, and was told that it is.
     """
 
     module: nn.Module
@@ -57,6 +58,8 @@ class Traced:
     used: frozenset[str] = frozenset()
     called: frozenset[str] = frozenset()
     decides: bool = False
+    complete: bool = False
+    unseen: bool = False
     typed: bool = False
 
 
@@ -82,6 +85,7 @@ class _Reader(fx.Tracer):
         self.told: list[fx.Node] = []
         self.spelled: list[str] = []
         self.looks: dict[object, str] = {}
+        self.unseen = False  # whether it asks what no graph shows
         self.typed = False
         self.unreadable = ""
         self.graph = fx.Graph(tracer_cls=type(self))
@@ -108,6 +112,7 @@ class _Reader(fx.Tracer):
         unseen = {n for n in self.graph.nodes if not is_seen(n)}.difference(self.asked, self.told)
         looks = sorted({*map(function_name, unseen), *self.looks.values()} - SIZES)
         if looks:
+            self.unseen = True
             raise self.cannot(f"nothing tells what it makes of the {looks[0]} of a value")
 
     @cached_property
@@ -309,31 +314,6 @@ def read_by(reader: Any) -> Iterator[None]:
         _current = outer
 
 
-@contextmanager
-def watched_randomness() -> Iterator[Callable[[], bool]]:
-    """Tells at its end if random numbers were drawn; gives the generators back as they were."""
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    found: list[bool] = []
-
-    def drawn() -> bool:
-        if not found:
-            numpy_now = tuple(np.random.get_state())
-            found.append(
-                not torch.equal(torch.get_rng_state(), before[0])
-                or random.getstate() != before[1]
-                or not all(map(np.array_equal, numpy_now, tuple(before[2])))
-            )
-        return found[0]
-
-    try:
-        yield drawn
-    finally:
-        if drawn():
-            torch.set_rng_state(before[0])
-            random.setstate(before[1])
-            np.random.set_state(before[2])
-
-
 TRACING = (TypeError, AttributeError, NameError)  # of values that are no tensors, rather
 QUESTIONS = 16  # that a forward may ask of its values on one path
 PATHS = 32  # through a forward
@@ -396,9 +376,10 @@ def trace(module: nn.Module, call: Call, inline: Collection[int] = ()) -> Traced
     refusal, graph = _agreed(module, paths) if not pending else (DECIDES, None)
     decides = refusal is DECIDES
     typed = any(path.reader.typed for path in paths)
-    return Traced(
-        module, call, graph, refusal, used=used, called=called, decides=decides, typed=typed
-    )
+    complete = not pending and all(path.error is None or path.is_guard for path in paths)
+    unseen = any(path.reader.unseen for path in paths)
+    told: dict[str, Any] = {"used": used, "called": called, "complete": complete, "unseen": unseen}
+    return Traced(module, call, graph, refusal, **told, decides=decides, typed=typed)
 
 
 def _used(graph: fx.Graph) -> frozenset[str]:
@@ -470,8 +451,26 @@ def _agreed(module: nn.Module, paths: list[_Path]) -> tuple[NotFusable | None, f
 
 
 def outline(graph: fx.Graph) -> list[object]:
-    """What a graph does, to be compared."""
-    return [(n.op, n.target, n.name, str(n.args), str(n.kwargs)) for n in graph.nodes]
+    """What a graph does, to be compared. Tensors that it makes of nothing are numbered anew."""
+    numbers: dict[str, str] = {}
+
+    def told(value: object) -> object:
+        text = str(value)
+        return CONSTANTS.sub(lambda m: numbers.setdefault(m[0], f"constant {len(numbers)}"), text)
+
+    return [
+        (
+            n.op,
+            told(n.target) if n.op == "get_attr" else n.target,
+            told(n.name),
+            told(n.args),
+            told(n.kwargs),
+        )
+        for n in graph.nodes
+    ]
+
+
+CONSTANTS = re.compile(r"_tensor_constant\d+")
 
 
 def _assert(question: fx.Node, answer: bool, message: str) -> None:
@@ -492,8 +491,3 @@ def _refusal(module: nn.Module, error: Exception | str | None) -> NotFusable:
         return NotFusable(Reason.RANDOM, why)
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return NotFusable(Reason.UNTRACEABLE, f"its forward cannot be read ({first})")
-
-
-RANDOM_FUNCTIONS = {"rand", "randn", "randint", "rand_like", "randn_like", "randint_like",
-                    "randperm", "bernoulli", "bernoulli_", "multinomial", "normal", "normal_",
-                    "uniform_", "poisson", "trunc_normal_", "exponential_"}  # fmt: skip

@@ -65,6 +65,9 @@ class Value(fx.Proxy):
     def __hash__(self) -> int:
         raise self._unreadable("it looks a value up")
 
+    def __deepcopy__(self, memo: object) -> "Value":
+        raise self._unreadable("it copies a value, with what it is made of")
+
     def _unreadable(self, why: str) -> Exception:
         reader: Any = self.tracer
         return reader.cannot(why)  # type: ignore[no-any-return]

@@ -36,8 +36,8 @@ class FusedForward:
         """Sets what the forward still reads, or never read. What it was read with is fixed."""
         held = vars(self)
         if name in held and name in names_in_forward(_own_class(self)) - FREE:
-            known = held[name]
-            if known is not value and not is_same(value, known):
+            known = held[name]  # a tensor is still read where it stands
+            if known is not value and not isinstance(known, Tensor) and not _is_same(value, known):
                 raise AttributeError(
                     f"{name} was {known!r:.60} when this {type(self).__name__} was fused, and its "
                     "forward keeps to that. Set it before fusing."
@@ -56,6 +56,13 @@ class FusedForward:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return with_forward, (_own_class(self), self.acfuse_graph, {}), _state(self)
+
+
+def _is_same(value: object, known: object) -> bool:
+    try:
+        return is_same(value, known)
+    except Exception:  # of what cannot be compared
+        return False
 
 
 def _state(module: Any) -> dict[str, Any]:
@@ -146,6 +153,18 @@ class Rank:
     """What stands for a tensor of which the number of axes matters."""
 
     axes: int
+
+
+@torch.jit.unused
+def taken_up(*_: Any, **__: Any) -> Any:
+    """What a module has for a forward whose layers are run by the forward around it.
+
+    They were fused with what stands beside it there: it gives no more what it gave alone. Raises
+    RuntimeError.
+    """
+    raise RuntimeError(
+        "this module was fused with what stands behind it, and cannot be called alone."
+    )
 
 
 NewLayer = tuple[str, str, nn.Module] | tuple[str, None, None]
@@ -410,8 +429,9 @@ class LiveSite:
     `output` is the node of the sum in the `forward` of its module, `subgraph` the part of it that
     is replaced, as a graph of its own. Where the forward could not be read, both are None, and
     `ignore` names the layers behind the sum. `fixed` are the arguments with which the forward was
-    read, `keep` the layers and tensors that are used elsewhere as well. `call` is how the module
-    is called, `images` the (channels, spatial axes) of what it is given, where the forward tells.
+    read, `keep` the layers and tensors that are used elsewhere as well, `taken` the modules
+    that were read in place, and whose layers it replaces. `call` is how the module is called,
+    `images` the (channels, spatial axes) of what it is given, where the forward tells.
     """
 
     output: str = ""
@@ -420,6 +440,7 @@ class LiveSite:
     fixed: Mapping[str, object] = field(default_factory=dict)
     keep: frozenset[str] = frozenset()
     ignore: tuple[str, ...] = ()
+    taken: tuple[str, ...] = ()
     call: Call | None = None
     images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 

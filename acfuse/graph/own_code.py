@@ -22,7 +22,7 @@ def functions_of(kind: type[Any]) -> dict[str, FunctionType]:
 
 
 def names_in_forward(kind: type[Any]) -> frozenset[str]:
-    """The names that a forward uses, and the methods of its class that it may call by these."""
+    """The attributes of its module that a forward names, by itself and by its class's methods."""
     return _names_in_forward(kind)  # type: ignore[arg-type, unused-ignore]
 
 
@@ -36,15 +36,25 @@ def _names_in_forward(kind: Any) -> frozenset[str]:
         name = pending.pop()
         if name in functions and name not in read:
             read.add(name)
-            new = names_in(functions[name].__code__)
+            new = _of_itself(functions[name].__code__)
             names |= new
             pending += new
     return frozenset(names)
 
 
-def names_in(code: CodeType) -> set[str]:
-    """The attributes and globals that some code names."""
-    return {name for part in _parts(code) for name in part.co_names}
+def _of_itself(code: CodeType) -> set[str]:
+    """The attributes that a method names of its own module: `self.name`."""
+    own = code.co_varnames[0] if code.co_argcount else ""
+    found: set[str] = set()
+    for part in _parts(code):
+        before: Any = None
+        for step in dis.get_instructions(part):
+            if step.opname in ("LOAD_ATTR", "LOAD_METHOD") and before == own:
+                found.add(step.argval)
+            loads = step.opname.startswith(("LOAD_FAST", "LOAD_DEREF", "LOAD_CLASSDEREF"))
+            before = step.argval if loads else None
+            before = before[-1] if isinstance(before, tuple) else before
+    return found
 
 
 @lru_cache(maxsize=1024)

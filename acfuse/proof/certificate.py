@@ -19,12 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from acfuse.algebra import Axis, Geometry, LinearConv
 from acfuse.errors import InputError
 from acfuse.findings import Block, Run
-from acfuse.proof.impulses import Claims, image_size, read_out, room_for, unit_in_last_place
+from acfuse.proof.impulses import NOISE, Claims, image_size, read_out, room_for, unit_in_last_place
 from acfuse.system.escape import one_line
 
 ULP_LIMIT = 0.51
 BLOCK_LIMIT = 1e-11  # float64, relative to the largest output of a channel
-NOISE = 64 * 2.0**-53  # of float64 sums, relative to the largest weight of an output channel
 DRAWS, OWN_FACTOR = 6, 16  # a sum may be off by 16 times what moving its terms did in six draws
 
 

@@ -18,6 +18,7 @@ from acfuse.errors import Reason
 from acfuse.findings import Block, Findings, Refused
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_write import Rank
+from acfuse.proof.leaves import as_numbers
 from acfuse.proof.witness import Given, difference
 from acfuse.system.escape import one_line
 
@@ -115,10 +116,13 @@ def _takes_single_images(model: nn.Module, trial: "_Trial", path: str) -> bool:
 def _changed(before: nn.Module, after: nn.Module) -> set[str]:
     """The tensors whose numbers a module changed without a trace, by name."""
     now = after.state_dict(keep_vars=True)
-    return {
-        name for name, tensor in before.state_dict(keep_vars=True).items()
-        if name in now and not torch.equal(tensor, now[name]) and not bool(tensor.isnan().any())
-    }  # fmt: skip
+    changed = set()
+    for name, tensor in before.state_dict(keep_vars=True).items():
+        one, two = as_numbers(tensor), as_numbers(now.get(name))
+        known = one is not None and two is not None
+        if known and not torch.equal(one, two) and not bool(one.isnan().any()):  # type: ignore[union-attr, arg-type]
+            changed.add(name)
+    return changed
 
 
 class _Trial:

@@ -20,6 +20,7 @@ from acfuse.algebra.linear_conv import on_axes
 from acfuse.findings import Run, Term
 
 AMPLITUDE = 2.0**400  # of impulses: beside their answers no bias is large, and none is infinite
+NOISE = 64 * 2.0**-53  # of float64 sums, relative to the largest weight of an output channel
 ROOM = 64  # the most that images are enlarged by for layers that need it
 CHUNK = 2**24  # numbers in one batch of impulses
 FEW = 64  # channels that are given random numbers at a time; fewer are read as fast by impulses
@@ -119,10 +120,12 @@ def _confirmed(
     If a weight of an output channel were off by e, so would that channel be at each place, by e
     times another normal number: at 64 places all below r with a chance of less than (r / e)^64. So
     e is at most 4 r, where r is the worst difference that was seen, which is rounding. A channel of
-    the input is read where that is more than half a unit in the last place of some weight. Few
+    the input is read where that is more than half a unit in the last place of some weight, and
+    more than what float64 sums may be off. Few
     channels at a time are given numbers, because the rounding grows with the number of terms.
     """
     per_group = claimed.shape[1]
+    noise = (NOISE * claimed.abs().flatten(1).amax(1)).view(-1, *[1] * (claimed.ndim - 1))
     hidden: list[int] = []
     side = math.ceil(PLACES ** (1 / len(output)))  # of one image: faster than several small ones
     larger = [max(n, side) for n in output]
@@ -132,7 +135,7 @@ def _confirmed(
         part = claimed[:, slots]
         off = SURE * _apart(run, geometries, index, larger, zeros, part, slots)
         off = off.view(-1, *[1] * (claimed.ndim - 1))
-        weak = (unit_in_last_place(part, dtype) < 2 * off) & (part != 0)
+        weak = (unit_in_last_place(part, dtype) < 2 * off) & (off > noise)
         hidden += (low + weak.transpose(0, 1).flatten(1).any(1).nonzero().flatten()).tolist()
         if len(hidden) > per_group // 2:
             return _read_kernel(run, geometries, index, output, zero)

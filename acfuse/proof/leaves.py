@@ -101,6 +101,13 @@ def as_numbers(value: Any) -> Tensor | None:
             return None
     if not isinstance(value, Tensor):
         return None
+    try:
+        return _dense(value)
+    except (NotImplementedError, RuntimeError):  # of kinds that torch itself hardly knows
+        return None
+
+
+def _dense(value: Tensor) -> Tensor:
     if value.is_meta:
         return torch.empty(0)  # it has none
     value = value.detach()
@@ -110,8 +117,7 @@ def as_numbers(value: Any) -> Tensor | None:
         value = torch.view_as_real(value.resolve_conj())
     elif value.dtype not in USUAL:
         value = value.float() if value.is_floating_point() else value.long()
-    numbers: Tensor = value
-    return numbers
+    return value
 
 
 USUAL = {

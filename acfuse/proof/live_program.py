@@ -261,7 +261,9 @@ def unlike_tensors(a: Any, b: Any, *, numbers: bool = True) -> tuple[str, str] |
 
 def _numbers(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu()
-    tensor = tensor.int_repr() if tensor.is_quantized else tensor
+    tensor = tensor.dequantize() if tensor.is_quantized else tensor
+    if tensor.dtype.itemsize == 1 and tensor.is_floating_point():
+        tensor = tensor.float()  # torch computes nothing with eight bits
     return tensor.to_dense() if tensor.layout != torch.strided else tensor.resolve_conj()
 
 

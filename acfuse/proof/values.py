@@ -73,7 +73,9 @@ def _object(value: Any) -> Made:
     if has_own_reduce(value):
         parts |= {f" (pickled, {i})": part for i, part in enumerate(pickled or ())}
     known = pickled is not None or (bool(parts) and _is_pythons(type(value)))
-    return Made(None, list(parts.items()), ordered=False, known=known)
+    base: Any = next((kind for kind in NUMBERS if isinstance(value, kind)), None)
+    alone = None if base is None else base.__repr__(value)
+    return Made(alone, list(parts.items()), ordered=False, known=known)
 
 
 def _is_pythons(kind: type) -> bool:
@@ -81,6 +83,7 @@ def _is_pythons(kind: type) -> bool:
     return all(k is object or k.__flags__ & HEAP for k in kind.__mro__)
 
 
+NUMBERS = (int, float, complex, str, bytes)  # and what is built on them
 HEAP = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 
@@ -107,11 +110,14 @@ def reduced(value: Any) -> list[Any] | None:
 
 def _module(value: nn.Module) -> Made:
     parts = attributes(value)
+    for name in COMPILED:
+        parts.pop(name, None)
     held = [("", Names(parts.pop(f".{n}", {}))) for n in ("_parameters", "_buffers", "_modules")]
     named = {f" ({name})": part for name, (_, part) in zip(HELD, held, strict=True)}
     return Made(None, [*parts.items(), *((name, named[name]) for name in named)], ordered=False)
 
 
+COMPILED = ("._compiled_call_impl", "._is_torch_compile")  # how it is run, not what it gives
 HELD = ("parameters", "buffers", "modules")
 
 
@@ -212,7 +218,14 @@ def _class(value: type) -> Made:
 
 
 # What Python keeps of a class for itself.
-BOOKKEEPING = {"__dict__", "__weakref__", "__doc__", "_abc_impl", "__abc_cache__"}
+BOOKKEEPING = {
+    "__dict__",
+    "__weakref__",
+    "__doc__",
+    "__annotations__",
+    "_abc_impl",
+    "__abc_cache__",
+}
 
 
 def _wrapper(value: Any) -> Made:

@@ -194,17 +194,19 @@ class Undecided(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x)
-        if float(x.abs().max()) > 1e6:
+        if x.abs().max() > 1e6:
             x = x * 0.5
         return self.second(x)
 
 
 class Apart(Undecided):
-    """Of one sequence it calls each layer by itself, where nobody could read it."""
+    """Of large images it takes sequences apart, where nobody could read it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        factor = 0.5 if float(x.abs().max()) > 1e6 else 1.0
-        return self.second[1](self.second[0](self.first(x) * factor))
+        x = self.first(x)
+        if int(x.shape[-1]) > 64:
+            return self.first[0](x) + self.second[1](self.second[0](x))
+        return self.second(x)
 
 
 def test_sequences_that_an_unreadable_forward_calls_are_folded():
@@ -213,12 +215,40 @@ def test_sequences_that_an_unreadable_forward_calls_are_folded():
     assert type(fused.first) is nn.Sequential
 
 
-def test_a_sequence_whose_layers_are_called_one_by_one_is_seen_when_it_is_run():
-    model = awake(Apart(), 0)
+@pytest.mark.parametrize("net", [Undecided, Apart])
+def test_a_sequence_is_folded_where_all_that_calls_it_is_known(net):
+    model = awake(net(), 0)
     fused = acfuse.fuse(model, fold_bn=True)
-    assert all(not refused.where.startswith("first") for refused in fused.refused)
-    image = torch.randn(2, 4, 9, 8)
-    assert_within(fused.model(image), model(image), rounding(model, image, dtype=image.dtype))
+    assert bool(fused.found) == (net is Undecided)
+    for width in (8, 70):
+        image = torch.randn(2, 4, 9, width)
+        assert_within(fused.model(image), model(image), rounding(model, image, dtype=image.dtype))
+
+
+class Features(nn.Module):
+    """A module that it calls before a norm, and by itself for whoever wants its features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.norm = Separable(), norm()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.norm(self.block(x)))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(x)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_module_that_was_read_in_place_is_not_called_alone():
+    model, image = awake(Features(), 0), torch.randn(2, 4, 9, 8)
+    fused = acfuse.fuse(model, fold_bn=True).model
+    bound = rounding(model, image, dtype=image.dtype)
+    for twin in (fused, copy.deepcopy(fused), torch.jit.script(fused)):
+        assert_within(twin(image), model(image), bound)
+    with pytest.raises(RuntimeError, match="cannot be called alone"):
+        fused.features(image)
+    assert acfuse.verify(model, fused, (2, 4, 9, 8), fold_bn=True).passed
 
 
 class Peeks(Undecided):

@@ -2,13 +2,14 @@
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 import acfuse
-from acfuse.graph.another_mode import another_mode, may_ask, told_otherwise
+from acfuse.graph.another_mode import another_mode, told_otherwise
 from acfuse.graph.calls import is_same
 from sample_models import awake
 from tests.bounds import assert_within, rounding
@@ -104,39 +105,71 @@ def test_reading_in_another_mode_leaves_all_as_it_was():
         assert modes() == before
 
 
-def helper(x):
-    return x
+def _half(x):
+    return x * torch.tensor(0.5) + torch.linspace(0.0, 1.0, 6).reshape(6, 1, 1)
 
 
-class Helped(Asks):
+class MakesTensors(Asks):
+    """Tensors that a forward makes are numbered by torch.fx, each time it is read."""
+
     def forward(self, x):
-        return self.wide(helper(x)) + self.point(x)
+        return _half(self.wide(x) + self.point(x)) * torch.ones(6, 1, 1, dtype=torch.float32)
 
 
-class Methodical(Asks):
+def test_tensors_that_a_forward_makes_are_no_question():
+    model = awake(MakesTensors(None), 0)
+    fused = acfuse.fuse(model)
+    assert len(fused.found) == 1
+    image = torch.randn(2, 4, 7, 5)
+    assert_within(fused.model(image), model(image), rounding(model, image, dtype=image.dtype))
+
+
+class Partly(Asks):
+    """It asks in ways of which its own names tell nothing."""
+
+    def __init__(self, how):
+        super().__init__(None)
+        self.how, self.told = how, partial(torch.is_autocast_enabled, "cpu")
+        self.many = [torch.is_inference_mode_enabled]
+
+    def forward(self, x, ask=torch.is_grad_enabled):
+        y = self.wide(x) + self.point(x)
+        return y * 2 if self.how(self) else y
+
+    def mix(self):
+        return torch.is_autocast_enabled("cpu")
+
+
+HIDDEN = {
+    "attribute": lambda m: m.told(),
+    "list": lambda m: m.many[0](),
+    "by name": lambda m: getattr(m, "mix")(),  # noqa: B009
+    "dict": lambda m: vars(m)["told"](),
+}
+
+
+@pytest.mark.parametrize("how", HIDDEN.values(), ids=list(HIDDEN))
+def test_a_question_is_seen_however_it_is_asked(how):
+    assert acfuse.fuse(awake(Partly(how), 0)).found == ()
+
+
+class LooksAgain(Asks):
     def forward(self, x):
-        return self.summed(x)
-
-    def summed(self, x):
-        return self.wide(x) + self.point(x)
+        y = self.wide(x) + self.point(x)
+        return y if x.float() is x else y * 2
 
 
-class Plain(Asks):
+def test_what_is_refused_for_a_look_is_not_captured():
+    assert acfuse.fuse(awake(LooksAgain(None), 0)).found == ()
+
+
+class Copies(Asks):
     def forward(self, x):
-        parts = [layer(x).relu_() for layer in (self.wide, self.point)]
-        return torch.add(*parts) + nn.functional.relu(parts[0])
+        return self.wide(copy.deepcopy(x)) + self.point(x)
 
 
-class Reaching(Asks):
-    def forward(self, x):
-        return self.wide(x) + getattr(torch, "zeros")(1)  # noqa: B009
-
-
-@pytest.mark.parametrize(
-    ("net", "asks"), [(Helped, True), (Methodical, True), (Plain, False), (Reaching, True)]
-)
-def test_who_calls_nothing_but_layers_and_operators_cannot_ask(net, asks):
-    assert may_ask(net(None)) is asks
+def test_a_forward_that_copies_its_input_is_no_crash():
+    assert acfuse.fuse(awake(Copies(None), 0)).found == ()
 
 
 @dataclass
@@ -171,6 +204,8 @@ ARGUMENTS = {
     "dict": ({"a": 0}, ({"a": False}, {}, {"a": 0, "b": 1})),
     "nested": ({"a": (1, [0])}, ({"a": (1, [False])}, {"a": (True, [0])})),
     "set": ({1}, ({True}, {1.0}, frozenset({1}))),
+    "set of pairs": ({(1, 2)}, ({(True, 2)}, {(1, 2.0)})),
+    "sign": ((0.0, 1), ((-0.0, 1),)),
     "dtype": (torch.float32, (torch.float64, "torch.float32")),
     "dataclass": (Held(), (Held(True), Held(2))),
     "none": (None, (0, False)),
@@ -256,3 +291,25 @@ def test_an_attribute_that_a_forward_was_read_with_cannot_change():
     twin = copy.deepcopy(fused.model)
     with pytest.raises(AttributeError):
         twin.scale = 3.0
+
+
+class OfADevice(Scales):
+    """Attributes that have the names of what the forward asks of its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.device, self.dtype, self.mode = torch.device("cpu"), torch.float32, "wide"
+        self.table = torch.ones(3)
+
+    def forward(self, x):
+        return super().forward(x).to(x.dtype).to(x.device) * self.table.sum()
+
+    def to(self, *args, **kwargs):
+        self.device = args[0]
+        return super().to(*args, **kwargs)
+
+
+def test_an_attribute_that_a_forward_does_not_read_may_change():
+    fused = acfuse.fuse(awake(OfADevice(), 0), fold_bn=True).model
+    assert fused.to(torch.float64).device == torch.float64
+    fused.mode, fused.table = "narrow", torch.zeros(3)
