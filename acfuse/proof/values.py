@@ -117,7 +117,8 @@ def _module(value: nn.Module) -> Made:
     return Made(None, [*parts.items(), *((name, named[name]) for name in named)], ordered=False)
 
 
-COMPILED = ("._compiled_call_impl", "._is_torch_compile")  # how it is run, not what it gives
+# What torch.compile and torch.jit leave on a module: how it is run, not what it gives.
+COMPILED = ("._compiled_call_impl", "._is_torch_compile", ".__overloads__")
 HELD = ("parameters", "buffers", "modules")
 
 
