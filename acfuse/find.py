@@ -181,7 +181,7 @@ class _Finder:
             yield replace(found, site=replace(found.site, keep=keep))
 
     def _without_copies(self) -> Iterator[Block]:
-        """The blocks, without those that share kernels and would each get a larger one instead."""
+        """The blocks, without folds that share kernels, each of which would get one of its own."""
         kernels = [dict(self._kernels_of(block)) for block in self.found]
         users: dict[int, list[int]] = {}
         for i, own in enumerate(kernels):
@@ -197,7 +197,7 @@ class _Finder:
             for j in group:
                 together |= kernels[j]
             new = sum(self.found[j].cost.multiply_adds[1] for j in group)
-            if len(group) > 1 and new > sum(together.values()):
+            if not block.is_block and len(group) > 1 and new > sum(together.values()):
                 why = f"{len(group)} convolutions share its kernel, and each would get its own"
                 self.refused.append(Refused(block.where, Reason.SHARED, why, block.pattern))
             else:

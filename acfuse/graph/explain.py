@@ -134,22 +134,24 @@ class _Explainer:
                 if not any(isinstance(r.rule, Sum) and r.value not in self.fused for r in readers):
                     return self._sum(step) or self._shared(step)
             case ConvStep() | LinearSubmodule() if convolves:
-                return self._cost(value)
+                return self._cost(value) or self._growth(value)
         return None
 
     def _cost(self, value: str) -> Miss | None:
-        """Where one convolution for all of it would cost or store more than what was chosen."""
+        """Where one convolution for all of it would cost more than what was chosen."""
         plan = self.plans[value]
         full, best = plan.full.price[0], plan.best.price[0]
-        if plan.full.stands:
+        if plan.full.stands or not full > best > 0:
             return None
-        if full > best > 0:
-            why = f"fusing would cost {full / best:.1f}x more multiply-adds"
-            return Miss(value, Reason.COST, why)
-        full, best = plan.full.weights, plan.best.weights
-        if full > best > 0:
-            return Miss(value, Reason.COST, f"fusing would store {full / best:.1f}x more weights")
-        return None
+        return Miss(value, Reason.COST, f"fusing would cost {full / best:.1f}x more multiply-adds")
+
+    def _growth(self, value: str) -> Miss | None:
+        """Where one convolution for all of it would store more than what was chosen."""
+        plan = self.plans[value]
+        more = plan.full.weights - plan.best.weights
+        if plan.full.stands or plan.best.weights == 0 or more <= 0:
+            return None
+        return Miss(value, Reason.COST, f"fusing would store {more:,} more weights")
 
     def _sum(self, step: Step) -> Miss | None:
         """A sum of branches that stays: too dear, behind an obstacle, or of different inputs."""
@@ -172,7 +174,8 @@ class _Explainer:
             return Miss(step.value, *(self._between(sources) or (Reason.INPUTS, why)))
         within = self.graph.absorbed(step.value, sources | {*self.graph.inputs})
         missed = next((self.refused[s.value] for s in within if s.value in self.refused), None)
-        return missed and Miss(step.value, missed.code, missed.why)
+        reason = missed or self._growth(step.value)
+        return reason and Miss(step.value, reason.code, reason.why)
 
     def _rest(self, region: Region) -> Iterator[Miss]:
         """A region that adds some of its branches: the others are too dear, or cannot be added."""
