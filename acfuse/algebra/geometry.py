@@ -177,12 +177,14 @@ class Geometry:
     @staticmethod
     def identity(channels: int, axes: int = 2) -> "Geometry":
         """The map that changes nothing: one tap, and each channel for itself."""
-        return Geometry(channels, channels, (Axis.window(1),) * axes, groups=channels)
+        return Geometry(
+            channels, channels, tuple(Axis.window(1) for _ in range(axes)), groups=channels
+        )
 
     @staticmethod
     def pointwise(out_channels: int, in_channels: int, axes: int = 2) -> "Geometry":
         """That of a matrix at every pixel."""
-        return Geometry(out_channels, in_channels, (Axis.window(1),) * axes)
+        return Geometry(out_channels, in_channels, tuple(Axis.window(1) for _ in range(axes)))
 
     @property
     def looks_outside(self) -> bool:  # proved: looks-outside
