@@ -59,9 +59,9 @@ def _of_itself(code: CodeType) -> set[str]:
 
 @lru_cache(maxsize=1024)
 def globals_in(code: CodeType) -> tuple[str, ...]:
-    """The globals that some code names: not the attributes."""
-    loads = (i for part in _parts(code) for i in dis.get_instructions(part))
-    return tuple(dict.fromkeys(i.argval for i in loads if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")))
+    """The globals that some code reads, sets or deletes: not the attributes."""
+    steps = (i for part in _parts(code) for i in dis.get_instructions(part))
+    return tuple(dict.fromkeys(i.argval for i in steps if i.opname.endswith(("_GLOBAL", "_NAME"))))
 
 
 def _parts(code: CodeType) -> Iterator[CodeType]:

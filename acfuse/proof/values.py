@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from acfuse.graph.own_code import globals_in
+
 Parts = Sequence[tuple[str, Any]]  # each with the way to it from what it is a part of
 
 
@@ -180,7 +182,7 @@ def _number(value: np.generic) -> Made:
 def _function(value: types.FunctionType) -> Made:
     cells = [_content(cell) for cell in value.__closure__ or ()]
     names = zip(value.__code__.co_freevars, cells, strict=True)
-    used = [n for n in _names_in(value.__code__) if n in value.__globals__]
+    used = [n for n in globals_in(value.__code__) if n in value.__globals__]
     parts = [(".__defaults__", value.__defaults__), (".__kwdefaults__", value.__kwdefaults__)]
     parts += [(f" (its {name})", content) for name, content in names]
     parts += [(f" (global {name})", value.__globals__[name]) for name in used]
@@ -192,11 +194,6 @@ def _content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return ...
-
-
-def _names_in(code: types.CodeType) -> list[str]:
-    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return [*dict.fromkeys([*code.co_names, *(n for c in inner for n in _names_in(c))])]
 
 
 def _method(value: types.MethodType) -> Made:

@@ -1,6 +1,7 @@
 """Questions that a forward asks, and that no graph shows: each keeps its block from being fused."""
 
 import copy
+import itertools
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +12,7 @@ from torch import nn
 import acfuse
 from acfuse.graph.another_mode import another_mode, told_otherwise
 from acfuse.graph.calls import is_same
+from acfuse.graph.own_code import globals_in
 from sample_models import awake
 from tests.bounds import assert_within, rounding
 
@@ -313,3 +315,63 @@ def test_an_attribute_that_a_forward_does_not_read_may_change():
     fused = acfuse.fuse(awake(OfADevice(), 0), fold_bn=True).model
     assert fused.to(torch.float64).device == torch.float64
     fused.mode, fused.table = "narrow", torch.zeros(3)
+
+
+LAST = (0,)
+
+
+class SetsAGlobal(Asks):
+    def forward(self, x):
+        global LAST
+        LAST = (*LAST, 1)
+        return self.wide(x) + self.point(x)
+
+
+class OnlySets(Asks):
+    def forward(self, x):
+        global SEEN
+        SEEN = self.ask(x)
+        return self.wide(x) + self.point(x)
+
+
+SEEN = 0
+
+
+@pytest.mark.parametrize("net", [SetsAGlobal, OnlySets])
+def test_a_global_that_a_forward_sets_is_state(net):
+    counted = itertools.count()
+    assert acfuse.fuse(awake(net(lambda x: next(counted)), 0)).found == ()
+
+
+def test_a_name_that_is_an_attribute_and_a_global_is_no_state():
+    assert len(acfuse.fuse(awake(Asks(lambda x: False), 0)).found) == 1
+    assert globals_in(SetsAGlobal.forward.__code__) == ("LAST",)
+    assert "SEEN" in globals_in(OnlySets.forward.__code__)
+    assert "wide" not in globals_in(OnlySets.forward.__code__)
+
+
+class Interrupted(Asks):
+    """It catches what a sequence raises, and calls one of its layers by itself."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.stem = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), Refuses())
+
+    def forward(self, x):
+        try:
+            x = self.stem(x)
+        except ValueError:
+            x = self.stem[0](x)
+        return torch.sigmoid(x) if x.abs().max() > 2 else x
+
+
+class Refuses(nn.Module):
+    def forward(self, x):
+        raise ValueError("no")
+
+
+def test_a_sequence_ends_where_it_raises():
+    model, image = awake(Interrupted(), 0), torch.randn(1, 4, 6, 5)
+    fused = acfuse.fuse(model, fold_bn=True)
+    bound = rounding(model, image, dtype=image.dtype)
+    assert_within(fused.model(image), model(image), bound)
