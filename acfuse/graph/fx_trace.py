@@ -182,8 +182,10 @@ class _Reader(fx.Tracer):
         outer = self.sequence
         if isinstance(m, nn.Sequential):
             self.sequence = outer or self.path_of_module(m)
-        result = super().call_module(m, forward, args, kwargs)
-        self.sequence = outer
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        finally:
+            self.sequence = outer
         several = isinstance(m, SEVERAL_RESULTS) or getattr(m, "return_indices", False)
         own = is_layer(m) and not isinstance(m, nn.Sequential)  # that gives what its last one does
         return self._tensor(result) if type(result) is Value and own and not several else result
