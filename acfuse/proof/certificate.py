@@ -105,8 +105,8 @@ def _fault_in_a_channel(
     size, errors = _by_channel(given), _by_channel(difference)
     allowed = BLOCK_LIMIT * size
     if not bool((errors <= allowed).all()):
-        with Rounded():
-            moved = [run(*images) for _ in range(DRAWS)]
+        again = rounded(run)
+        moved = [again(*images) for _ in range(DRAWS)]
         own = [OWN_FACTOR * _by_channel(answer - given) for answer in moved]
         allowed = torch.stack([allowed, *own]).amax(0)
     if bool((errors <= allowed).all()):
@@ -122,14 +122,25 @@ def _by_channel(values: Tensor) -> Tensor:
     return values.abs().transpose(0, 1).flatten(1).amax(1).clamp_min(1e-300)
 
 
-class Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+def rounded(run: Run, unit: float = 2.0**-52) -> Run:
+    """The same layers, whose sums are rounded in another way at each call."""
+    mode = _Rounded(unit)
+
+    def run_rounded(*images: Tensor) -> Tensor:
+        with mode:
+            return run(*images)
+
+    return run_rounded
+
+
+class _Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Moves every number that an operator reads by up to three units (of float64), at random.
 
     What comes out then differs as it might if the same sums were made in another order: where terms
     cancel (branches, a bias and a mean), by much more than a few units of what is left.
     """
 
-    def __init__(self, unit: float = 2.0**-52) -> None:
+    def __init__(self, unit: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.unit, self.generator = unit, torch.Generator().manual_seed(0)
 
@@ -203,14 +214,9 @@ def _measured_noise(
     exact: Sequence[LinearConv | None],
 ) -> Noise:
     """What the layers' own float64 sums may be off, where their terms cancel."""
-    noise, rounded = _usual_noise(exact), Rounded()
-
-    def run_rounded(*images: Tensor) -> Tensor:
-        with rounded:
-            return run(*images)
-
+    noise, again = _usual_noise(exact), rounded(run)
     for _ in range(DRAWS):
-        values = read_out(run_rounded, geometries, room)
+        values = read_out(again, geometries, room)
         for own, true, moved in zip(noise, exact, values, strict=True):
             if own is None or true is None or moved is None:
                 continue

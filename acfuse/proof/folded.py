@@ -19,7 +19,7 @@ from torch import Tensor
 
 from acfuse.algebra import LinearConv
 from acfuse.findings import Block, Run
-from acfuse.proof.certificate import Certificate, Rounded, named_weight
+from acfuse.proof.certificate import Certificate, named_weight, rounded
 from acfuse.proof.faults import OTHER_EPS
 from acfuse.proof.impulses import read_out, room_for
 
@@ -66,16 +66,11 @@ def allowed(block: Block, stored: Stored, run: Run) -> list[Allowed]:
         Allowed(name, a, b, STEPS * info.eps / 2 * a.abs() + info.tiny * info.eps)
         for name, a, b in zip(names, exact, _parts(stored), strict=True)
     ]
-    rounded = Rounded(info.eps / 2)
-
-    def run_rounded(*images: Tensor) -> Tensor:
-        with rounded:
-            return run(*images)
-
+    again = rounded(run, info.eps / 2)
     for _ in range(DRAWS):
         if all(part.worst <= 1 for part in parts):
             break
-        for i, moved in enumerate(_numbers(stored, run_rounded)):
+        for i, moved in enumerate(_numbers(stored, again)):
             change = FACTOR * (moved - parts[i].exact).abs()
             parts[i] = replace(parts[i], most=torch.maximum(parts[i].most, change))
     return parts

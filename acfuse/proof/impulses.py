@@ -120,9 +120,9 @@ def _confirmed(
     If a weight of an output channel were off by e, so would that channel be at each place, by e
     times another normal number: at 64 places all below r with a chance of less than (r / e)^64. So
     e is at most 4 r, where r is the worst difference that was seen, which is rounding. A channel of
-    the input is read where that is more than half a unit in the last place of some weight, and
-    more than what float64 sums may be off. Few
-    channels at a time are given numbers, because the rounding grows with the number of terms.
+    the input is read where that is more than half a unit in the last place of some weight, and more
+    than what float64 sums may be off. Few channels at a time are given numbers, because the
+    rounding grows with the number of terms.
     """
     per_group = claimed.shape[1]
     noise = (NOISE * claimed.abs().flatten(1).amax(1)).view(-1, *[1] * (claimed.ndim - 1))
