@@ -203,8 +203,8 @@ class Geometry:
 
     @property
     def multiply_adds(self) -> int:
-        """What one convolution costs for one output pixel."""
-        per_input = self.in_channels // self.groups
+        """What one convolution costs for one output pixel. A linear layer knows no groups."""
+        per_input = self.in_channels // (self.groups if self.axes else 1)
         return self.out_channels * per_input * prod(a.lowered_taps for a in self.axes)
 
     def affine(self, shifts: bool) -> "Geometry":

@@ -10,7 +10,7 @@ from acfuse.algebra.layers import Conv
 from acfuse.algebra.linear_conv import LinearConv, on_axes
 from acfuse.errors import NotFusable, Reason
 
-CONVOLUTION_LAYERS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTION_LAYERS: dict[int, Any] = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,13 @@ class ConvLayer(Conv):
         return tuple(before for before, _ in self.pads)
 
     def module(self) -> nn.Module:
-        """The same as nn.Conv1d, 2d or 3d."""
+        """The same as nn.Conv1d, 2d or 3d, or nn.Linear without axes."""
         kind = CONVOLUTION_LAYERS[len(self.stride)]
         out, per_group, *size = self.weight.shape
         channels = per_group * self.groups, out
         settings = self.stride, self.padding, self.dilation, self.groups, True, self.border
-        conv: nn.Module = kind(*channels, tuple(size), *settings, device="meta")
+        window = (tuple(size), *settings) if size else ()
+        conv: nn.Module = kind(*channels, *window, device="meta")
         conv.weight, conv.bias = nn.Parameter(self.weight), nn.Parameter(self.bias)
         return conv.eval()
 
@@ -57,7 +58,7 @@ def lower(value: LinearConv, dtype: torch.dtype, *, symmetric: bool = True) -> C
         meets = (before - live.before) % live.spacing == (after - live.after) % live.spacing == 0
         dilation.append(live.spacing if meets else 1)
         growth.append((before - axis.before, after - axis.after))
-    grown = value.grow(growth)
+    grown = value.grow(growth) if value.taps else value.regroup(1)
     weight = grown.kernel[on_axes(slice(None, None, d) for d in dilation)].contiguous().to(dtype)
     bias = grown.bias.to(dtype)
     for name, rounded, exact in (("weight", weight, grown.kernel), ("bias", bias, grown.bias)):

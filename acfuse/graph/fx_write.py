@@ -178,12 +178,16 @@ class Several:
     count: int
 
 
+EMPTY: Mapping[str, int] = {}
+
+
 def rewrite_module(
     module: nn.Module,
     graph: fx.Graph,
     regions: Mapping[str, Sequence[NewLayer]],
     fixed: Mapping[str, object],
     keep: Collection[str] = (),
+    axes: Mapping[str, int] = EMPTY,
 ) -> nn.Module:
     """`module` with each region's output made by new layers. Takes the given module apart.
 
@@ -192,7 +196,8 @@ def rewrite_module(
     that nobody calls any more are gone; new ones stand where the first of them stood. `fixed` are
     the arguments whose values the forward was read with (the class Tensor: that it is some tensor;
     a Rank: one of so many axes): with others it raises AssertionError.
-    Layers and tensors to `keep` stay, because others use them.
+    Layers and tensors to `keep` stay, because others use them. `axes` says of a region how many
+    axes its sources must have, or AssertionError is raised.
     """
     twin = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -205,7 +210,8 @@ def rewrite_module(
         terms = regions[output]
         old = by_name[output]
         dead = nodes_between(old, [by_name[source] for source, _, _ in terms])
-        new = _insert(twin, [(by_name[source], name) for source, name, _ in terms])
+        sources = [(by_name[source], name) for source, name, _ in terms]
+        new = _insert(twin, sources, axes.get(output))
         old.replace_all_uses_with(new)
         by_name[output] = new
         gone = {*dead, *(unread & _behind(dead, twin) if unread else ())}
@@ -261,10 +267,9 @@ def _assert_arguments(module: nn.Module, graph: fx.Graph, fixed: Mapping[str, ob
             value: Any = fixed[str(node.target)]
             message = f"{node.target} was {value!r} when this module was fused"
             if isinstance(value, Rank):
-                rank = graph.call_method("dim", (node,))
-                holds = graph.call_function(operator.eq, (rank, value.axes))
-                message = f"{node.target} had {value.axes} axes when this module was fused"
-            elif isinstance(value, Several):
+                _assert_axes(graph, node, value.axes)
+                continue
+            if isinstance(value, Several):
                 given = (node, value.kind.__name__, value.count)
                 holds = graph.call_function(is_list, given)
                 message = f"{node.target} was a {given[1]} of {given[2]} when this module was fused"
@@ -287,10 +292,19 @@ def _assert_arguments(module: nn.Module, graph: fx.Graph, fixed: Mapping[str, ob
             graph.call_function(torch._assert, (holds, message))
 
 
+def _assert_axes(graph: fx.Graph, node: fx.Node, axes: int) -> fx.Node:
+    rank = graph.call_method("dim", (node,))
+    holds = graph.call_function(operator.eq, (rank, axes))
+    message = f"{node.target} had {axes} axes when this module was fused"
+    return graph.call_function(torch._assert, (holds, message))
+
+
 PLAIN = (bool, int, float, str)
 
 
-def _insert(graph: fx.Graph, terms: Sequence[tuple[fx.Node, str | None]]) -> fx.Node:
+def _insert(
+    graph: fx.Graph, terms: Sequence[tuple[fx.Node, str | None]], axes: int | None
+) -> fx.Node:
     """Calls the new layers right behind the last of what they read, and adds what they give.
 
     That early, because a later step might overwrite what they read.
@@ -299,6 +313,10 @@ def _insert(graph: fx.Graph, terms: Sequence[tuple[fx.Node, str | None]]) -> fx.
     fixed = [node for node in graph.nodes if node.op == "placeholder"]
     last = max([*fixed, *(source for source, _ in terms)], key=order.__getitem__)
     total: fx.Node | None = None
+    if axes is not None:
+        with graph.inserting_before(last.next):
+            for source in {source: None for source, _ in terms}:
+                last = _assert_axes(graph, source, axes)
     for source, name in terms:
         value = source
         if name is not None:
@@ -431,7 +449,8 @@ class LiveSite:
     `ignore` names the layers behind the sum. `fixed` are the arguments with which the forward was
     read, `keep` the layers and tensors that are used elsewhere as well, `taken` the modules
     that were read in place, and whose layers it replaces. `call` is how the module is called,
-    `images` the (channels, spatial axes) of what it is given, where the forward tells.
+    `images` the (channels, spatial axes) of what it is given, where the forward tells. `rows` are
+    the axes of what it reads, if that has its channels last (0: any number).
     """
 
     output: str = ""
@@ -443,6 +462,7 @@ class LiveSite:
     taken: tuple[str, ...] = ()
     call: Call | None = None
     images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    rows: int | None = None
 
 
 def replaced_layers(module: nn.Module, site: LiveSite) -> Callable[..., Tensor]:
@@ -457,7 +477,17 @@ def replaced_layers(module: nn.Module, site: LiveSite) -> Callable[..., Tensor]:
 
     def run(*images: Tensor) -> Tensor:
         with torch.no_grad():
-            result: Tensor = module(*(image.clone() for image in images))
-            return result
+            given = images if site.rows is None else (_as_rows(i, site.rows) for i in images)
+            result: Tensor = module(*(image.clone() for image in given))
+            return result if site.rows is None else result.flatten(0, -2)[: len(images[0])]
 
     return run
+
+
+def _as_rows(image: Tensor, axes: int) -> Tensor:
+    """Rows [n, channels] as a tensor of so many axes, three if any do; some zeros may be added."""
+    axes = axes or 3
+    if axes < 3:
+        return image
+    even = nn.functional.pad(image, (0, 0, 0, len(image) % 2))
+    return even.reshape(*[1] * (axes - 3), 2, -1, image.shape[1])

@@ -20,8 +20,8 @@ from acfuse.algebra import Affine
 from acfuse.algebra.geometry import Border
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph import rules
+from acfuse.graph.images import Image, Parts, not_linear
 from acfuse.graph.onnx_values import CONVOLUTIONS, Constants, Known, reads_within
-from acfuse.graph.rules import Image, Parts
 from acfuse.graph.steps import ChannelSlice, Graph, Opaque, PerChannel, Rule, Step
 
 Perm = tuple[int, ...]  # dimension i of a name is dimension perm[i] of the value; (): the same ones
@@ -269,7 +269,7 @@ class _Builder:
         if node.op_type.startswith("Random"):
             raise NotFusable(Reason.RANDOM, f"{node.op_type} draws random numbers")
         if node.op_type not in OPERATORS:
-            raise rules.not_linear(node.op_type)
+            raise not_linear(node.op_type)
         if node.op_type in CHANNELS_SECOND and place.perm:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"{node.op_type} takes other axes for channels")
         made, images = OPERATORS[node.op_type](place)

@@ -11,9 +11,10 @@ from onnx import helper, numpy_helper
 from acfuse.algebra import LinearConv, lower
 from acfuse.algebra.lower import ConvLayer
 from acfuse.files.onnx_cost import all_graphs
+from acfuse.graph.combination import IDENTITY, Identity
 from acfuse.graph.onnx_read import PAD_MODES, OnnxSteps, inverse
 from acfuse.graph.onnx_values import NOT_STORED_SINCE
-from acfuse.graph.steps import IDENTITY, Identity, Region
+from acfuse.graph.steps import Region
 
 MODES = {border: mode for mode, border in PAD_MODES.items()}
 Layers = Mapping[str, ConvLayer | Identity]

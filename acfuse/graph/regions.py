@@ -11,15 +11,13 @@ from math import prod
 import torch
 
 from acfuse.algebra import Conv, Geometry, LinearConv
+from acfuse.graph.combination import IDENTITY, Identity, LinearCombination
 from acfuse.graph.explain import explain
 from acfuse.graph.plans import Option, Plan, cost_of, plans_of, roots_of
 from acfuse.graph.steps import (
-    IDENTITY,
     Combiner,
     ConvStep,
     Graph,
-    Identity,
-    LinearCombination,
     LinearSubmodule,
     Miss,
     Opaque,
@@ -78,7 +76,7 @@ def kernel_of(graph: Graph, region: Region, source: str) -> LinearConv:
 
 
 def _combined(graph: Graph, region: Region, *, numbers: bool) -> LinearCombination:
-    bound: dict[str, LinearCombination] = {source: {source: IDENTITY} for source in region.sources}
+    bound = {source: LinearCombination({source: IDENTITY}) for source in region.sources}
     return Combiner(graph, numbers).of(graph, region.output, bound)
 
 

@@ -130,7 +130,7 @@ class LiveSource(Source):
 
 def _of_batches(block: Block) -> Block:
     """A block that asserts that it is given batches of images."""
-    ranks = {name: Rank(axes + 2) for name, (_, axes) in block.site.images.items()}
+    ranks = {name: Rank(axes + 2) for name, (_, axes) in block.site.images.items() if axes}
     return replace(block, site=replace(block.site, fixed={**block.site.fixed, **ranks}))
 
 

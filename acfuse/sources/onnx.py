@@ -20,6 +20,7 @@ from acfuse.files.records import ReadOptions
 from acfuse.files.tensor_check import USUAL_EPS, Norm
 from acfuse.files.write import Write
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Size, Term
+from acfuse.graph.combination import Identity
 from acfuse.graph.onnx_plain import plain
 from acfuse.graph.onnx_read import (
     FLOATS,
@@ -41,7 +42,7 @@ from acfuse.graph.onnx_values import (
 )
 from acfuse.graph.onnx_write import Layers, Placed, lowered, put_back, read_anywhere, sweep
 from acfuse.graph.regions import choose, kernel_of, kernels
-from acfuse.graph.steps import Identity, Region
+from acfuse.graph.steps import Region
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.onnx_plugins import cut, ends_before_plugins, plugins_of
 from acfuse.proof.onnx_program import compare_programs
