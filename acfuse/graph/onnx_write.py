@@ -11,7 +11,8 @@ from onnx import helper, numpy_helper
 from acfuse.algebra import LinearConv, lower
 from acfuse.algebra.lower import ConvLayer
 from acfuse.files.onnx_cost import all_graphs
-from acfuse.graph.onnx_read import PAD_MODES, OnnxSteps, inverse
+from acfuse.graph.onnx_nodes import PAD_MODES, inverse
+from acfuse.graph.onnx_read import OnnxSteps
 from acfuse.graph.onnx_values import NOT_STORED_SINCE
 from acfuse.graph.steps import IDENTITY, Identity, Region
 

@@ -20,14 +20,9 @@ from acfuse.files.records import ReadOptions
 from acfuse.files.tensor_check import USUAL_EPS, Norm
 from acfuse.files.write import Write
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Size, Term
+from acfuse.graph.onnx_nodes import FLOATS, Surroundings, is_training_dropout
 from acfuse.graph.onnx_plain import plain
-from acfuse.graph.onnx_read import (
-    FLOATS,
-    OnnxSteps,
-    Surroundings,
-    is_training_dropout,
-    steps_of,
-)
+from acfuse.graph.onnx_read import OnnxSteps, steps_of
 from acfuse.graph.onnx_reference import reference
 from acfuse.graph.onnx_values import (
     NOT_STORED_SINCE,
