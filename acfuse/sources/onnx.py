@@ -28,6 +28,7 @@ from acfuse.graph.onnx_values import (
     NOT_STORED_SINCE,
     Constants,
     constants_of,
+    facts_of,
     known_values,
     opset_of,
     reads_within,
@@ -364,7 +365,7 @@ def _optimised(graph: onnx.GraphProto) -> list[Refused]:
 
 def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]]:
     """Every graph of a model, those inside nodes first, with what can be known of its values."""
-    known, opset = known_values(model), opset_of(model)
+    known, facts, opset = known_values(model), facts_of(model), opset_of(model)
     functions = frozenset((f.domain, f.name) for f in model.functions)
 
     def within(graph: onnx.GraphProto, outer: Constants) -> Iterator[Any]:
@@ -374,7 +375,7 @@ def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]
         given |= {n: f"{n} is quantised" for n in quantised}
         made = {v.name: f"{v.name} is an input" for v in graph.input}
         made |= {o: f"{o} is computed by {n.op_type}" for n in graph.node for o in n.output}
-        own = constants_of(graph, outer, opset, frozenset(given), known)
+        own = constants_of(graph, outer, opset, frozenset(given), facts)
         for node in graph.node:
             for inner in subgraphs(node):
                 yield from within(inner, own)
