@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from acfuse.errors import NotFusable, Reason
-from acfuse.graph.onnx_read import OnnxSteps, Perm, Surroundings, inverse
+from acfuse.graph.onnx_nodes import Perm, Surroundings, inverse
+from acfuse.graph.onnx_read import OnnxSteps
 from acfuse.system.escape import one_line
 
 REFERENCE_OPSET = 15

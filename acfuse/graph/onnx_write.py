@@ -12,7 +12,8 @@ from acfuse.algebra import LinearConv, lower
 from acfuse.algebra.lower import ConvLayer
 from acfuse.files.onnx_cost import all_graphs
 from acfuse.graph.combination import IDENTITY, Identity
-from acfuse.graph.onnx_read import PAD_MODES, OnnxSteps, inverse
+from acfuse.graph.onnx_nodes import PAD_MODES, inverse
+from acfuse.graph.onnx_read import OnnxSteps
 from acfuse.graph.onnx_values import NOT_STORED_SINCE
 from acfuse.graph.steps import Region
 

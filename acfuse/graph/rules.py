@@ -88,6 +88,7 @@ def conv(
     `padding` is a number, one for each axis, (before, after) for each axis, or "same" and "valid".
     """
     size = _kernel_size(weight)
+    _check_bias(bias, len(weight))
     stride, dilation = _per_axis(stride, len(size)), _per_axis(dilation, len(size))
     pads = _pads(padding, size, dilation)
     return ConvStep(Conv(weight, bias, stride, pads, dilation, groups, border))
@@ -100,6 +101,7 @@ def linear(input: Image, weight: Tensor, bias: Tensor | None = None) -> ConvStep
     if input.spatial_rank != 0:
         why = "nothing tells that the last axis is that of the channels"
         raise NotFusable(Reason.NOT_PER_CHANNEL, why)
+    _check_bias(bias, len(weight))
     return ConvStep(Conv(weight, bias, (), (), ()))
 
 
@@ -129,6 +131,7 @@ def conv_transpose(
         raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution with a stride")
     if groups < 1 or len(weight) % groups:
         raise NotFusable(Reason.SIZES, f"{len(weight)} channels are not {groups} groups")
+    _check_bias(bias, weight.shape[1] * groups)
     dilation = _per_axis(dilation, len(size))
     pads, more = _pads(padding, size, dilation), _per_axis(output_padding, len(size))
     crops = tuple((a, b - n) for (a, b), n in zip(pads, more, strict=True))
@@ -289,6 +292,16 @@ def _kernel_size(weight: Any) -> tuple[int, ...]:
     if not isinstance(weight, Tensor) or weight.ndim < 3:
         raise NotFusable(Reason.SIZES, "its weight is the kernel of no convolution")
     return tuple(weight.shape[2:])
+
+
+def _check_bias(bias: Any, channels: int) -> None:
+    """Raises NotFusable for what is no number for each of the channels that a layer makes."""
+    if bias is None:
+        return
+    sizes = tuple(bias.shape) if isinstance(bias, Tensor) else "no tensor"
+    if sizes != (channels,):
+        why = f"a bias of {sizes} does not fit {channels} channels"
+        raise NotFusable(Reason.SIZES, why)
 
 
 def _per_axis(value: Any, rank: int) -> tuple[int, ...]:

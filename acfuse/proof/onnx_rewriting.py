@@ -12,7 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from acfuse.files.onnx_cost import all_graphs
-from acfuse.graph.onnx_read import Perm, inverse
+from acfuse.graph.onnx_nodes import Perm, inverse
 from acfuse.graph.onnx_values import NOT_STORED_SINCE
 from acfuse.graph.onnx_write import MODES, Placed, read_anywhere
 from acfuse.proof.onnx_program import Walk, fault, found_in_words

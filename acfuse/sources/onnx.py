@@ -21,19 +21,15 @@ from acfuse.files.tensor_check import USUAL_EPS, Norm
 from acfuse.files.write import Write
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Size, Term
 from acfuse.graph.combination import Identity
+from acfuse.graph.onnx_nodes import FLOATS, Surroundings, is_training_dropout
 from acfuse.graph.onnx_plain import plain
-from acfuse.graph.onnx_read import (
-    FLOATS,
-    OnnxSteps,
-    Surroundings,
-    is_training_dropout,
-    steps_of,
-)
+from acfuse.graph.onnx_read import OnnxSteps, steps_of
 from acfuse.graph.onnx_reference import reference
 from acfuse.graph.onnx_values import (
     NOT_STORED_SINCE,
     Constants,
     constants_of,
+    facts_of,
     known_values,
     opset_of,
     reads_within,
@@ -370,7 +366,7 @@ def _optimised(graph: onnx.GraphProto) -> list[Refused]:
 
 def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]]:
     """Every graph of a model, those inside nodes first, with what can be known of its values."""
-    known, opset = known_values(model), opset_of(model)
+    known, facts, opset = known_values(model), facts_of(model), opset_of(model)
     functions = frozenset((f.domain, f.name) for f in model.functions)
 
     def within(graph: onnx.GraphProto, outer: Constants) -> Iterator[Any]:
@@ -380,7 +376,7 @@ def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]
         given |= {n: f"{n} is quantised" for n in quantised}
         made = {v.name: f"{v.name} is an input" for v in graph.input}
         made |= {o: f"{o} is computed by {n.op_type}" for n in graph.node for o in n.output}
-        own = constants_of(graph, outer, opset, frozenset(given), known)
+        own = constants_of(graph, outer, opset, frozenset(given), facts)
         for node in graph.node:
             for inner in subgraphs(node):
                 yield from within(inner, own)
