@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from acfuse.graph.fx_axes import IMAGE, ROWS, Reading
 from acfuse.graph.fx_values import function_name
+from acfuse.graph.layouts import IMAGE, ROWS, Reading
 from acfuse.graph.rules import RULES
 from acfuse.graph.rules_axes import permuted, swaps_channels
 from acfuse.graph.steps import LinearSubmodule, Opaque

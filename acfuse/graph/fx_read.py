@@ -8,8 +8,7 @@ operators (exported programs) and of torch's functions are read alike.
 import contextlib
 import copy
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -22,7 +21,6 @@ from acfuse.algebra.geometry import LARGEST_KERNEL
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph import rules
 from acfuse.graph.calls import signature
-from acfuse.graph.fx_axes import IMAGE, ROWS, axes_of
 from acfuse.graph.fx_operators import (
     ACTIVATIONS,
     CONVOLUTIONS,
@@ -36,6 +34,7 @@ from acfuse.graph.fx_operators import (
 from acfuse.graph.fx_trace import Traced
 from acfuse.graph.fx_values import ASSERTS, METADATA, METADATA_ATTRIBUTES, function_name
 from acfuse.graph.images import Image, Parts, not_linear
+from acfuse.graph.layouts import IMAGE, ROWS, Operation, axes_of
 from acfuse.graph.own_layers import has_hooks
 from acfuse.graph.randomness import RANDOM_FUNCTIONS, watched_randomness
 from acfuse.graph.rules import RULES
@@ -110,8 +109,7 @@ class _Builder:
         for node in graph.nodes:
             if self._is_constant(node):
                 self.constants[node] = None
-        reading = partial(reading_of, module=self.module, children=children)
-        self.axes = axes_of(graph, reading, self.constants.keys())
+        self.axes = axes_of([*self._operations()])
 
     def build(self) -> Graph:
         inputs: list[str] = []
@@ -140,6 +138,13 @@ class _Builder:
                 if (axes := self._spatial_axes(node)) not in (None, self.spatial_rank)
             },
         )
+
+    def _operations(self) -> Iterator[Operation]:
+        for node in self.graph.nodes:
+            reading = reading_of(node, self.module, self.children)
+            if reading is not None and node not in self.constants:
+                reads = [n for n in node.all_input_nodes if n not in self.constants]
+                yield Operation(node, reads, reading)
 
     def _rows(self, node: fx.Node) -> fx.Node:
         """The first of the values that have the same axes before the channels as this one."""

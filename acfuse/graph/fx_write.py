@@ -15,6 +15,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from acfuse.graph import copies
 from acfuse.graph.calls import Call, is_list, is_same
 from acfuse.graph.fx_read import metadata_only
+from acfuse.graph.images import as_rows
 from acfuse.graph.own_code import names_in_forward
 
 
@@ -477,17 +478,8 @@ def replaced_layers(module: nn.Module, site: LiveSite) -> Callable[..., Tensor]:
 
     def run(*images: Tensor) -> Tensor:
         with torch.no_grad():
-            given = images if site.rows is None else (_as_rows(i, site.rows) for i in images)
+            given = images if site.rows is None else (as_rows(i, site.rows) for i in images)
             result: Tensor = module(*(image.clone() for image in given))
             return result if site.rows is None else result.flatten(0, -2)[: len(images[0])]
 
     return run
-
-
-def _as_rows(image: Tensor, axes: int) -> Tensor:
-    """Rows [n, channels] as a tensor of so many axes, three if any do; some zeros may be added."""
-    axes = axes or 3
-    if axes < 3:
-        return image
-    even = nn.functional.pad(image, (0, 0, 0, len(image) % 2))
-    return even.reshape(*[1] * (axes - 3), 2, -1, image.shape[1])

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+from torch.nn import functional as F
+
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.steps import Rule
 
@@ -40,3 +43,12 @@ def not_linear(what: str) -> NotFusable:
 def are_ints(value: Any) -> bool:
     """Whether it is a list of plain numbers."""
     return isinstance(value, (tuple, list)) and all(isinstance(n, int) for n in value)
+
+
+def as_rows(image: Tensor, axes: int) -> Tensor:
+    """Rows [n, channels] as a tensor of so many axes, three if any do; some zeros may be added."""
+    axes = axes or 3
+    if axes < 3:
+        return image
+    even = F.pad(image, (0, 0, 0, len(image) % 2))
+    return even.reshape(*[1] * (axes - 3), 2, -1, image.shape[1])

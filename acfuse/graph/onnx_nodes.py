@@ -3,8 +3,9 @@
 Everything that decides is in the file: strides, pads, dilations, groups and eps are attributes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
@@ -61,6 +62,7 @@ class Place:
     around: Surroundings
     perm: Perm  # the order of axes that its images are in
     spatial_rank: int | None  # of the images of this graph, if its convolutions agree on that
+    rows: Set[str] = frozenset()  # values whose channels are last
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -102,6 +104,8 @@ class Place:
         if name in self.around.constants:
             raise NotFusable(Reason.ACTIVATION, f"{self.node.op_type} works on constants")
         known = self.around.known.get(name)
+        if name in self.rows:
+            return Image(name, 0)
         rank = len(known.sizes) - 2 if known and known.sizes else 0
         if known is None or known.kind not in FLOATS or rank < 1:
             return Image(name)
@@ -110,6 +114,8 @@ class Place:
     def sized(self, index: int = 0) -> Image:
         """An input that is an image of a known shape; NotFusable if it is none."""
         image = self.image(index)
+        if image.spatial_rank == 0:
+            return image
         if image.spatial_rank is None or self.spatial_rank not in (image.spatial_rank, None):
             why = f"nothing tells that {image.value} is an image"
             raise NotFusable(Reason.ACTIVATION, why)
@@ -124,11 +130,22 @@ class Place:
             raise NotFusable(Reason.SIZES, why)
         return [per_axis[i] for i in inverse(self.perm)]
 
+    def axes(self, image: Image) -> int:
+        """How many axes an image has, or rows. Raises NotFusable where nothing tells it."""
+        if image.spatial_rank != 0:
+            return (image.spatial_rank or 0) + 2
+        known = self.around.known.get(image.value)
+        if known is None or known.sizes is None:
+            raise NotFusable(Reason.SIZES, f"nothing tells how many axes {image.value} has")
+        return len(known.sizes)
+
     def dim(self, axis: int, image: Image) -> int | None:
         """The dimension of the value that an axis of the image is; None for one that it has not."""
-        count = (image.spatial_rank or 0) + 2
+        count = self.axes(image)
         if not -count <= axis < count:
             return None
+        if image.spatial_rank == 0:
+            return axis % count - count  # the last one is that of the channels
         return self.perm[axis % count] if self.perm else axis % count
 
 
@@ -149,6 +166,38 @@ def _conv(place: Place) -> Made:
     more = _per_axis(given, "output_padding", rank, default=0)
     settings = (stride, padding, dilation, transposed, more, given.get("group", 1))
     return rules.apply("convolution", place.image(), weight, bias, *settings)
+
+
+def _gemm(place: Place) -> Made:
+    """`alpha * A' @ B' + beta * C`, of a constant matrix B and a bias C. Shapes: C [out]."""
+    given, weight = place.attributes, place.numbers(1)
+    if given.get("transA", 0) or weight.ndim != 2:
+        raise not_linear("a Gemm that is not x @ W")
+    weight = weight if given.get("transB", 0) else weight.t()
+    bias = place.numbers(2) if place.has(2) else torch.zeros(len(weight), dtype=weight.dtype)
+    if (
+        bias.ndim > 2
+        or bias.numel() not in (1, len(weight))
+        or bias.numel() != prod(bias.shape[-1:])
+    ):
+        raise NotFusable(Reason.NOT_PER_CHANNEL, "the C of a Gemm is not one number per channel")
+    alpha, beta = (float(given.get(name, 1.0)) for name in ("alpha", "beta"))
+    # Multiplied in float64, as all that is computed from weights is.
+    weight = weight.double() * alpha if alpha != 1 else weight
+    bias = (bias.double() * beta if beta != 1 else bias).reshape(-1).expand(len(weight))
+    return rules.apply("linear", _rows(place), weight, bias)
+
+
+def _matmul(place: Place) -> Made:
+    if place.node.input[0] in place.around.constants:
+        raise not_linear("a product of matrices other than x @ W")
+    return rules.apply("matmul", _rows(place), place.numbers(1))
+
+
+def _rows(place: Place) -> Image:
+    if place.perm:
+        raise NotFusable(Reason.NOT_PER_CHANNEL, "its rows are the channels of an image")
+    return place.image()
 
 
 def _per_axis(given: Mapping[str, Any], key: str, count: int, default: int = 1) -> tuple[int, ...]:
@@ -184,22 +233,29 @@ def _batch_norm(place: Place) -> Made:
     training = bool(given.get("training_mode", 0)) if stated else any(place.node.output[1:])
     if given.get("spatial", 1) == 0:
         raise NotFusable(Reason.NOT_PER_CHANNEL, "a BatchNorm has a factor for each pixel")
-    eps = given.get("epsilon", 1e-5)
-    return rules.apply("batch_norm", place.image(), *stored, training=training, eps=eps)
+    eps, image = given.get("epsilon", 1e-5), place.image()
+    if image.spatial_rank == 0 and place.axes(image) != 2:
+        raise NotFusable(Reason.NOT_PER_CHANNEL, "a BatchNorm of rows of more than two axes")
+    return rules.apply("batch_norm", image, *stored, training=training, eps=eps)
 
 
 def _arithmetic(place: Place) -> Made:
-    kind, names = place.node.op_type, place.node.input
+    kind, names, constants = place.node.op_type, place.node.input, place.around.constants
     images = [place.sized(i) for i, n in enumerate(names) if n not in place.around.constants]
-    dims = (images[0].spatial_rank or 0) + 2 if images else 0
+    dims = place.axes(images[0]) if images and constants.keys() & {*names} else 0
 
     def factor(index: int) -> Tensor:
         """A constant that meets an image, its channels second as well."""
         constant = place.numbers(index)
+        if constant.ndim > dims:
+            raise NotFusable(Reason.NOT_PER_CHANNEL, f"a factor of {constant.ndim} axes")
+        if images[0].spatial_rank == 0:
+            if constant.numel() != prod(constant.shape[-1:]):
+                raise NotFusable(Reason.NOT_PER_CHANNEL, "a factor for each row")
+            return constant.reshape(-1) if constant.ndim else constant
         aligned = constant.reshape(*[1] * (dims - constant.ndim), *constant.shape)
         return aligned.permute(*place.in_order(range(aligned.ndim)))
 
-    constants = place.around.constants
     operands = [factor(i) if n in constants else place.sized(i) for i, n in enumerate(names)]
     if kind == "Sum" and len(names) != 2:
         return rules.apply("add_all", operands)
@@ -237,6 +293,8 @@ def _slice(place: Place) -> Made:
     else:
         starts, ends, axes, steps = (place.ints(i) for i in range(1, 5))
     axes, steps = axes or [*range(len(starts))], steps or [1] * len(starts)
+    if image.spatial_rank == 0 and [place.dim(axis, image) for axis in axes] == [-1]:
+        return rules.apply("slice", image, -1, starts[0], ends[0], steps[0])
     index = [slice(None)] * ((image.spatial_rank or 0) + 2)
     if not len(axes) == len(starts) == len(ends) == len(steps) or any(
         place.dim(axis, image) is None for axis in axes
@@ -295,6 +353,8 @@ OPERATORS: dict[str, Callable[[Place], Made]] = {
     **dict.fromkeys(CONVOLUTIONS, _conv),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Sum"), _arithmetic),
     "BatchNormalization": _batch_norm,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
     "Neg": lambda place: rules.apply("neg", place.image()),
     "Pad": _pad,
     "Slice": _slice,

@@ -5,14 +5,15 @@ of axes and transpose them back and forth (images with their channels last): a T
 it is another name for the same value.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import onnx
 
 from acfuse.algebra import Affine
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.images import not_linear
+from acfuse.graph.layouts import IMAGE, ROWS, Operation, Reading, axes_of
 from acfuse.graph.onnx_nodes import OPERATORS, Perm, Place, Surroundings, inverse
 from acfuse.graph.onnx_values import CONVOLUTIONS, Constants, Known, reads_within
 from acfuse.graph.steps import ChannelSlice, Graph, Opaque, PerChannel, Rule, Step
@@ -21,15 +22,19 @@ CHANNELS_SECOND = (*CONVOLUTIONS, "AveragePool", "BatchNormalization")
 PASSING = ("Identity", "Dropout")
 NO_RESULT = Opaque("a further output of a node is not linear")
 # The same in every order of axes, but for Split, which gives several values.
-ELEMENTWISE = frozenset(OPERATORS) - {*CHANNELS_SECOND, "Split"}
+ELEMENTWISE = frozenset(OPERATORS) - {*CHANNELS_SECOND, "Split", "Gemm", "MatMul"}
 
 
 @dataclass(frozen=True)
 class OnnxSteps:
-    """The steps of an ONNX graph, and under which names (in which order of axes) it has a value."""
+    """The steps of an ONNX graph, and under which names (in which order of axes) it has a value.
+
+    `ranks` says of a name how many axes it has, where that is known.
+    """
 
     graph: Graph
     views: Mapping[str, Mapping[str, Perm]]
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
 
 def steps_of(graph: onnx.GraphProto, around: Surroundings) -> OnnxSteps:
@@ -43,6 +48,8 @@ class _Builder:
         self.graph, self.around = graph, replace(around, known=self.known)
         self.orders = _orders(graph)
         self.spatial_rank = _spatial_rank(graph, around.constants)
+        axes = axes_of([*_operations(graph, around.constants)])
+        self.rows = frozenset(name for name, count in axes.items() if count == ROWS)
         self.values: dict[str, tuple[str, Perm]] = {}  # name -> the value that it is, in what order
         self.steps: list[Step] = []
         self.casts: dict[tuple[object, ...], str] = {}  # what is cast, and how -> the first one
@@ -64,8 +71,11 @@ class _Builder:
             tuple(sorted(read - {s.value for s in self.steps})),
             outputs,
             spatial_rank=self.spatial_rank,
+            axes=dict.fromkeys(self.rows, ROWS),
         )
-        return OnnxSteps(steps, views)
+        sizes = {name: known.sizes for name, known in self.known.items()}
+        ranks = {name: len(own) for name, own in sizes.items() if own is not None}
+        return OnnxSteps(steps, views, ranks)
 
     def _value(self, name: str) -> tuple[str, Perm]:
         """What a name stands for; a new one is a value, in the order in which it is transposed."""
@@ -86,7 +96,7 @@ class _Builder:
         order: Perm = ()
         try:
             order = _common_order([perm for _, perm in values])
-            made, reads = self._rules(Place(node, self.around, order, self.spatial_rank))
+            made, reads = self._rules(Place(node, self.around, order, self.spatial_rank, self.rows))
         except NotFusable as refusal:
             made, order = [Opaque(refusal.why, refusal.code)], ()
         # A factor of 1 is a step all the same: the node is there, and a region takes it up.
@@ -170,6 +180,27 @@ def _common_order(orders: Sequence[Perm]) -> Perm:
     if len(set(orders)) > 1:
         raise NotFusable(Reason.UNKNOWN_LAYER, "it reads images in different orders of axes")
     return orders[0] if orders else ()
+
+
+def _operations(graph: onnx.GraphProto, constants: Constants) -> Iterator[Operation]:
+    """How each node reads what is no constant: which of its axes are the channels."""
+    for node in graph.node:
+        reads = [name for name in node.input if name and name not in constants]
+        is_matrix = node.op_type == "MatMul" and {*node.input[1:]} <= constants.keys()
+        if node.domain not in ("", "ai.onnx") or not reads:
+            continue
+        if node.op_type == "Gemm" or is_matrix:
+            reading = Reading(ROWS)
+        elif node.op_type == "BatchNormalization":
+            reading, reads = Reading(alike=True, norm=True), reads[:1]
+        elif node.op_type in (*CHANNELS_SECOND, "Pad"):
+            reading = Reading(IMAGE)
+        elif node.op_type in OPERATORS and node.op_type != "MatMul":
+            reading = Reading(alike=True)
+        else:
+            continue
+        for output in filter(None, node.output):
+            yield Operation(output, reads, reading)
 
 
 def _orders(graph: onnx.GraphProto) -> dict[str, Perm]:

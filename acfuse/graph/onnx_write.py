@@ -7,6 +7,7 @@ from typing import Any
 import onnx
 import torch
 from onnx import helper, numpy_helper
+from torch import Tensor
 
 from acfuse.algebra import LinearConv, lower
 from acfuse.algebra.lower import ConvLayer
@@ -23,11 +24,19 @@ Layers = Mapping[str, ConvLayer | Identity]
 
 @dataclass(frozen=True)
 class Placed:
-    """A new Conv of a graph: its numbers, and the names of its weight and bias there."""
+    """A new Conv of a graph: its numbers, and the names of its weight and bias there.
+
+    Of rows it is a Gemm, or a MatMul and an Add.
+    """
 
     layer: ConvLayer
     weight: str
     bias: str
+    kind: str = "Conv"
+
+    def stored(self, weight: Tensor) -> Tensor:
+        """A weight as it lies in the file, or that of the file as the layer has it."""
+        return weight.t().contiguous() if self.kind == "MatMul" else weight
 
 
 def lowered(kernels: Mapping[str, LinearConv | Identity], like: torch.dtype) -> Layers:
@@ -127,7 +136,13 @@ class _Writer:
                 parts.append(read)
                 continue
             result = target if len(layers) == 1 else self.names.free(f"{output}_part")
-            self._conv(layer, read, result)
+            if layer.stride:
+                self._conv(layer, read, result)
+            elif self.steps.ranks.get(source) == 2:
+                self._matrix("Gemm", layer, read, result, transB=1)
+            else:
+                result = self.names.free(f"{output}_part")
+                parts.append(self._matrix("MatMul", layer, read, result))
             parts.append(result)
         while len(parts) > 1:  # Add, not Sum: before opset 8 only Add extends its operands
             result = target if len(parts) == 2 else self.names.free(f"{output}_part")
@@ -150,18 +165,14 @@ class _Writer:
         return result
 
     def _conv(self, layer: ConvLayer, source: str, result: str) -> None:
-        label = self.region.output
-        weight, bias = self.names.free(f"{label}.weight"), self.names.free(f"{label}.bias")
-        self.tensors.append(numpy_helper.from_array(layer.weight.numpy(), weight))
-        self.tensors.append(numpy_helper.from_array(layer.bias.numpy(), bias))
-        self.placed.append(Placed(layer, weight, bias))
+        placed = self._stored(layer, "Conv")
         befores, afters = [n for n, _ in layer.pads], [n for _, n in layer.pads]
         if layer.border != "zeros" and any((*befores, *afters)):
             source = self._padded(source, [0, 0, *befores, 0, 0, *afters], MODES[layer.border])
             befores = afters = [0] * len(befores)
         self._node(
             "Conv",
-            [source, weight, bias],
+            [source, placed.weight, placed.bias],
             result,
             kernel_shape=list(layer.weight.shape[2:]),
             strides=list(layer.stride),
@@ -169,6 +180,25 @@ class _Writer:
             dilations=list(layer.dilation),
             group=layer.groups,
         )
+
+    def _matrix(
+        self, kind: str, layer: ConvLayer, source: str, result: str, **settings: Any
+    ) -> str:
+        """A matrix for each row; gives the name of its bias."""
+        placed = self._stored(layer, kind)
+        bias = [placed.bias] if kind == "Gemm" else []
+        self._node(kind, [source, placed.weight, *bias], result, **settings)
+        return placed.bias
+
+    def _stored(self, layer: ConvLayer, kind: str) -> Placed:
+        """The numbers of a new layer, put into the file."""
+        names = (self.names.free(f"{self.region.output}.{n}") for n in ("weight", "bias"))
+        placed = Placed(layer, *names, kind)
+        weight = placed.stored(layer.weight)
+        self.tensors.append(numpy_helper.from_array(weight.numpy(), placed.weight))
+        self.tensors.append(numpy_helper.from_array(layer.bias.numpy(), placed.bias))
+        self.placed.append(placed)
+        return placed
 
     def _padded(self, source: str, amounts: list[int], mode: str) -> str:
         padded = self.names.free(f"{self.region.output}_padded")

@@ -213,7 +213,9 @@ class OnnxFused(Fused):
         stored = {t.name: t for graph in all_graphs(model.graph) for t in graph.initializer}
         tensors = {}
         for name, pair in given.items():
-            for key, tensor in zip((placed[name].weight, placed[name].bias), pair, strict=True):
+            own = placed[name]
+            numbers = own.stored(pair[0]), pair[1]
+            for key, tensor in zip((own.weight, own.bias), numbers, strict=True):
                 stored[key].CopyFrom(numpy_helper.from_array(tensor.numpy(), key))
                 tensors[key] = stored[key]
         layers = [tuple(p and _restored(p, tensors) for p in block) for block in self.layers]
@@ -404,6 +406,8 @@ def _find_in_graph(
     refused = [Refused(m.value, m.code, m.why) for m in misses]
     found: list[Block] = []
     for region in reversed(regions):
+        if not region.is_block and _saves_nothing(region, steps):
+            continue
         try:
             dtype = _dtype_of(region, around)
             values = kernels(steps.graph, region)
@@ -432,6 +436,12 @@ def _find_in_graph(
             )
         )
     return found, refused
+
+
+def _saves_nothing(region: Region, steps: OnnxSteps) -> bool:
+    """Whether a fold is a matrix and its bias, which are two nodes for rows of several axes."""
+    rows = [s for s in region.sources if s in steps.graph.axes and steps.ranks.get(s) != 2]
+    return bool(rows) and len(region.steps) <= 2 * len(region.sources)
 
 
 def _dtype_of(region: Region, around: Surroundings) -> torch.dtype:
@@ -474,11 +484,11 @@ def rewritten(block: Block, layers: Sequence[Placed | None]) -> Rewritten:
 
 def _restored(placed: Placed, tensors: Mapping[str, onnx.TensorProto]) -> Placed:
     """A layer with the tensors of a file; its own where they do not fit, which is another fault."""
-    own = {placed.weight: placed.layer.weight, placed.bias: placed.layer.bias}
+    own = {placed.weight: placed.stored(placed.layer.weight), placed.bias: placed.layer.bias}
     read = {n: torch.from_numpy(np.array(_array(tensors[n]))) for n in own if n in tensors}
     fits = {n: t for n, t in read.items() if (t.shape, t.dtype) == (own[n].shape, own[n].dtype)}
     weight, bias = (fits.get(name, tensor) for name, tensor in own.items())
-    return replace(placed, layer=replace(placed.layer, weight=weight, bias=bias))
+    return replace(placed, layer=replace(placed.layer, weight=placed.stored(weight), bias=bias))
 
 
 def size_of(model: onnx.ModelProto) -> Size:

@@ -5,10 +5,9 @@ has its channels where its summands have them; to permute an image's axes makes 
 value is read in both ways, nothing is told.
 """
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-
-from torch import fx
+from typing import Any
 
 ROWS = 0  # spatial axes of what has its channels last, whatever axes are before them
 IMAGE = -1  # an image of as many axes as the other images of its forward
@@ -16,7 +15,7 @@ IMAGE = -1  # an image of as many axes as the other images of its forward
 
 @dataclass(frozen=True)
 class Reading:
-    """How a node reads what it is given.
+    """How an operation reads what it is given.
 
     `axes` are those of what it reads and gives, `alike` says that what it reads and gives has its
     channels at the same place, `norm` that these are second where there are three axes; `permuted`
@@ -32,81 +31,74 @@ class Reading:
     each: bool = False
 
 
-def axes_of(
-    graph: fx.Graph, reading: Callable[[fx.Node], Reading | None], constants: Set[fx.Node]
-) -> dict[fx.Node, int | None]:
+@dataclass(frozen=True)
+class Operation:
+    """What makes a value from others; constants are not among them."""
+
+    value: Hashable
+    reads: Sequence[Hashable]
+    reading: Reading
+
+
+def axes_of(operations: Sequence[Operation]) -> dict[Any, int | None]:
     """The spatial axes of the values of which they are told: `ROWS`, `IMAGE`, or a number of them.
 
     None: they are read in several ways.
     """
-    return _Layouts(graph, reading, constants).solved()
+    return _Layouts(operations).solved()
 
 
 class _Layouts:
-    def __init__(
-        self,
-        graph: fx.Graph,
-        reading: Callable[[fx.Node], Reading | None],
-        constants: Set[fx.Node],
-    ) -> None:
-        self.above: dict[fx.Node, fx.Node] = {}  # those of one layout have one root
-        self.told: dict[fx.Node, set[int]] = {}
-        self.norms: set[fx.Node] = set()
-        self.permutes: list[tuple[fx.Node, fx.Node, int, bool | None]] = []
-        self.reshapes: list[tuple[fx.Node, fx.Node]] = []
-        self.nodes = [*graph.nodes]
-        told: list[tuple[fx.Node, int]] = []
-        for node in self.nodes:
-            known = None if node in constants else reading(node)
-            reads = [n for n in node.all_input_nodes if n not in constants]
-            if known is None or not reads:
-                continue
-            if known.alike:
-                for read in reads:
-                    self.above[self.root(read)] = self.root(node)
-            if known.norm:
-                self.norms.add(node)
-            if known.rows:
-                self.reshapes.append((reads[0], node))
-            if known.permuted is not None:
-                self.permutes.append((reads[0], node, *known.permuted))
-            if known.axes is not None:
-                told += [(one, known.axes) for one in (node, *reads)]
-        for node, axes in told:
-            self.tell(node, axes)
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self.above: dict[Hashable, Hashable] = {}  # those of one layout have one root
+        self.told: dict[Hashable, set[int]] = {}
+        self.operations = [o for o in operations if o.reads]
+        for operation in self.operations:
+            for read in operation.reads if operation.reading.alike else ():
+                self.above[self.root(read)] = self.root(operation.value)
+        for operation in self.operations:
+            axes = operation.reading.axes
+            if axes is not None:
+                for value in (operation.value, *operation.reads):
+                    self.tell(value, axes)
 
-    def root(self, node: fx.Node) -> fx.Node:
+    def root(self, value: Hashable) -> Hashable:
         """The same for all values of one layout."""
-        while node in self.above and self.above[node] is not node:
-            node = self.above[node]
-        return node
+        while (above := self.above.get(value, value)) != value:
+            self.above[value] = value = self.above.get(above, above)  # halves the way for the next
+        return value
 
-    def tell(self, node: fx.Node, axes: int) -> bool:
+    def tell(self, value: Hashable, axes: int) -> bool:
         """Notes what is known of a value; whether that is new."""
-        told = self.told.setdefault(self.root(node), set())
+        told = self.told.setdefault(self.root(value), set())
         new = axes not in told
         told.add(axes)
         return new
 
-    def axes(self, node: fx.Node) -> int | None:
+    def axes(self, value: Hashable) -> int | None:
         """What is told of a value, if that is one thing."""
-        told = self.told.get(self.root(node), set())
+        told = self.told.get(self.root(value), set())
         return next(iter(told)) if len(told) == 1 else None
 
-    def solved(self) -> dict[fx.Node, int | None]:
+    def solved(self) -> dict[Any, int | None]:
         """The axes of all values, through permutes back and forth."""
-        normed = {self.root(node) for node in self.norms}
+        normed = {self.root(o.value) for o in self.operations if o.reading.norm}
         while any([*self._through_permutes(normed), *self._through_reshapes()]):
             pass
-        return {node: self.axes(node) for node in self.nodes if self.told.get(self.root(node))}
+        values = {v: None for o in self.operations for v in (o.value, *o.reads)}
+        return {value: self.axes(value) for value in values if self.told.get(self.root(value))}
 
     def _through_reshapes(self) -> Iterator[bool]:
-        for before, after in self.reshapes:
-            if self.axes(before) == ROWS:
-                yield self.tell(after, ROWS)
+        for operation in self.operations:
+            if operation.reading.rows and self.axes(operation.reads[0]) == ROWS:
+                yield self.tell(operation.value, ROWS)
 
-    def _through_permutes(self, normed: set[fx.Node]) -> Iterator[bool]:
-        for before, after, count, last in self.permutes:
+    def _through_permutes(self, normed: set[Hashable]) -> Iterator[bool]:
+        for operation in self.operations:
+            if operation.reading.permuted is None:
+                continue
+            before, after = operation.reads[0], operation.value
+            count, last = operation.reading.permuted
             images = count - 2
             for one, other, is_last in ((before, after, last), (after, before, _not(last))):
                 # What `one` is says what `other` is; `is_last`: whether that has its channels last.
