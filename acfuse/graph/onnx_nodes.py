@@ -17,7 +17,7 @@ from torch import Tensor
 from acfuse.algebra.geometry import Border
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph import rules
-from acfuse.graph.images import Image, Parts
+from acfuse.graph.images import Image, Parts, not_linear
 from acfuse.graph.onnx_values import CONVOLUTIONS, Constants, Known
 from acfuse.graph.steps import Rule
 
@@ -36,6 +36,7 @@ FLOATS: dict[int, torch.dtype] = {
     onnx.TensorProto.DOUBLE: torch.float64,
     onnx.TensorProto.FLOAT16: torch.float16,
 }
+BROADCASTS = 7  # the opset since which arithmetic extends its operands by itself
 STATED_TRAINING = 14  # the opset since which a BatchNormalization says that it is in training
 
 
@@ -175,11 +176,8 @@ def _gemm(place: Place) -> Made:
         raise not_linear("a Gemm that is not x @ W")
     weight = weight if given.get("transB", 0) else weight.t()
     bias = place.numbers(2) if place.has(2) else torch.zeros(len(weight), dtype=weight.dtype)
-    if (
-        bias.ndim > 2
-        or bias.numel() not in (1, len(weight))
-        or bias.numel() != prod(bias.shape[-1:])
-    ):
+    count = prod(bias.shape[-1:])
+    if bias.ndim > 2 or count not in (1, len(weight)) or bias.numel() != count:
         raise NotFusable(Reason.NOT_PER_CHANNEL, "the C of a Gemm is not one number per channel")
     alpha, beta = (float(given.get(name, 1.0)) for name in ("alpha", "beta"))
     # Multiplied in float64, as all that is computed from weights is.
@@ -197,6 +195,9 @@ def _matmul(place: Place) -> Made:
 def _rows(place: Place) -> Image:
     if place.perm:
         raise NotFusable(Reason.NOT_PER_CHANNEL, "its rows are the channels of an image")
+    if place.around.opset < BROADCASTS:
+        why = f"a matrix in opset {place.around.opset}, where an Add extends no bias"
+        raise NotFusable(Reason.UNKNOWN_LAYER, why)
     return place.image()
 
 

@@ -192,11 +192,12 @@ class _Writer:
 
     def _stored(self, layer: ConvLayer, kind: str) -> Placed:
         """The numbers of a new layer, put into the file."""
-        names = (self.names.free(f"{self.region.output}.{n}") for n in ("weight", "bias"))
-        placed = Placed(layer, *names, kind)
-        weight = placed.stored(layer.weight)
-        self.tensors.append(numpy_helper.from_array(weight.numpy(), placed.weight))
-        self.tensors.append(numpy_helper.from_array(layer.bias.numpy(), placed.bias))
+        label = self.region.output
+        weight, bias = self.names.free(f"{label}.weight"), self.names.free(f"{label}.bias")
+        placed = Placed(layer, weight, bias, kind)
+        stored = placed.stored(layer.weight)
+        self.tensors.append(numpy_helper.from_array(stored.numpy(), weight))
+        self.tensors.append(numpy_helper.from_array(layer.bias.numpy(), bias))
         self.placed.append(placed)
         return placed
 
