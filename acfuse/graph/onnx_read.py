@@ -5,18 +5,20 @@ of axes and transpose them back and forth (images with their channels last): a T
 it is another name for the same value.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx
+from torch import Tensor
 
-from acfuse.algebra import Affine
+from acfuse.algebra import Affine, Conv
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.images import not_linear
 from acfuse.graph.layouts import IMAGE, ROWS, Operation, Reading, axes_of
 from acfuse.graph.onnx_nodes import OPERATORS, Perm, Place, Surroundings, inverse
 from acfuse.graph.onnx_values import CONVOLUTIONS, Constants, Known, reads_within
-from acfuse.graph.steps import ChannelSlice, Graph, Opaque, PerChannel, Rule, Step
+from acfuse.graph.steps import ChannelSlice, ConvStep, Graph, Opaque, PerChannel, Rule, Step
 
 CHANNELS_SECOND = (*CONVOLUTIONS, "AveragePool", "BatchNormalization")
 PASSING = ("Identity", "Dropout")
@@ -55,6 +57,7 @@ class _Builder:
         self.casts: dict[tuple[object, ...], str] = {}  # what is cast, and how -> the first one
         self.needed = {o.name for o in graph.output}
         self.needed |= {name for node in graph.node for name in reads_within(node)}
+        self.readers = Counter(name for node in graph.node for name in node.input)
         self.read = self.needed | {name for node in graph.node for name in node.input}
 
     def build(self) -> OnnxSteps:
@@ -104,6 +107,7 @@ class _Builder:
         if passes and node.output[0] not in self.needed:
             self.values[node.output[0]] = self._value(reads[0])
             return
+        made, reads = self._with_bias(node, made, reads)
         other = made[0] if isinstance(made[0], Opaque) else NO_RESULT
         for i, output in enumerate(node.output):
             rule = made[i] if i < len(made) else other
@@ -117,6 +121,22 @@ class _Builder:
             if isinstance(own, ChannelSlice):
                 self._learn_sizes(output, reads[0], own, order)
             self.steps.append(Step(output, tuple(self._value(n)[0] for n in reads), own))
+
+    def _with_bias(
+        self, node: onnx.NodeProto, made: Sequence[Rule | None], reads: tuple[str, ...]
+    ) -> tuple[Sequence[Rule | None], tuple[str, ...]]:
+        """A sum with a constant as the bias of the MatMul before it: one layer is both nodes."""
+        rows = bool(reads) and reads[0] in self.rows
+        matrix = next((s for s in self.steps if rows and s.value == reads[0]), None)
+        alone = reads and self.readers[reads[0]] == 1 and reads[0] not in self.needed
+        match matrix, made[0]:
+            case Step(_, images, ConvStep(Conv(bias=None) as layer)), PerChannel(by) if (
+                alone and not layer.stride and node.op_type == "Add" and by.channels
+            ):
+                assert isinstance(by.shift, Tensor)
+                self.steps.remove(matrix)
+                return [ConvStep(replace(layer, bias=by.shift))], images
+        return made, reads
 
     def _twin(self, node: onnx.NodeProto) -> str:
         """The output of an earlier Cast of the same value to the same type; "" if there is none."""

@@ -4,7 +4,7 @@ From the values that something else needs, the cheapest options (`plans`) are re
 `Region`. No kernel is multiplied before it is asked for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -14,6 +14,7 @@ from acfuse.algebra import Conv, Geometry, LinearConv
 from acfuse.graph.combination import IDENTITY, Identity, LinearCombination
 from acfuse.graph.explain import explain
 from acfuse.graph.plans import Option, Plan, cost_of, plans_of, roots_of
+from acfuse.graph.slices import split_layers, with_parts
 from acfuse.graph.steps import (
     Combiner,
     ConvStep,
@@ -33,6 +34,39 @@ def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Mis
 
     With `folds`, regions that only take up a BatchNorm or factor are chosen as well.
     """
+    layers = split_layers(graph)
+    while layers:
+        parts = with_parts(graph, layers)
+        chosen, plans, misses = _chosen(parts, folds=folds)
+        used = {v: own for v, own in layers.items() if _takes_part(parts, own, chosen)}
+        if used == layers:
+            chosen += [*_other_parts(parts, used, chosen)]
+            return chosen, explain(parts, plans, chosen, misses)
+        layers = used
+    chosen, plans, misses = _chosen(graph, folds=folds)
+    return chosen, explain(graph, plans, chosen, misses)
+
+
+def _takes_part(graph: Graph, parts: Sequence[Step], regions: Sequence[Region]) -> bool:
+    """Whether a region makes what follows of some part of a layer, and all has its place then."""
+    within = [r for r in regions for part in parts if part.value in r.steps - {r.output}]
+    return any(region.is_block for region in within)
+
+
+def _other_parts(
+    graph: Graph, layers: Mapping[str, Sequence[Step]], regions: Sequence[Region]
+) -> Iterator[Region]:
+    """The parts of layers that no region takes up, each of which is a layer now."""
+    taken = frozenset().union(*(region.steps for region in regions))
+    for value in (part.value for own in layers.values() for part in own):
+        if value not in taken:
+            step = graph.by_value[value]
+            read = [LinearCombination({source: IDENTITY}) for source in step.reads]
+            own = Combiner(graph, numbers=False).apply(step.rule, read)
+            yield _region(graph, value, Option(own, {}))
+
+
+def _chosen(graph: Graph, *, folds: bool) -> tuple[list[Region], dict[str, Plan], dict[str, Miss]]:
     kept: frozenset[str] = frozenset()
     while True:
         plans, misses = plans_of(graph, kept)
@@ -44,7 +78,7 @@ def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Mis
         readers = graph.readers
         kept |= {v for v in twice if not any(r.value in twice for r in readers.get(v, []))}
     chosen = [region for region in regions if region.is_block or (folds and not region.adds)]
-    return chosen, explain(graph, plans, chosen, misses)
+    return chosen, plans, misses
 
 
 def planned(graph: Graph, region: Region) -> LinearCombination:
@@ -129,6 +163,9 @@ def _region(graph: Graph, output: str, option: Option) -> Region:
     before = sum(step.is_convolution for step in steps)
     added = sum(len(s.rule.signs) - 1 for s in steps if isinstance(s.rule, Sum))
     saves = before > solid or (0 < before == solid and added > len(option.value) - 1)
+    # Or as many convolutions of fewer weights: what went around an activation goes beside it.
+    dense = sum(_multiply_adds(step) for step in steps if step.is_convolution)
+    saves = saves or (1 < before == solid and cost_of(option.value)[0] < dense)
     return Region(
         output,
         tuple(option.value),

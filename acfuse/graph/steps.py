@@ -245,6 +245,12 @@ def _spread_width(
             if all(v in known for v in step.reads):
                 total = sum(known[v][0] for v in step.reads)
                 known.setdefault(step.value, (total, known[step.reads[0]][1]))
+            unknown = [v for v in step.reads if v not in known]
+            if step.value in known and len(unknown) == 1:  # it has what the others leave
+                total, count = known[step.value]
+                rest = total - sum(known[v][0] for v in step.reads if v in known)
+                if rest > 0:
+                    known.setdefault(unknown[0], (rest, count))
         case ChannelSlice():
             if step.reads[0] in known:
                 width, count = known[step.reads[0]]

@@ -406,8 +406,6 @@ def _find_in_graph(
     refused = [Refused(m.value, m.code, m.why) for m in misses]
     found: list[Block] = []
     for region in reversed(regions):
-        if not region.is_block and _saves_nothing(region, steps):
-            continue
         try:
             dtype = _dtype_of(region, around)
             values = kernels(steps.graph, region)
@@ -436,12 +434,6 @@ def _find_in_graph(
             )
         )
     return found, refused
-
-
-def _saves_nothing(region: Region, steps: OnnxSteps) -> bool:
-    """Whether a fold is a matrix and its bias, which are two nodes for rows of several axes."""
-    rows = [s for s in region.sources if s in steps.graph.axes and steps.ranks.get(s) != 2]
-    return bool(rows) and len(region.steps) <= 2 * len(region.sources)
 
 
 def _dtype_of(region: Region, around: Surroundings) -> torch.dtype:
