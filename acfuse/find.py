@@ -355,6 +355,7 @@ class _Finder:
                     if n.op == "placeholder" and n.name in graph.widths
                 },
                 rows=(plan.axes or 0) if is_rows else None,
+                moves=plan.moves,
             ),
             region.is_block,
         )

@@ -211,6 +211,11 @@ class Geometry:
         """A factor and a shift for each output channel."""
         return replace(self, shifts=self.shifts or shifts)
 
+    def repeated(self, times: int) -> "Geometry":
+        """The same where each channel is so many channels, of which none sees another."""
+        channels = self.out_channels * times, self.in_channels * times
+        return replace(self, out_channels=channels[0], in_channels=channels[1])
+
     def without_shift(self) -> "Geometry":
         """The same without its bias."""
         return replace(self, shifts=False)

@@ -152,6 +152,14 @@ class Affine:
     scale: Tensor | float = 1.0
     shift: Tensor | float = 0.0
 
+    def repeated(self, times: int) -> "Affine":
+        """The same where each channel is so many channels."""
+        scale, shift = (
+            v.repeat_interleave(times) if isinstance(v, Tensor) and v.numel() > 1 else v
+            for v in (self.scale, self.shift)
+        )
+        return Affine(scale, shift)
+
     @cached_property
     def shifts(self) -> bool:
         """Whether zero may become something else."""

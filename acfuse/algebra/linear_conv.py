@@ -157,6 +157,22 @@ class LinearConv:
             kernel.reshape(geometry.out_channels, per_input, *taps), g.bias + carried, geometry
         )
 
+    def repeated(self, times: int) -> "LinearConv":
+        """The same where each channel is so many channels, of which none sees another.
+
+        The kernel is K x I, the Kronecker product with the identity.
+        """
+        if times == 1:
+            return self
+        out, per_group, *taps = self.kernel.shape
+        same = torch.eye(times, dtype=self.kernel.dtype).view(1, times, 1, times, *[1] * len(taps))
+        kernel = self.kernel.view(out, 1, per_group, 1, *taps) * same
+        return LinearConv(
+            kernel.reshape(out * times, per_group * times, *taps),
+            self.bias.repeat_interleave(times),
+            self.geometry.repeated(times),
+        )
+
     def without_shift(self) -> "LinearConv":
         """The same without its bias."""
         return LinearConv(self.kernel, torch.zeros_like(self.bias), self.geometry.without_shift())

@@ -8,6 +8,8 @@ each pixel alike is written for the places where the sources have them.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from fractions import Fraction
+from math import prod
 from typing import Any
 
 from acfuse.algebra import Geometry, LinearConv
@@ -21,6 +23,9 @@ class Move:
     `name` and `settings` tell it from others, `undoes` is the one after which it changes nothing.
     What it reads must have so many `axes` and `channels` (None: any number); what it gives has
     `more` axes. `alone` says that it need not undo anything.
+
+    One with a `scale` makes images that many times larger on each axis, of `merged` channels that
+    become one (a PixelShuffle), or of copies. It stays behind what is done before it.
     """
 
     name: str
@@ -30,6 +35,13 @@ class Move:
     undoes: str = ""
     channels: int | None = None
     alone: bool = True
+    scale: tuple[int, ...] = ()
+    merged: int = 1
+
+    @property
+    def pixels(self) -> Fraction:
+        """How many pixels it reads for one that it gives."""
+        return Fraction(1, prod(self.scale))
 
     def after(self, moves: tuple["Move", ...]) -> tuple["Move", ...]:
         """These moves and then this one. Raises NotFusable if it should undo another."""
@@ -79,6 +91,21 @@ class LinearCombination(dict[str, Operand]):
         """The same with its pixels moved once more. Raises NotFusable."""
         alike = self.of_axes(move.axes)
         return LinearCombination(alike, move.after(alike.moves), alike.axes)
+
+    @property
+    def merged(self) -> int:
+        """How many channels of the terms are one channel of the value."""
+        return prod(move.merged for move in self.moves)
+
+    @property
+    def pixels(self) -> Fraction:
+        """How many pixels the terms have for one of the value."""
+        return prod((move.pixels for move in self.moves), start=Fraction(1))
+
+    @property
+    def enlarges(self) -> bool:
+        """Whether what moves its pixels can stay behind a sum of its terms."""
+        return all(move.scale for move in self.moves)
 
 
 def _agreed(*axes: int | None) -> int | None:

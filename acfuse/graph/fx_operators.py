@@ -28,6 +28,8 @@ LAYERS: dict[type[nn.Module], tuple[str, str]] = {
         ("conv_transpose2d", "weight bias stride padding output_padding groups dilation"),
     nn.modules.batchnorm._BatchNorm:
         ("batch_norm", "weight bias running_mean running_var training momentum eps"),
+    nn.PixelShuffle: ("pixel_shuffle", "upscale_factor"),
+    nn.Upsample: ("interpolate", "size scale_factor mode align_corners recompute_scale_factor"),
     nn.Identity: ("clone", ""),
     nn.modules.dropout._DropoutNd: ("dropout", "p training"),
     nn.AvgPool1d: ("avg_pool1d", POOL),

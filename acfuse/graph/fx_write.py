@@ -14,9 +14,11 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from acfuse.graph import copies
 from acfuse.graph.calls import Call, is_list, is_same
+from acfuse.graph.combination import Move
 from acfuse.graph.fx_read import metadata_only
 from acfuse.graph.images import as_rows
 from acfuse.graph.own_code import names_in_forward
+from acfuse.graph.rules_axes import made_smaller
 
 
 class FusedForward:
@@ -179,7 +181,7 @@ class Several:
     count: int
 
 
-EMPTY: Mapping[str, int] = {}
+EMPTY: Mapping[str, Any] = {}
 
 
 def rewrite_module(
@@ -188,7 +190,7 @@ def rewrite_module(
     regions: Mapping[str, Sequence[NewLayer]],
     fixed: Mapping[str, object],
     keep: Collection[str] = (),
-    axes: Mapping[str, int] = EMPTY,
+    sites: Mapping[str, "LiveSite"] = EMPTY,
 ) -> nn.Module:
     """`module` with each region's output made by new layers. Takes the given module apart.
 
@@ -197,8 +199,8 @@ def rewrite_module(
     that nobody calls any more are gone; new ones stand where the first of them stood. `fixed` are
     the arguments whose values the forward was read with (the class Tensor: that it is some tensor;
     a Rank: one of so many axes): with others it raises AssertionError.
-    Layers and tensors to `keep` stay, because others use them. `axes` says of a region how many
-    axes its sources must have, or AssertionError is raised.
+    Layers and tensors to `keep` stay, because others use them. `sites` says of a region
+    how many axes its sources must have, or AssertionError is raised, and what is done behind it.
     """
     twin = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -212,7 +214,11 @@ def rewrite_module(
         old = by_name[output]
         dead = nodes_between(old, [by_name[source] for source, _, _ in terms])
         sources = [(by_name[source], name) for source, name, _ in terms]
-        new = _insert(twin, sources, axes.get(output))
+        site = sites.get(output, LiveSite())
+        new = _insert(twin, sources, site.rows or None)
+        for move in site.moves:
+            with twin.inserting_after(new):
+                new = _enlarge(twin, new, move)
         old.replace_all_uses_with(new)
         by_name[output] = new
         gone = {*dead, *(unread & _behind(dead, twin) if unread else ())}
@@ -298,6 +304,14 @@ def _assert_axes(graph: fx.Graph, node: fx.Node, axes: int) -> fx.Node:
     holds = graph.call_function(operator.eq, (rank, axes))
     message = f"{node.target} had {axes} axes when this module was fused"
     return graph.call_function(torch._assert, (holds, message))
+
+
+def _enlarge(graph: fx.Graph, image: fx.Node, move: Move) -> fx.Node:
+    """Calls what makes an image larger."""
+    if move.merged > 1:
+        return graph.call_function(nn.functional.pixel_shuffle, (image, *move.settings))
+    scale = [*map(float, move.scale)]
+    return graph.call_function(nn.functional.interpolate, (image,), {"scale_factor": scale})
 
 
 PLAIN = (bool, int, float, str)
@@ -451,7 +465,8 @@ class LiveSite:
     read, `keep` the layers and tensors that are used elsewhere as well, `taken` the modules
     that were read in place, and whose layers it replaces. `call` is how the module is called,
     `images` the (channels, spatial axes) of what it is given, where the forward tells. `rows` are
-    the axes of what it reads, if that has its channels last (0: any number).
+    the axes of what it reads, if that has its channels last (0: any number). `moves` make its image
+    larger, behind the new layers.
     """
 
     output: str = ""
@@ -464,6 +479,7 @@ class LiveSite:
     call: Call | None = None
     images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     rows: int | None = None
+    moves: tuple[Move, ...] = ()
 
 
 def replaced_layers(module: nn.Module, site: LiveSite) -> Callable[..., Tensor]:
@@ -480,6 +496,7 @@ def replaced_layers(module: nn.Module, site: LiveSite) -> Callable[..., Tensor]:
         with torch.no_grad():
             given = images if site.rows is None else (as_rows(i, site.rows) for i in images)
             result: Tensor = module(*(image.clone() for image in given))
+            result = made_smaller(result, site.moves)
             return result if site.rows is None else result.flatten(0, -2)[: len(images[0])]
 
     return run

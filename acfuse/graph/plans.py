@@ -7,6 +7,7 @@ that stores more weights than what it replaces: a network is fused to be smaller
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 from math import prod
 
@@ -34,7 +35,8 @@ LONGEST = 1_000  # steps that are planned as one; the longest of a network has a
 PARTS = 3
 CONVOLUTION = 4  # so many operations: no factor or sum is worth a further convolution
 
-Cost = tuple[int, int, int]  # multiply-adds per pixel, operations, weights of kernels
+Number = int | Fraction  # what is paid for each pixel of a smaller image is a fraction of a larger
+Cost = tuple[Number, int, int]  # multiply-adds per pixel, operations, weights of kernels
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Option:
     own: Cost = (0, 0, 0)
 
     @property
-    def price(self) -> tuple[int, int, bool]:
+    def price(self) -> tuple[Number, int, bool]:
         """What the value and all that is made for it cost; to be compared."""
         cost, operations, _ = self._total
         return cost, operations, not self.stands
@@ -144,12 +146,14 @@ def _plan_step(graph: Graph, step: Step, options: list[list[Option]]) -> tuple[P
         except NotFusable as refusal:
             miss = miss or Miss(step.value, refusal.code, refusal.why)
         else:
-            expanded.append(Option(value, _made(step.rule, taken), own=cost_of(value)))
+            cost, operations, weights = cost_of(value)
+            paid = cost * value.pixels, operations, weights
+            expanded.append(Option(value, _made(step.rule, taken), own=paid))
     needed = _made(step.rule, [o[-1] for o in options])
     own = LinearCombination({step.value: IDENTITY})
     stands = Option(own, needed, stands=True, own=_standing_cost(step.rule))
-    # What is still moved is made where it is put back.
-    small = [o for o in expanded if o.weights <= stands.weights and not o.value.moves]
+    # What is still moved is made where it is put back, unless that can be done behind it.
+    small = [o for o in expanded if o.weights <= stands.weights and o.value.enlarges]
     best = min((*small, stands), key=lambda option: option.price)
     itself = Option(own, {**best.made, step.value: best.own}, stands=True)
     full = expanded[0] if expanded else itself
@@ -179,11 +183,13 @@ def _made(rule: Rule, taken: Sequence[Option]) -> dict[str, Cost]:
     """What is computed for the options that were taken, per pixel of what the rule makes."""
     match rule:  # how many pixels of what it reads a rule takes for one of what it makes
         case ConvStep(layer):
-            pixels = prod(layer.geometry.stride)
+            pixels = Fraction(prod(layer.geometry.stride))
         case LinearSubmodule():
-            pixels = rule.pixels
+            pixels = Fraction(rule.pixels)
+        case Moved(move):
+            pixels = move.pixels
         case _:
-            pixels = 1
+            pixels = Fraction(1)
     return {
         value: (cost * pixels, operations, weights)
         for option in taken

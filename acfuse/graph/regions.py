@@ -6,7 +6,8 @@ From the values that something else needs, the cheapest options (`plans`) are re
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import prod
+from fractions import Fraction
+from math import ceil, prod
 
 import torch
 
@@ -21,6 +22,7 @@ from acfuse.graph.steps import (
     Graph,
     LinearSubmodule,
     Miss,
+    Moved,
     Opaque,
     PerChannel,
     Region,
@@ -45,6 +47,13 @@ def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Mis
         layers = used
     chosen, plans, misses = _chosen(graph, folds=folds)
     return chosen, explain(graph, plans, chosen, misses)
+
+
+def _takes_up(graph: Graph, region: Region) -> bool:
+    """Whether a region is more than a convolution and what moves its pixels."""
+    rules = [graph.by_value[value].rule for value in region.steps]
+    layers = [rule.layer for rule in rules if isinstance(rule, ConvStep)]
+    return len(layers) > 1 or not all(isinstance(rule, ConvStep | Moved) for rule in rules)
 
 
 def _takes_part(graph: Graph, parts: Sequence[Step], regions: Sequence[Region]) -> bool:
@@ -77,7 +86,7 @@ def _chosen(graph: Graph, *, folds: bool) -> tuple[list[Region], dict[str, Plan]
         # What leads to a value that is kept for all its readers may still be absorbed with it.
         readers = graph.readers
         kept |= {v for v in twice if not any(r.value in twice for r in readers.get(v, []))}
-    chosen = [region for region in regions if region.is_block or (folds and not region.adds)]
+    chosen = [r for r in regions if r.is_block or (folds and not r.adds and _takes_up(graph, r))]
     return chosen, plans, misses
 
 
@@ -128,8 +137,9 @@ def as_layer(graph: Graph) -> LinearSubmodule | None:
     solid = [t for t in plan.full.value.values() if isinstance(t, Geometry)]
     return LinearSubmodule(
         graph,
-        cost=plan.best.price[0],
-        pixels=max((prod(t.stride) for t in solid), default=1),
+        cost=Fraction(plan.best.price[0]),
+        pixels=max((Fraction(prod(t.stride)) for t in solid), default=Fraction(1))
+        * plan.full.value.pixels,
         weights=plan.best.weights,
         has_convolution=any(s.is_convolution for s in graph.absorbed(graph.output, inputs)),
     )
@@ -172,7 +182,7 @@ def _region(graph: Graph, output: str, option: Option) -> Region:
         frozenset(step.value for step in steps),
         is_block=saves,
         convolutions=(sum(map(_convolutions, steps)), solid),
-        multiply_adds=(sum(map(_multiply_adds, steps)), cost_of(option.value)[0]),
+        multiply_adds=(sum(map(_multiply_adds, steps)), ceil(cost_of(option.value)[0])),
     )
 
 

@@ -25,7 +25,9 @@ from acfuse.graph.rules_axes import (
     chunk,
     flatten,
     getitem,
+    interpolate,
     permute,
+    pixel_shuffle,
     reshape_as,
     rows_of_channels,
     sliced,
@@ -341,6 +343,8 @@ RULES: dict[str, Callable[..., Rule | Parts | None]] = {
     "mm": matmul,
     "addmm": addmm,
     "permute": permute,
+    "pixel_shuffle": pixel_shuffle,
+    "interpolate": interpolate,
     "flatten": flatten,
     "reshape_as": reshape_as,
     "rows_of_channels": rows_of_channels,  # a name that torch does not have
@@ -372,6 +376,9 @@ RULES: dict[str, Callable[..., Rule | Parts | None]] = {
     "contiguous": passed,
 }
 for _rank in (1, 2, 3):
+    RULES[f"upsample_nearest{_rank}d"] = lambda input, output_size=None, scale_factors=None: (
+        interpolate(input, output_size, scale_factors)
+    )
     RULES[f"conv{_rank}d"] = conv
     RULES[f"conv_transpose{_rank}d"] = conv_transpose
     RULES[f"avg_pool{_rank}d"] = partial(avg_pool, _rank)

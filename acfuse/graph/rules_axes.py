@@ -1,14 +1,21 @@
 """The rules of operators that take some channels or axes, or put them elsewhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
+from torch.nn import functional as F
+
 from acfuse.algebra import Pad
+from acfuse.algebra.linear_conv import on_axes
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.combination import Move
 from acfuse.graph.images import Image, Parts, are_ints, not_linear
 from acfuse.graph.steps import ChannelSlice, Concat, ConvStep, Moved, Rule
 
+COPIES = (
+    1e-11  # how far copies of a pixel may be off that is computed at each place, of the largest
+)
 END = 2**31 - 1  # the end of a slice from here on is that of the axis
 
 
@@ -31,6 +38,55 @@ def transpose(input: Image, dim0: int, dim1: int) -> Rule:
     if not swaps_channels(dim0, dim1):
         raise not_linear("a transpose of other axes than the channels'")
     return permute(input, (0, 2, 1))
+
+
+def pixel_shuffle(input: Image, upscale_factor: int) -> Rule:
+    """Pixels of r * r channels become r * r pixels of one channel. Source: arXiv:1609.05158."""
+    if input.spatial_rank != 2 or not isinstance(upscale_factor, int) or upscale_factor < 1:
+        raise not_linear("a pixel shuffle of what is no image")
+    r = upscale_factor
+    return Moved(Move("pixel shuffle", (r,), scale=(r, r), merged=r * r))
+
+
+def interpolate(
+    input: Image, size: Any = None, scale_factor: Any = None, mode: str = "nearest",
+    align_corners: Any = None, recompute_scale_factor: Any = None, antialias: bool = False,
+) -> Rule:  # fmt: skip
+    """Copies of each pixel; other modes mix them, and a size depends on that of the input."""
+    axes = input.spatial_rank
+    if mode != "nearest" or size is not None or not axes or align_corners or antialias:
+        raise not_linear(f"an upsampling of mode {mode}, or to a size")
+    factors = scale_factor if isinstance(scale_factor, (tuple, list)) else [scale_factor] * axes
+    if len(factors) != axes or not all(_is_whole(factor) for factor in factors):
+        raise not_linear("an upsampling by no whole factors")
+    scale = tuple(int(factor) for factor in factors)
+    return Moved(Move("upsampling", scale, scale=scale))
+
+
+def _is_whole(factor: Any) -> bool:
+    return isinstance(factor, (int, float)) and factor >= 1 and factor == int(factor)
+
+
+def enlarged(image: Tensor, move: Move) -> Tensor:
+    """What a move that makes images larger gives."""
+    if move.merged > 1:
+        return F.pixel_shuffle(image, *move.settings)
+    return F.interpolate(image, scale_factor=[*map(float, move.scale)])
+
+
+def made_smaller(image: Tensor, moves: Sequence[Move]) -> Tensor:
+    """What these moves were given. Raises RuntimeError for what they cannot have made."""
+    for move in reversed(moves):
+        before = (
+            F.pixel_unshuffle(image, *move.settings)
+            if move.merged > 1
+            else image[on_axes(slice(None, None, n) for n in move.scale)]
+        )
+        off = (enlarged(before, move) - image).abs().max() / image.abs().max().clamp_min(1e-300)
+        if not float(off) <= COPIES:
+            raise RuntimeError(f"it does not end in a {move.name}")
+        image = before
+    return image
 
 
 def flatten(input: Image, start_dim: int = 0, end_dim: int = -1) -> Rule:

@@ -5,6 +5,7 @@ Knows no framework.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate
 
@@ -80,8 +81,8 @@ class LinearSubmodule:
     """
 
     graph: "Graph"
-    cost: int
-    pixels: int
+    cost: Fraction
+    pixels: Fraction
     weights: int
     has_convolution: bool
 
@@ -262,11 +263,12 @@ def _spread_width(
             for outer, inner in pairs:
                 if inner in graph.widths:
                     known.setdefault(outer, graph.widths[inner])
-        case Moved():
-            for one, other in ((step.reads[0], step.value), (step.value, step.reads[0])):
-                own = axes_of(other)
-                if one in known and own is not None:
-                    known.setdefault(other, (known[one][0], own))
+        case Moved(move):
+            above, read_axes = step.reads[0], axes_of(step.reads[0])
+            if above in known and axes is not None:
+                known.setdefault(step.value, (known[above][0] // move.merged, axes))
+            if step.value in known and read_axes is not None:
+                known.setdefault(above, (known[step.value][0] * move.merged, read_axes))
         case Opaque():
             pass
 
@@ -317,6 +319,9 @@ class Combiner:
             case PerChannel(by):
                 return self._scaled(read[0], by).of_axes(rule.axes)
             case Moved(move):
+                if move.merged > 1 and self._width(read[0]) % move.merged:
+                    why = f"{move.merged} channels cannot be made one in {self._width(read[0])}"
+                    raise NotFusable(Reason.CHANNELS, why)
                 if move.channels not in (None, self._width(read[0])):
                     why = f"{move.name}: it puts other numbers together than the channels"
                     raise NotFusable(Reason.CHANNELS, why)
@@ -350,6 +355,7 @@ class Combiner:
         if read.moves and isinstance(record, Conv):  # the sources have their channels elsewhere
             record = record.pointwise(self._axes(read))
         layer = record.linear() if self.numbers else record.geometry
+        layer = layer.repeated(read.merged)
         result: dict[str, Operand] = {}
         for source, term in read.items():
             if isinstance(term, Identity) and len(read) > 1:
@@ -360,6 +366,7 @@ class Combiner:
 
     def _scaled(self, read: LinearCombination, by: Affine) -> LinearCombination:
         result: dict[str, Operand] = {}
+        by = by.repeated(read.merged)
         for source, term in read.items():
             result[source] = by.of(self._written(source, term))
             by = Affine(by.scale)
@@ -376,7 +383,11 @@ class Combiner:
                     a, b = self._written(source, result[source]), self._written(source, term)
                     term = a + b  # type: ignore[operator]
                 result[source] = term
-        return together(read).with_terms(result)
+        whole = together(read).with_terms(result)
+        if any(move.scale for move in whole.moves) and len(whole) > 1:
+            # Of one size where they are added, they need not be where they are made larger.
+            raise NotFusable(Reason.INPUTS, "different inputs are made larger, and added")
+        return whole
 
     def _concatenated(self, read: Sequence[LinearCombination]) -> LinearCombination:
         """Each value with its channels moved to their place, and zeros everywhere else, added."""
@@ -393,7 +404,7 @@ class Combiner:
         widths = {geometry_of(self._written(s, term)).out_channels for s, term in read.items()}
         if len(widths) > 1:
             raise NotFusable(Reason.CHANNELS, "a channel of one value is added to all of another")
-        return widths.pop()
+        return widths.pop() // read.merged
 
     def _axes(self, read: LinearCombination) -> int:
         """How many spatial axes the sources of a value have; the same for each, or refused."""
@@ -411,12 +422,14 @@ class Combiner:
             written = self._written(source, term)
             rank = len(geometry_of(written).axes)
             if not self.numbers:  # as large a matrix for every part would cost the cube of them
-                result[source] = written.then(Geometry.pointwise(total, width, rank))  # type: ignore[arg-type]
+                taken = Geometry.pointwise(total, width, rank).repeated(read.merged)
+                result[source] = written.then(taken)  # type: ignore[arg-type]
                 continue
             weight = torch.zeros(total, width, *[1] * rank, dtype=torch.float64)
             weight[torch.arange(start, start + len(channels)), torch.tensor(channels).long()] = 1.0
             ones, none = (1,) * rank, ((0, 0),) * rank
-            result[source] = written.then(Conv(weight, None, ones, none, ones, 1).linear())  # type: ignore[arg-type]
+            matrix = Conv(weight, None, ones, none, ones, 1).linear().repeated(read.merged)
+            result[source] = written.then(matrix)  # type: ignore[arg-type]
         return read.with_terms(result)
 
     def _written(self, source: str, term: Operand) -> Geometry | LinearConv:
