@@ -44,8 +44,6 @@ NORMS = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}  # the other takes rows as well
 POOL = "kernel_size stride padding ceil_mode count_include_pad"
 # The operator that a layer calls on its input, and the attributes that are its other arguments.
 LAYERS: dict[type[nn.Module], tuple[str, str]] = {
-    nn.modules.conv._ConvTransposeNd:
-        ("conv_transpose2d", "weight bias stride padding output_padding groups dilation"),
     nn.modules.batchnorm._BatchNorm:
         ("batch_norm", "weight bias running_mean running_var training momentum eps"),
     nn.Identity: ("clone", ""),
@@ -277,7 +275,7 @@ class _Builder:
             if len(images) != count and not isinstance(known, Opaque):
                 raise NotFusable(Reason.ACTIVATION, f"{kind} works on constants")
             return known, images
-        if len(node.all_input_nodes) > 1:
+        if len(node.all_input_nodes) > 1 or any(a is not None for a in arguments[1:]):
             raise NotFusable(Reason.UNKNOWN_LAYER, f"{kind} is called with more than one input")
         if not images:
             raise NotFusable(Reason.ACTIVATION, f"{kind} works on constants")
@@ -297,6 +295,8 @@ def layer_rule(layer: Any) -> Rule | None:
         if type(layer)._conv_forward is not convolution._conv_forward:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"{kind} has arithmetic of its own")
         return ConvStep(conv_of(layer))
+    if isinstance(layer, tuple(TRANSPOSED)):
+        return ConvStep(conv_of(layer))
     name, attributes = next((v for k, v in LAYERS.items() if isinstance(layer, k)), ("", ""))
     if not name:
         raise _not_known(kind)
@@ -308,7 +308,7 @@ def layer_rule(layer: Any) -> Rule | None:
 
 
 def conv_of(layer: Any) -> Layer:
-    """The record of an nn.Conv1d, 2d or 3d (a parametrized one with its effective weight).
+    """The record of a convolution, transposed or not (a parametrized one: its effective weight).
 
     Raises NotFusable for settings that fit no layer of its axes.
     """
@@ -316,6 +316,9 @@ def conv_of(layer: Any) -> Layer:
         layer = copy.deepcopy(layer).double()
     with torch.no_grad():
         weight = layer.weight
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        settings = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+        return rules.conv_transpose(Image(), weight, layer.bias, *settings).layer
     whole = isinstance(layer.padding, str) or len(layer.padding) == weight.ndim - 2
     if layer.padding_mode != "zeros" and not whole:
         # Torch takes one number for all axes here only where it pads with zeros.

@@ -8,7 +8,7 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
-from acfuse.algebra import LinearConv, lower
+from acfuse.algebra import Value, lower
 from acfuse.algebra.lower import ConvLayer
 from acfuse.files.onnx_cost import all_graphs
 from acfuse.graph.onnx_read import PAD_MODES, OnnxSteps, inverse
@@ -21,14 +21,14 @@ Layers = Mapping[str, ConvLayer | Identity]
 
 @dataclass(frozen=True)
 class Placed:
-    """A new Conv of a graph: its numbers, and the names of its weight and bias there."""
+    """A new convolution of a graph: its numbers, and the names of its weight and bias there."""
 
     layer: ConvLayer
     weight: str
     bias: str
 
 
-def lowered(kernels: Mapping[str, LinearConv | Identity], like: torch.dtype) -> Layers:
+def lowered(kernels: Mapping[str, Value | Identity], like: torch.dtype) -> Layers:
     """The layers of a region, their weights rounded once, to `like`.
 
     Asymmetric pads are ONNX's own. Raises NotFusable if a number is too large for the dtype.
@@ -46,7 +46,7 @@ def put_back(
     model: onnx.ModelProto,
     opset: int,
 ) -> list[Placed]:
-    """Rewrites a graph of a model in place: each region's output is made by new Conv nodes.
+    """Rewrites a graph of a model in place: each region's output is made by new convolutions.
 
     The new layers are given back, in order. Nodes that nothing reads any more are left to `sweep`.
     """
@@ -75,6 +75,27 @@ def put_back(
                     helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
                 )
     return [placed for writer in writers for placed in writer.placed]
+
+
+def operator_of(layer: ConvLayer) -> str:
+    """The operator that computes a layer."""
+    return "ConvTranspose" if layer.transposed else "Conv"
+
+
+def attributes(layer: ConvLayer) -> dict[str, Any]:
+    """Its attributes. What a transposed layer does not cut off, but adds, is `output_padding`."""
+    befores, afters = ([*side] for side in zip(*layer.pads, strict=True))
+    settings = {
+        "kernel_shape": [*layer.weight.shape[2:]],
+        "strides": [*layer.stride],
+        "pads": befores + afters,
+        "dilations": [*layer.dilation],
+        "group": layer.groups,
+    }
+    if layer.transposed:
+        settings["pads"] = befores + [max(n, 0) for n in afters]
+        settings["output_padding"] = [max(-n, 0) for n in afters]
+    return settings
 
 
 class _Names:
@@ -114,7 +135,7 @@ class _Writer:
         self.placed: list[Placed] = []
 
     def write(self, layers: Layers) -> None:
-        """One Conv for each source, their sum, and the order of axes that the output had."""
+        """One convolution for each source, their sum, and the order of axes that the output had."""
         output = self.region.output
         order = self.steps.views[output][output]
         target = self.names.free(f"{output}_image") if order else output
@@ -153,20 +174,12 @@ class _Writer:
         self.tensors.append(numpy_helper.from_array(layer.weight.numpy(), weight))
         self.tensors.append(numpy_helper.from_array(layer.bias.numpy(), bias))
         self.placed.append(Placed(layer, weight, bias))
-        befores, afters = [n for n, _ in layer.pads], [n for _, n in layer.pads]
-        if layer.border != "zeros" and any((*befores, *afters)):
+        settings = attributes(layer)
+        if layer.border != "zeros" and any(settings["pads"]):
+            befores, afters = zip(*layer.pads, strict=True)
             source = self._padded(source, [0, 0, *befores, 0, 0, *afters], MODES[layer.border])
-            befores = afters = [0] * len(befores)
-        self._node(
-            "Conv",
-            [source, weight, bias],
-            result,
-            kernel_shape=list(layer.weight.shape[2:]),
-            strides=list(layer.stride),
-            pads=befores + afters,
-            dilations=list(layer.dilation),
-            group=layer.groups,
-        )
+            settings["pads"] = [0] * len(settings["pads"])
+        self._node(operator_of(layer), [source, weight, bias], result, **settings)
 
     def _padded(self, source: str, amounts: list[int], mode: str) -> str:
         padded = self.names.free(f"{self.region.output}_padded")

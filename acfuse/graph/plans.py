@@ -7,8 +7,8 @@ that stores more weights than what it replaces: a network is fused to be smaller
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
-from math import prod
 
 from acfuse.algebra import Conv, Pad
 from acfuse.errors import NotFusable, Reason
@@ -35,7 +35,8 @@ LONGEST = 1_000  # steps that are planned as one; the longest of a network has a
 PARTS = 3
 CONVOLUTION = 4  # so many operations: no factor or sum is worth a further convolution
 
-Cost = tuple[int, int, int]  # multiply-adds per pixel, operations, weights of kernels
+Number = int | Fraction  # what is paid for each pixel of a smaller image is a fraction of a larger
+Cost = tuple[Number, int, int]  # multiply-adds per pixel, operations, weights of kernels
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Option:
     own: Cost = (0, 0, 0)
 
     @property
-    def price(self) -> tuple[int, int, bool]:
+    def price(self) -> tuple[Number, int, bool]:
         """What the value and all that is made for it cost; to be compared."""
         cost, operations, _ = self._total
         return cost, operations, not self.stands
@@ -178,11 +179,11 @@ def _made(rule: Rule, taken: Sequence[Option]) -> dict[str, Cost]:
     """What is computed for the options that were taken, per pixel of what the rule makes."""
     match rule:  # how many pixels of what it reads a rule takes for one of what it makes
         case ConvStep(layer):
-            pixels = prod(layer.geometry.stride)
+            pixels = layer.geometry.pixels
         case LinearSubmodule():
             pixels = rule.pixels
         case _:
-            pixels = 1
+            pixels = Fraction(1)
     return {
         value: (cost * pixels, operations, weights)
         for option in taken
@@ -194,15 +195,15 @@ def cost_of(value: LinearCombination) -> Cost:
     """What the convolutions of a value and their additions cost."""
     solid = [term for term in value.values() if not isinstance(term, Identity)]
     operations = CONVOLUTION * len(solid) + len(value) - 1
-    weights = sum(geometry_of(t).multiply_adds for t in solid)  # each is used once for a pixel
-    return weights, operations, weights
+    costs = [geometry_of(term).multiply_adds for term in solid]
+    return sum(costs), operations, sum(geometry_of(term).weights for term in solid)
 
 
 def _standing_cost(rule: Rule) -> Cost:
     """What a step costs that is kept as it is."""
     match rule:
         case ConvStep(layer):
-            weights = layer.multiply_adds if isinstance(layer, Conv) else 0
+            weights = layer.weights if isinstance(layer, Conv) else 0
             return layer.multiply_adds, 1 if isinstance(layer, Pad) else CONVOLUTION, weights
         case PerChannel(by):
             return by.multiply_adds, 1, 0

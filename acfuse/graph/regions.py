@@ -6,13 +6,14 @@ From the values that something else needs, the cheapest options (`plans`) are re
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import prod
+from fractions import Fraction
+from math import ceil
 
 import torch
 
-from acfuse.algebra import Conv, Geometry, LinearConv
+from acfuse.algebra import Conv, Planned, Value
 from acfuse.graph.explain import explain
-from acfuse.graph.plans import Option, Plan, cost_of, plans_of, roots_of
+from acfuse.graph.plans import Number, Option, Plan, cost_of, plans_of, roots_of
 from acfuse.graph.steps import (
     IDENTITY,
     Combiner,
@@ -54,14 +55,14 @@ def planned(graph: Graph, region: Region) -> LinearCombination:
     return _combined(graph, region, numbers=False)
 
 
-def kernels(graph: Graph, region: Region) -> dict[str, LinearConv | Identity]:
+def kernels(graph: Graph, region: Region) -> dict[str, Value | Identity]:
     """The convolution of each source, in float64 (`IDENTITY` where the source is added as is).
 
     One bias is enough: the first convolution has it.
     """
     value = _combined(graph, region, numbers=True)
-    terms = {s: t for s, t in value.items() if not isinstance(t, Geometry)}
-    solid = {s: t for s, t in terms.items() if isinstance(t, LinearConv)}
+    terms = {s: t for s, t in value.items() if not isinstance(t, Planned)}
+    solid = {s: t for s, t in terms.items() if isinstance(t, Value)}
     if len(solid) < 2:
         return terms
     bias = torch.stack([t.bias for t in solid.values()]).sum(0)
@@ -70,10 +71,10 @@ def kernels(graph: Graph, region: Region) -> dict[str, LinearConv | Identity]:
     return terms | {s: solid[s].without_shift() for s in others}
 
 
-def kernel_of(graph: Graph, region: Region, source: str) -> LinearConv:
+def kernel_of(graph: Graph, region: Region, source: str) -> Value:
     """That of one source, which is not added as it is."""
     value = kernels(graph, region)[source]
-    assert isinstance(value, LinearConv)
+    assert isinstance(value, Value)
     return value
 
 
@@ -93,11 +94,11 @@ def as_layer(graph: Graph) -> LinearSubmodule | None:
     inputs = frozenset(graph.inputs)
     if not inputs >= set(plan.full.value):
         return None
-    solid = [t for t in plan.full.value.values() if isinstance(t, Geometry)]
+    solid = [t for t in plan.full.value.values() if isinstance(t, Planned)]
     return LinearSubmodule(
         graph,
-        cost=plan.best.price[0],
-        pixels=max((prod(t.stride) for t in solid), default=1),
+        cost=Fraction(plan.best.price[0]),
+        pixels=max((t.pixels for t in solid), default=Fraction(1)),
         weights=plan.best.weights,
         has_convolution=any(s.is_convolution for s in graph.absorbed(graph.output, inputs)),
     )
@@ -129,6 +130,7 @@ def _region(graph: Graph, output: str, option: Option) -> Region:
     steps = [*graph.absorbed(output, frozenset(option.value))]
     solid = sum(not isinstance(term, Identity) for term in option.value.values())
     before = sum(step.is_convolution for step in steps)
+    cost, _, weights = cost_of(option.value)
     added = sum(len(s.rule.signs) - 1 for s in steps if isinstance(s.rule, Sum))
     saves = before > solid or (0 < before == solid and added > len(option.value) - 1)
     return Region(
@@ -137,7 +139,8 @@ def _region(graph: Graph, output: str, option: Option) -> Region:
         frozenset(step.value for step in steps),
         is_block=saves,
         convolutions=(sum(map(_convolutions, steps)), solid),
-        multiply_adds=(sum(map(_multiply_adds, steps)), cost_of(option.value)[0]),
+        multiply_adds=(ceil(sum(map(_multiply_adds, steps))), ceil(cost)),
+        weights=weights,
     )
 
 
@@ -151,7 +154,7 @@ def _convolutions(step: Step) -> int:
     return 0
 
 
-def _multiply_adds(step: Step) -> int:
+def _multiply_adds(step: Step) -> Number:
     """What the layers of a step cost, per pixel of what each of them makes."""
     match step.rule:
         case ConvStep(layer):

@@ -6,12 +6,24 @@ Knows no framework.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate
 
 import torch
 
-from acfuse.algebra import Affine, AvgPool, Conv, Geometry, LinearConv, Pad, identity
+from acfuse import algebra
+from acfuse.algebra import (
+    Affine,
+    AvgPool,
+    Conv,
+    Geometry,
+    Pad,
+    Planned,
+    Value,
+    chain,
+    identity,
+)
 from acfuse.errors import NotFusable, Reason
 
 Layer = Conv | Pad | AvgPool
@@ -67,12 +79,12 @@ class LinearSubmodule:
     """A sub-module that is linear as a whole.
 
     `cost` is what it takes after its own fusion, in multiply-adds per pixel that it makes, with so
-    many `weights`; for each of these it reads `pixels`.
+    many `weights`; for each of these it reads `pixels` (less than one, where it enlarges).
     """
 
     graph: "Graph"
-    cost: int
-    pixels: int
+    cost: Fraction
+    pixels: Fraction
     weights: int
     has_convolution: bool
 
@@ -180,6 +192,7 @@ class Region:
     is_block: bool
     convolutions: tuple[int, int]
     multiply_adds: tuple[int, int]
+    weights: int  # of the kernels afterwards
 
     @property
     def adds(self) -> bool:
@@ -199,9 +212,9 @@ class Miss:
 def _spread_width(step: Step, known: dict[str, tuple[int, int]], spatial_rank: int | None) -> None:
     match step.rule:
         case ConvStep(Conv() as layer):
-            out, per_group, *size = layer.weight.shape
-            known.setdefault(step.reads[0], (per_group * layer.groups, len(size)))
-            known.setdefault(step.value, (out, len(size)))
+            own = layer.geometry
+            known.setdefault(step.reads[0], (own.in_channels, len(own.axes)))
+            known.setdefault(step.value, (own.out_channels, len(own.axes)))
         case ConvStep() | PerChannel(like_image=True):
             if isinstance(step.rule, PerChannel) and step.rule.by.channels and spatial_rank:
                 known.setdefault(step.value, (step.rule.by.channels, spatial_rank))
@@ -245,13 +258,13 @@ class Identity(Enum):
 
 
 IDENTITY = Identity.IDENTITY
-Operand = Geometry | LinearConv | Identity
+Operand = Planned | Value | Identity
 LinearCombination = Mapping[str, Operand]  # a value as the sum of one convolution of each source
 
 
-def geometry_of(value: Geometry | LinearConv) -> Geometry:
+def geometry_of(value: Planned | Value) -> Planned:
     """The geometry of a planned or computed value."""
-    return value if isinstance(value, Geometry) else value.geometry
+    return value if isinstance(value, Planned) else value.geometry
 
 
 def planned_rule(rule: Rule | None) -> Rule | None:
@@ -322,7 +335,7 @@ class Combiner:
         for source, term in read.items():
             if isinstance(term, Identity) and len(read) > 1:
                 term = self._written(source, term)  # of a known width, or refused
-            result[source] = layer if isinstance(term, Identity) else term.then(layer)  # type: ignore[arg-type]
+            result[source] = layer if isinstance(term, Identity) else chain(term, layer)  # type: ignore[arg-type]
             layer = layer.without_shift()  # the bias belongs to one of the terms only
         return result
 
@@ -342,7 +355,7 @@ class Combiner:
             for source, term in signed.items():
                 if source in result:
                     a, b = self._written(source, result[source]), self._written(source, term)
-                    term = a + b  # type: ignore[operator]
+                    term = algebra.added(a, b)  # type: ignore[arg-type]
                 result[source] = term
         return result
 
@@ -372,15 +385,16 @@ class Combiner:
             written = self._written(source, term)
             rank = len(geometry_of(written).axes)
             if not self.numbers:  # as large a matrix for every part would cost the cube of them
-                result[source] = written.then(Geometry.pointwise(total, width, rank))  # type: ignore[arg-type]
+                result[source] = chain(written, Geometry.pointwise(total, width, rank))  # type: ignore[arg-type]
                 continue
             weight = torch.zeros(total, width, *[1] * rank, dtype=torch.float64)
             weight[torch.arange(start, start + len(channels)), torch.tensor(channels).long()] = 1.0
             ones, none = (1,) * rank, ((0, 0),) * rank
-            result[source] = written.then(Conv(weight, None, ones, none, ones, 1).linear())  # type: ignore[arg-type]
+            one = Conv(weight, None, ones, none, ones, 1).linear()
+            result[source] = chain(written, one)  # type: ignore[arg-type]
         return result
 
-    def _written(self, source: str, term: Operand) -> Geometry | LinearConv:
+    def _written(self, source: str, term: Operand) -> Planned | Value:
         """A term as a convolution, the identity as well."""
         if not isinstance(term, Identity):
             return term

@@ -13,8 +13,8 @@ from onnx import helper, numpy_helper
 
 from acfuse.files.onnx_cost import all_graphs
 from acfuse.graph.onnx_read import Perm, inverse
-from acfuse.graph.onnx_values import NOT_STORED_SINCE
-from acfuse.graph.onnx_write import MODES, Placed, read_anywhere
+from acfuse.graph.onnx_values import CONVOLUTIONS, NOT_STORED_SINCE
+from acfuse.graph.onnx_write import MODES, Placed, attributes, operator_of, read_anywhere
 from acfuse.proof.onnx_program import Walk, fault, found_in_words
 from acfuse.proof.outputs import Check
 
@@ -92,7 +92,7 @@ class _Reading:
         added: list[str] = []
         for part in self._summands(name):
             node = self._new(part)
-            if node is not None and node.op_type == "Conv" and len(node.input) == 3:
+            if node is not None and node.op_type in CONVOLUTIONS and len(node.input) == 3:
                 convs[node.input[1]] = node
             else:
                 added.append(part)
@@ -150,21 +150,15 @@ class _Reading:
     def _conv(
         self, node: onnx.NodeProto, placed: Placed, views: Mapping[str, Perm]
     ) -> Iterator[str]:
-        layer, where = placed.layer, f"node {', '.join(node.output)} (Conv)"
-        given = self._take(node)
-        befores, afters = [n for n, _ in layer.pads], [n for _, n in layer.pads]
-        source = node.input[0]
-        if layer.border != "zeros" and any((*befores, *afters)):
+        layer, where = placed.layer, f"node {', '.join(node.output)} ({node.op_type})"
+        given, expected, source = self._take(node), attributes(layer), node.input[0]
+        if layer.border != "zeros" and any(expected["pads"]):
+            befores, afters = zip(*layer.pads, strict=True)
             amounts = [0, 0, *befores, 0, 0, *afters]
             source = self._before_pad(source, MODES[layer.border].encode(), amounts)
-            befores = afters = [0] * len(befores)
-        expected = {
-            "kernel_shape": [*layer.weight.shape[2:]],
-            "strides": [*layer.stride],
-            "pads": befores + afters,
-            "dilations": [*layer.dilation],
-            "group": layer.groups,
-        }
+            expected["pads"] = [0] * len(expected["pads"])
+        if node.op_type != operator_of(layer):
+            yield fault(f"{where}, operator", node.op_type, operator_of(layer))
         if node.domain:
             yield fault(f"{where}, domain", node.domain, "none")
         for name in sorted({*given, *expected}):

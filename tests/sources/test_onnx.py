@@ -646,14 +646,28 @@ LEFT_ALONE = {
         [tensor("zero", 0.0)],
         "divides by zero",
     ),
-    "a transposed convolution with a stride": (
+    "a transposed convolution that is told its size": (
         [
-            node("ConvTranspose", "x w3", "a", strides=[2, 2]),
-            node("ConvTranspose", "x w3 b", "c", strides=[2, 2]),
+            node("ConvTranspose", "x w3", "a", strides=[2, 2], output_shape=[13, 11]),
+            node("ConvTranspose", "x w3 b", "c", strides=[2, 2], output_shape=[13, 11]),
             node("Add", "a c", "y"),
         ],
         [],
-        "with a stride",
+        "of a stated output size",
+    ),
+    "an odd pixel that is cut off at either end": (
+        [
+            node("ConvTranspose", "x w3", "a", strides=[2, 2], auto_pad="SAME_UPPER"),
+            node("ConvTranspose", "x w3 b", "c", strides=[2, 2], auto_pad="SAME_UPPER"),
+            node("Add", "a c", "y"),
+        ],
+        [],
+        "cuts off more at one end",
+    ),
+    "a biased Conv before a transposed one": (
+        [node("Conv", "x w1 b", "a"), node("ConvTranspose", "a w3", "y", strides=[2, 2])],
+        [],
+        "bias",
     ),
 }
 
