@@ -1,13 +1,12 @@
 """What one convolution is, and what keeps a sum or a chain of them one convolution.
 
-`geometry` decides (integers only), `linear_conv` multiplies (float64), `adjoint` does both for
-transposed ones, `layers` reads what a layer stores, `lower` writes a layer again. Nothing here
-knows a module, a file or a name.
+`geometry` decides (integers only), `linear_conv` multiplies (float64), `adjoint_geometry` and
+`adjoint` do that for transposed ones, `layers` reads what a layer stores, `lower` writes a layer
+again. Nothing here knows a module, a file or a name.
 """
 
 from acfuse.algebra.adjoint import (
     Adjoint,
-    AdjointGeometry,
     Planned,
     Value,
     added,
@@ -15,6 +14,7 @@ from acfuse.algebra.adjoint import (
     as_adjoint,
     chain,
 )
+from acfuse.algebra.adjoint_geometry import AdjointGeometry
 from acfuse.algebra.geometry import Axis, Geometry
 from acfuse.algebra.layers import (
     Affine,

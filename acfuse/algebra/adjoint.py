@@ -3,115 +3,21 @@
     y[stride*n - before + t] += kernel[t]^T . x[n]        for every pixel n and tap t; then the bias
 
 The convolution `of` takes images as large as `y` and gives ones as large as `x`, with the same
-kernel. A sum of adjoints is the adjoint of the sum, a chain that of the chain in the other order,
-and a convolution of stride 1 is an adjoint too. So their geometry decides here as well.
+kernel; `adjoint_geometry` decides what adds and chains. One of stride 1 is itself an adjoint.
 """
 
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from acfuse.algebra.geometry import Axis, Geometry
+from acfuse.algebra.adjoint_geometry import AdjointGeometry
+from acfuse.algebra.geometry import Geometry
 from acfuse.algebra.linear_conv import LinearConv, extend
-from acfuse.errors import NotFusable, Reason
 
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-@dataclass(frozen=True, slots=True)
-class AdjointGeometry:
-    """Everything about a transposed convolution but its numbers.
-
-    It gives stride*(n-1) + taps - before - after pixels for n, in the axes of the convolution `of`.
-    """
-
-    of: Geometry
-    shifts: bool = False
-
-    @property
-    def out_channels(self) -> int:
-        """How many channels it gives."""
-        return self.of.in_channels
-
-    @property
-    def in_channels(self) -> int:
-        """How many channels it takes."""
-        return self.of.out_channels
-
-    @property
-    def axes(self) -> tuple[Axis, ...]:
-        """The axes of the convolution that it is the adjoint of."""
-        return self.of.axes
-
-    @property
-    def stride(self) -> tuple[int, ...]:
-        """Pixels between what two neighbours are spread to, per axis."""
-        return self.of.stride
-
-    @property
-    def is_pointwise(self) -> bool:
-        """Whether every pixel is made from the one at its own place and nothing else."""
-        return self.of.is_pointwise
-
-    @property
-    def weights(self) -> int:
-        """Numbers of a real layer's kernel."""
-        return self.of.weights
-
-    @property
-    def pixels(self) -> Fraction:
-        """How many pixels it takes for one that it gives."""
-        return 1 / self.of.pixels
-
-    @property
-    def multiply_adds(self) -> Fraction:
-        """What it costs for one output pixel: each input pixel meets every weight."""
-        return self.weights * self.pixels
-
-    @property
-    def keeps_constants(self) -> bool:
-        """Whether it makes a constant image of every constant image, up to the border."""
-        one_step = all(s == 1 for s in self.stride)
-        return one_step and not self.of.flipped().looks_outside
-
-    def affine(self, shifts: bool) -> "AdjointGeometry":
-        """A factor and a shift for each output channel."""
-        return replace(self, shifts=self.shifts or shifts)
-
-    def without_shift(self) -> "AdjointGeometry":
-        """The same without its bias."""
-        return replace(self, shifts=False)
-
-    def __add__(self, other: "AdjointGeometry") -> "AdjointGeometry":
-        """Two branches of one input, added."""
-        channels = self.in_channels, self.out_channels, other.in_channels, other.out_channels
-        if channels[:2] != channels[2:]:
-            why = "branches take {} to {} and {} to {} channels".format(*channels)
-            raise NotFusable(Reason.CHANNELS, why)
-        return AdjointGeometry(self.of + other.of, self.shifts or other.shifts)
-
-    def then(self, g: "AdjointGeometry") -> "AdjointGeometry":
-        """`g` applied to what this one gives. Exact for every image size, or refused."""
-        f = self
-        if len(f.axes) != len(g.axes) or f.out_channels != g.in_channels:
-            second = f"a layer of {g.in_channels} channels and {len(g.axes)} axes"
-            why = f"{second} follows one that gives {f.out_channels} and {len(f.axes)}"
-            raise NotFusable(Reason.CHANNELS, why)
-        if f.shifts and not g.keeps_constants:
-            why = "the second layer does not see the first one's bias alike at every pixel"
-            raise NotFusable(Reason.PADDED_MIDDLE, why)
-        try:
-            of = g.of.then(f.of)
-        except NotFusable as refusal:
-            if refusal.code != Reason.PADDED_MIDDLE:
-                raise
-            why = "the first layer's image is cut off where the second one would still see it"
-            raise NotFusable(Reason.PADDED_MIDDLE, why) from None
-        return AdjointGeometry(of, f.shifts or g.shifts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,19 +115,11 @@ def as_adjoint(value: Planned | Value) -> AdjointGeometry | Adjoint:
     """The same map as an adjoint. Raises NotFusable for a convolution that is none."""
     if isinstance(value, AdjointGeometry | Adjoint):
         return value
-    geometry = value if isinstance(value, Geometry) else value.geometry
-    if any(s != 1 for s in geometry.stride):
-        why = f"a convolution that steps by {geometry.stride} meets a transposed one"
-        raise NotFusable(Reason.STRIDES, why)
-    if geometry.looks_outside and geometry.border != "zeros":
-        why = f"a convolution that pads with {geometry.border} meets a transposed one"
-        raise NotFusable(Reason.BORDERS, why)
-    turned = AdjointGeometry(geometry.flipped(), geometry.shifts)
     if isinstance(value, Geometry):
-        return turned
+        return AdjointGeometry.of_convolution(value)
+    turned = AdjointGeometry.of_convolution(value.geometry)
     kernel = flipped(value.kernel, value.groups)
-    none = kernel.new_zeros(geometry.in_channels)
-    return Adjoint(LinearConv(kernel, none, turned.of), value.bias, turned)
+    return Adjoint(LinearConv(kernel, kernel.new_zeros(len(kernel)), turned.of), value.bias, turned)
 
 
 def flipped(kernel: Tensor, groups: int) -> Tensor:

@@ -133,7 +133,7 @@ class Axis:
             raise NotFusable(Reason.SIZES, why)
         return replace(a, live=tuple(sorted({*a.live, *b.live})))
 
-    def then(self, g: "Axis") -> "Axis":  # proved: chain-of-windows
+    def then(self, g: "Axis") -> "Axis":  # proved: chain-of-windows, chain-of-adjoints
         """The windows of `g` over the windows of this one: x[s_f*(s_g*m - p_g + u) - p_f + t]."""
         if len(self.live) * len(g.live) > LARGEST_CHAIN:
             raise _too_large(self.taps + g.taps)

@@ -13,7 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from acfuse.algebra.adjoint import AdjointGeometry, Planned, Value, adjoint_of, flipped
+from acfuse.algebra.adjoint import Planned, Value, adjoint_of, flipped
+from acfuse.algebra.adjoint_geometry import AdjointGeometry
 from acfuse.algebra.geometry import Axis, Border, Geometry
 from acfuse.algebra.linear_conv import LinearConv, identity, on_axes
 from acfuse.errors import NotFusable, Reason

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from acfuse.algebra import Adjoint, Planned, Value
-from acfuse.algebra.adjoint import AdjointGeometry, by_output
+from acfuse.algebra import Adjoint, AdjointGeometry, Planned, Value
+from acfuse.algebra.adjoint import by_output
 from acfuse.errors import InputError
 from acfuse.findings import Block, Run
 from acfuse.proof.impulses import (
