@@ -18,12 +18,11 @@ from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
 from acfuse.graph.calls import Call, signature
 from acfuse.graph.combination import Identity
 from acfuse.graph.copies import copied
+from acfuse.graph.fx_asserts import Several, can_be_asserted
 from acfuse.graph.fx_modules import Analysis, ModuleReader
 from acfuse.graph.fx_read import is_convolution
 from acfuse.graph.fx_write import (
     LiveSite,
-    Several,
-    can_be_asserted,
     nodes_between,
     region_graph,
     replaced_layers,
@@ -191,7 +190,7 @@ class _Finder:
             together: dict[int, int] = {}
             for j in group:
                 together |= kernels[j]
-            new = sum(self.found[j].cost.multiply_adds[1] for j in group)
+            new = sum(self.found[j].cost.weights for j in group)
             if not block.is_block and len(group) > 1 and new > sum(together.values()):
                 why = f"{len(group)} convolutions share its kernel, and each would get its own"
                 self.refused.append(Refused(block.where, Reason.SHARED, why, block.pattern))
@@ -339,7 +338,7 @@ class _Finder:
             pattern.name if pattern else None,
             tuple(terms),
             max(floating, key=lambda d: torch.finfo(d).bits, default=torch.float32),
-            Cost(region.convolutions, region.multiply_adds),
+            Cost(region.convolutions, region.multiply_adds, region.weights),
             tuple(name for name, _ in layers),
             _no_reference,
             LiveSite(
@@ -426,7 +425,7 @@ class _Finder:
         value = value_of(module, pattern)
         if value is None:
             return None
-        names = layers_of(module, pattern)
+        names, size = layers_of(module, pattern), value.geometry
         layers = [module.get_submodule(name) for name in names]
         ignore = tuple(n for n in pattern.ignore if submodule(module, n) is not None)
         return Block(
@@ -434,7 +433,7 @@ class _Finder:
             pattern.name,
             (Term("x", pattern.fused, lambda: value),),
             next(layers[0].parameters()).dtype,
-            Cost((sum(map(is_convolution, layers)), 1), (0, value.geometry.multiply_adds)),
+            Cost((sum(map(is_convolution, layers)), 1), (0, size.multiply_adds), size.weights),
             names,
             _no_reference,
             LiveSite(ignore=ignore),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acfuse.algebra import LinearConv
+from acfuse.algebra import Value
 from acfuse.errors import Reason
 
 Run = Callable[..., Tensor]  # images of the sources to the image that is made of them
@@ -23,20 +23,24 @@ class Term:
 
     source: str
     name: str | None = None
-    multiply: Callable[[], LinearConv] | None = field(default=None, repr=False)
+    multiply: Callable[[], Value] | None = field(default=None, repr=False)
 
     @property
-    def value(self) -> LinearConv | None:
+    def value(self) -> Value | None:
         """The convolution, in float64. Computed at each call."""
         return None if self.multiply is None else self.multiply()
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Before and after: how many convolutions, and their multiply-adds per pixel (0: not known)."""
+    """Before and after: how many convolutions, and their multiply-adds per pixel (0: not known).
+
+    `weights` are those of the kernels afterwards.
+    """
 
     convolutions: tuple[int, int]
     multiply_adds: tuple[int, int]
+    weights: int = 0
 
 
 @dataclass(frozen=True)

@@ -252,11 +252,10 @@ def _summary(conversion: Conversion) -> list[str]:
         if not conversion.written:
             lines.append("        nothing was written")
     if conversion.onnx is not None and conversion.written:
-        onnx = conversion.onnx
-        lines.append(
-            f"onnx    opset {onnx.opset}, {_signature(conversion)}, {onnx.count('Conv')} Conv, "
-            f"{onnx.count('BatchNormalization')} BatchNormalization"
-        )
+        onnx, kinds = conversion.onnx, ("Conv", "ConvTranspose", "BatchNormalization")
+        counts = {kind: onnx.count(kind) for kind in kinds}
+        nodes = [f"{n} {kind}" for kind, n in counts.items() if n or kind != "ConvTranspose"]
+        lines.append(f"onnx    opset {onnx.opset}, {_signature(conversion)}, {', '.join(nodes)}")
     for path in conversion.written:
         lines.append(f"wrote   {safe(path)}  ({path.stat().st_size:,} bytes)")
     return lines

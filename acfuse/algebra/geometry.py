@@ -9,6 +9,7 @@ docs/proofs.md, had to be: what is marked "proved" names its statement there.
 """
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import reduce
 from itertools import pairwise
 from math import gcd, prod
@@ -115,6 +116,12 @@ class Axis:
         """Takes away the empty taps at both ends: the same map."""
         return self.grow(-self.live[0], self.live[-1] + 1 - self.taps)
 
+    def flipped(self) -> "Axis":  # proved: flipped-is-the-adjoint
+        """The adjoint of a window of stride 1: it reads y wherever y reads it."""
+        last = self.taps - 1
+        live = tuple(last - t for t in reversed(self.live))
+        return Axis(self.taps, self.stride, last - self.before, last - self.after, live)
+
     def __add__(self, other: "Axis") -> "Axis":  # proved: sum-of-windows
         before, after = max(self.before, other.before), max(self.after, other.after)
         a = self.grow(before - self.before, after - self.after)
@@ -126,7 +133,7 @@ class Axis:
             raise NotFusable(Reason.SIZES, why)
         return replace(a, live=tuple(sorted({*a.live, *b.live})))
 
-    def then(self, g: "Axis") -> "Axis":  # proved: chain-of-windows
+    def then(self, g: "Axis") -> "Axis":  # proved: chain-of-windows, chain-of-adjoints
         """The windows of `g` over the windows of this one: x[s_f*(s_g*m - p_g + u) - p_f + t]."""
         if len(self.live) * len(g.live) > LARGEST_CHAIN:
             raise _too_large(self.taps + g.taps)
@@ -206,6 +213,21 @@ class Geometry:
         """What one convolution costs for one output pixel. A linear layer knows no groups."""
         per_input = self.in_channels // (self.groups if self.axes else 1)
         return self.out_channels * per_input * prod(a.lowered_taps for a in self.axes)
+
+    @property
+    def weights(self) -> int:
+        """Numbers of a real layer's kernel: each is used once for an output pixel."""
+        return self.multiply_adds
+
+    @property
+    def pixels(self) -> Fraction:
+        """How many pixels it takes for one that it gives."""
+        return Fraction(prod(self.stride))
+
+    def flipped(self) -> "Geometry":
+        """The adjoint of a convolution of stride 1 that pads with zeros, if at all."""
+        axes = tuple(axis.flipped() for axis in self.axes)
+        return Geometry(self.in_channels, self.out_channels, axes, self.groups)
 
     def affine(self, shifts: bool) -> "Geometry":
         """A factor and a shift for each output channel."""

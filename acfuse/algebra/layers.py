@@ -5,6 +5,7 @@ Nothing is copied or cast before that: a layer holds the tensors of the model or
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from math import prod
 from typing import TypeVar
@@ -12,12 +13,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from acfuse.algebra.adjoint import Planned, Value, adjoint_of, flipped
+from acfuse.algebra.adjoint_geometry import AdjointGeometry
 from acfuse.algebra.geometry import Axis, Border, Geometry
 from acfuse.algebra.linear_conv import LinearConv, identity, on_axes
 from acfuse.errors import NotFusable, Reason
 
 Pads = tuple[tuple[int, int], ...]
-Linear = TypeVar("Linear", Geometry, LinearConv, Geometry | LinearConv)
+Linear = TypeVar("Linear", Geometry, LinearConv, Planned, Value, Planned | Value)
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Conv:
     """A convolution layer. Shapes: weight [out, in / groups, *kernel], bias [out].
 
     Without axes (`stride`, `pads` and `dilation` are empty) it is a linear layer.
+    A transposed one has a weight [in, out / groups, *kernel], and `pads` cuts off of its output.
     """
 
     weight: Tensor
@@ -34,9 +38,10 @@ class Conv:
     dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
     border: Border = "zeros"
+    transposed: bool = False
 
     @cached_property
-    def geometry(self) -> Geometry:
+    def geometry(self) -> Planned:
         """Where it looks. Raises NotFusable for a kernel and settings that fit no layer."""
         settings = {len(self.stride), len(self.pads), len(self.dilation)}
         if self.weight.ndim < 2 or settings != {self.weight.ndim - 2}:
@@ -46,19 +51,24 @@ class Conv:
         windows = zip(size, self.stride, self.pads, self.dilation, strict=True)
         axes = tuple(Axis.window(*window) for window in windows)
         shifts = self.bias is not None and bool(self.bias.any())
+        if self.transposed:
+            of = Geometry(out, per_group * self.groups, axes, self.groups)
+            return AdjointGeometry(of, shifts)
         return Geometry(out, per_group * self.groups, axes, self.groups, self.border, shifts)
 
-    def linear(self) -> LinearConv:
+    def linear(self) -> Value:
         """The same as a value: dilation spread into the kernel, float64."""
         geometry = self.geometry
         spread = tuple(slice(None, None, d) for d in self.dilation)
-        shape = (*self.weight.shape[:2], *geometry.taps)
+        shape = (*self.weight.shape[:2], *(axis.taps for axis in geometry.axes))
         kernel = self.weight.detach().new_zeros(shape, dtype=torch.float64)
         kernel[on_axes(spread)] = self.weight.detach().double()
         bias = kernel.new_zeros(geometry.out_channels)
         if self.bias is not None:
             bias = self.bias.detach().double()
-        return LinearConv(kernel, bias, geometry)
+        if isinstance(geometry, Geometry):
+            return LinearConv(kernel, bias, geometry)
+        return adjoint_of(LinearConv(kernel, kernel.new_zeros(len(kernel)), geometry.of), bias)
 
     def pointwise(self, axes: int) -> "Conv":
         """The same matrix at each pixel of an image of so many axes, of a layer that is one."""
@@ -68,7 +78,12 @@ class Conv:
         return Conv(weight, self.bias, ones, none, ones, self.groups)
 
     @property
-    def multiply_adds(self) -> int:
+    def weights(self) -> int:
+        """Numbers of its kernel."""
+        return self.geometry.weights
+
+    @property
+    def multiply_adds(self) -> int | Fraction:
         """Per output pixel."""
         return self.geometry.multiply_adds
 
@@ -184,11 +199,11 @@ class Affine:
 
     def of(self, value: Linear) -> Linear:
         """What it makes of a planned or a computed value; NotFusable if it is made for another."""
-        out = (value if isinstance(value, Geometry) else value.geometry).out_channels
+        out = (value if isinstance(value, Planned) else value.geometry).out_channels
         if self.channels not in (None, out):
             why = f"a factor for {self.channels} channels meets {out} channels"
             raise NotFusable(Reason.CHANNELS, why)
-        if isinstance(value, Geometry):
+        if isinstance(value, Planned):
             return value.affine(self.shifts)
         return value.affine(self.scale, self.shift)
 
@@ -198,12 +213,11 @@ def transposed_conv(
 ) -> Conv:
     """The convolution that a transposed one of stride 1 is: its kernel flipped, in and out swapped.
 
-    With another stride it makes several pixels of one, and is none. Shapes: weight [in, out /
+    With another stride it makes several pixels of one, and is an Adjoint. Shapes: weight [in, out /
     groups, *kernel]; `crops` (before, after) per axis is what it takes away of its output.
     """
-    into, out, *size = weight.shape
-    grouped = weight.reshape(groups, into // groups, out, *size).transpose(1, 2)
-    kernel = grouped.reshape(groups * out, into // groups, *size).flip(*range(2, weight.ndim))
+    size = weight.shape[2:]
+    kernel = flipped(weight, groups)
     pads = tuple(
         (d * (k - 1) - before, d * (k - 1) - after)
         for k, d, (before, after) in zip(size, dilation, crops, strict=True)

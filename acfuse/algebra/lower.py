@@ -1,4 +1,4 @@
-"""From a LinearConv to a real layer: dilation recovered, pads made symmetric, rounded once."""
+"""From a value to a real layer: dilation recovered, pads made symmetric, rounded once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,18 +6,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acfuse.algebra.adjoint import Adjoint, Value
+from acfuse.algebra.geometry import Axis
 from acfuse.algebra.layers import Conv
-from acfuse.algebra.linear_conv import LinearConv, on_axes
+from acfuse.algebra.linear_conv import on_axes
 from acfuse.errors import NotFusable, Reason
 
 CONVOLUTION_LAYERS: dict[int, Any] = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED_LAYERS: dict[int, Any] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
 
 
 @dataclass(frozen=True)
 class ConvLayer(Conv):
     """The weights and settings of one convolution layer, rounded, ready to be stored.
 
-    Shapes: weight [out, in / groups, *kernel], bias [out], in the dtype they were lowered to.
+    Shapes: weight [out, in / groups, *kernel] (transposed: [in, out / groups, *kernel]), bias
+    [out], in the dtype they were lowered to.
     """
 
     bias: Tensor
@@ -25,23 +33,32 @@ class ConvLayer(Conv):
     @property
     def padding(self) -> tuple[int, ...]:
         """The padding per axis, for layers that pad both sides alike."""
-        if any(before != after for before, after in self.pads):
+        if any(before != after for before, after in self.pads) and not self.transposed:
             raise ValueError(f"pads {self.pads} are not symmetric")
         return tuple(before for before, _ in self.pads)
 
+    @property
+    def output_padding(self) -> tuple[int, ...]:
+        """How much less a transposed layer cuts off at the end than at the beginning."""
+        return tuple(before - after for before, after in self.pads)
+
     def module(self) -> nn.Module:
-        """The same as nn.Conv1d, 2d or 3d, or nn.Linear without axes."""
-        kind = CONVOLUTION_LAYERS[len(self.stride)]
-        out, per_group, *size = self.weight.shape
-        channels = per_group * self.groups, out
-        settings = self.stride, self.padding, self.dilation, self.groups, True, self.border
-        window = (tuple(size), *settings) if size else ()
-        conv: nn.Module = kind(*channels, *window, device="meta")
+        """The same as one of torch's own layers: without axes, an nn.Linear."""
+        kind = (TRANSPOSED_LAYERS if self.transposed else CONVOLUTION_LAYERS)[len(self.stride)]
+        size = tuple(self.weight.shape[2:])
+        settings: dict[str, Any] = {"dilation": self.dilation, "groups": self.groups}
+        if self.transposed:
+            settings["output_padding"] = self.output_padding
+        else:
+            settings["padding_mode"] = self.border
+        channels = self.geometry.in_channels, self.geometry.out_channels
+        window = (size, self.stride, self.padding) if size else ()
+        conv: nn.Module = kind(*channels, *window, **(settings if size else {}), device="meta")
         conv.weight, conv.bias = nn.Parameter(self.weight), nn.Parameter(self.bias)
         return conv.eval()
 
 
-def lower(value: LinearConv, dtype: torch.dtype, *, symmetric: bool = True) -> ConvLayer:
+def lower(value: Value, dtype: torch.dtype, *, symmetric: bool = True) -> ConvLayer:
     """The layer that computes `value`, its numbers rounded once, to `dtype`.
 
     Kernels are trimmed to their live taps, then grown until pads are not negative and (with
@@ -49,19 +66,18 @@ def lower(value: LinearConv, dtype: torch.dtype, *, symmetric: bool = True) -> C
     dilation that meets every live tap is taken out again.
     Raises NotFusable if a number is too large for the dtype.
     """
+    transposed = isinstance(value, Adjoint)
     dilation, growth = [], []
     for axis in value.geometry.axes:
         live = axis.trim()
-        before, after = max(live.before, 0), max(live.after, 0)
-        if symmetric:
-            before = after = max(before, after)
-        meets = (before - live.before) % live.spacing == (after - live.after) % live.spacing == 0
-        dilation.append(live.spacing if meets else 1)
+        before, after = (_crops if transposed else _pads)(live, symmetric=symmetric)
+        dilation.append(_dilation(live, before, after))
         growth.append((before - axis.before, after - axis.after))
-    grown = value.grow(growth) if value.taps else value.regroup(1)
+    kernel = value.of if isinstance(value, Adjoint) else value
+    grown = kernel.grow(growth) if growth else kernel.regroup(1)
     weight = grown.kernel[on_axes(slice(None, None, d) for d in dilation)].contiguous().to(dtype)
-    bias = grown.bias.to(dtype)
-    for name, rounded, exact in (("weight", weight, grown.kernel), ("bias", bias, grown.bias)):
+    bias = value.bias.to(dtype)
+    for name, rounded, exact in (("weight", weight, grown.kernel), ("bias", bias, value.bias)):
         if not torch.isfinite(rounded).all():
             kind = str(dtype).removeprefix("torch.")
             cause = (
@@ -71,6 +87,32 @@ def lower(value: LinearConv, dtype: torch.dtype, *, symmetric: bool = True) -> C
                 else "holds NaN or Inf"
             )
             raise NotFusable(Reason.OVERFLOW, f"the fused {name} {cause}")
-    return ConvLayer(
-        weight, bias, grown.stride, grown.pads, tuple(dilation), grown.groups, grown.border
-    )
+    settings = grown.stride, grown.pads, tuple(dilation), grown.groups, grown.border
+    return ConvLayer(weight, bias, *settings, transposed)
+
+
+def _pads(live: Axis, *, symmetric: bool) -> tuple[int, int]:
+    """The least padding that a convolution can have there."""
+    before, after = max(live.before, 0), max(live.after, 0)
+    return (max(before, after),) * 2 if symmetric else (before, after)
+
+
+def _crops(live: Axis, *, symmetric: bool) -> tuple[int, int]:
+    """The least that a transposed layer can cut off there, (before, after).
+
+    It may add to its output at the end (`output_padding`), by less than a step of its own, and
+    with `symmetric` to what it cuts off there as well.
+    """
+    before, after = max(live.before, 0), live.after
+    if symmetric:
+        before = max(before, after)
+    added = before - after if symmetric else -after
+    if added < max(live.stride, _dilation(live, before, after)):
+        return before, after
+    return before, before if symmetric else 0
+
+
+def _dilation(live: Axis, before: int, after: int) -> int:
+    """The dilation that a layer can have whose window is grown to these pads."""
+    meets = (before - live.before) % live.spacing == (after - live.after) % live.spacing == 0
+    return live.spacing if meets else 1

@@ -12,7 +12,7 @@ from fractions import Fraction
 from math import prod
 from typing import Any
 
-from acfuse.algebra import Geometry, LinearConv
+from acfuse.algebra import Planned, Value
 from acfuse.errors import NotFusable, Reason
 
 
@@ -60,7 +60,7 @@ class Identity(Enum):
 
 
 IDENTITY = Identity.IDENTITY
-Operand = Geometry | LinearConv | Identity
+Operand = Planned | Value | Identity
 
 
 class LinearCombination(dict[str, Operand]):

@@ -143,7 +143,9 @@ class _Explainer:
         full, best = plan.full.price[0], plan.best.price[0]
         if plan.full.stands or not full > best > 0:
             return None
-        return Miss(value, Reason.COST, f"fusing would cost {full / best:.1f}x more multiply-adds")
+        return Miss(
+            value, Reason.COST, f"fusing would cost {float(full / best):.1f}x more multiply-adds"
+        )
 
     def _growth(self, value: str) -> Miss | None:
         """Where one convolution for all of it would store more than what was chosen."""

@@ -75,6 +75,27 @@ def operator_of(node: fx.Node) -> str | None:
     return FUNCTIONS.get(node.target)
 
 
+def spatial_rank_of(module: nn.Module, graph: fx.Graph | None = None) -> int | None:
+    """The spatial axes of a module's convolutions (or of those in its graph), where all agree."""
+    layers = [*module.modules()]
+    ranks: set[int] = set()
+    for kinds in (CONVOLUTIONS | TRANSPOSED, NORMS):  # norms tell it where there is no convolution
+        ranks = ranks or {n for m in layers for kind, n in kinds.items() if isinstance(m, kind)}
+    if not ranks and graph is not None:
+        ranks = {_rank(node) for node in convolutions_of(graph)}
+    return ranks.pop() if len(ranks) == 1 else None
+
+
+def convolutions_of(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes of a graph that are convolutions, other than calls of layers."""
+    return [node for node in graph.nodes if (operator_of(node) or "").startswith("conv")]
+
+
+def _rank(convolution: fx.Node) -> int:
+    name = operator_of(convolution) or ""
+    return int(name[-2]) if name.endswith("d") else len(convolution.args[3])  # type: ignore[arg-type]
+
+
 # What works on the last axis, and what does with each pixel or channel alike, wherever it stands.
 LAST = {"linear", "matmul", "mm", "addmm"}
 EACH = {"add", "sub", "mul", "rsub", "div", "neg", "dropout", "feature_dropout", "clone",

@@ -25,11 +25,10 @@ from acfuse.graph.fx_operators import (
     ACTIVATIONS,
     CONVOLUTIONS,
     LAYERS,
-    NORMS,
     TRANSPOSED,
     call_of,
-    operator_of,
     reading_of,
+    spatial_rank_of,
 )
 from acfuse.graph.fx_trace import Traced
 from acfuse.graph.fx_values import ASSERTS, METADATA, METADATA_ATTRIBUTES, function_name
@@ -67,27 +66,6 @@ def steps_of(
     own = spatial_rank_of(traced.module, traced.graph)
     rank = own if own is not None else spatial_rank
     return _Builder(traced, traced.graph, children, rank).build()
-
-
-def spatial_rank_of(module: nn.Module, graph: fx.Graph | None = None) -> int | None:
-    """The spatial axes of a module's convolutions (or of those in its graph), where all agree."""
-    layers = [*module.modules()]
-    ranks: set[int] = set()
-    for kinds in (CONVOLUTIONS | TRANSPOSED, NORMS):  # norms tell it where there is no convolution
-        ranks = ranks or {n for m in layers for kind, n in kinds.items() if isinstance(m, kind)}
-    if not ranks and graph is not None:
-        ranks = {_rank(node) for node in convolutions_of(graph)}
-    return ranks.pop() if len(ranks) == 1 else None
-
-
-def convolutions_of(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes of a graph that are convolutions, other than calls of layers."""
-    return [node for node in graph.nodes if (operator_of(node) or "").startswith("conv")]
-
-
-def _rank(convolution: fx.Node) -> int:
-    name = operator_of(convolution) or ""
-    return int(name[-2]) if name.endswith("d") else len(convolution.args[3])  # type: ignore[arg-type]
 
 
 class _Builder:
@@ -268,7 +246,7 @@ class _Builder:
             if len(images) != count and not isinstance(known, Opaque):
                 raise NotFusable(Reason.ACTIVATION, f"{kind} works on constants")
             return known, images
-        if len(node.all_input_nodes) > 1:
+        if len(node.all_input_nodes) > 1 or any(a is not None for a in arguments[1:]):
             raise NotFusable(Reason.UNKNOWN_LAYER, f"{kind} is called with more than one input")
         if not images:
             raise NotFusable(Reason.ACTIVATION, f"{kind} works on constants")
@@ -289,6 +267,8 @@ def layer_rule(layer: Any, spatial_rank: int | None = None) -> Rule | None:
         if type(layer)._conv_forward is not convolution._conv_forward:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"{kind} has arithmetic of its own")
         return ConvStep(conv_of(layer))
+    if isinstance(layer, tuple(TRANSPOSED)):
+        return ConvStep(conv_of(layer))
     name, attributes = next((v for k, v in LAYERS.items() if isinstance(layer, k)), ("", ""))
     if not name:
         raise _not_known(kind)
@@ -302,7 +282,9 @@ def layer_rule(layer: Any, spatial_rank: int | None = None) -> Rule | None:
 
 
 def conv_of(layer: Any) -> Layer:
-    """The record of an nn.Conv1d, 2d or 3d, or nn.Linear (a parametrized one as it computes).
+    """The record of a convolution, transposed or not, or of an nn.Linear.
+
+    Of a parametrized one it is that of its effective weight.
 
     Raises NotFusable for settings that fit no layer of its axes.
     """
@@ -312,6 +294,9 @@ def conv_of(layer: Any) -> Layer:
         weight = layer.weight
     if isinstance(layer, nn.Linear):
         return Conv(weight, layer.bias, (), (), ())
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        settings = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+        return rules.conv_transpose(Image(), weight, layer.bias, *settings).layer
     whole = isinstance(layer.padding, str) or len(layer.padding) == weight.ndim - 2
     if layer.padding_mode != "zeros" and not whole:
         # Torch takes one number for all axes here only where it pads with zeros.

@@ -13,8 +13,9 @@ from torch.fx.graph_module import _forward_from_src
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from acfuse.graph import copies
-from acfuse.graph.calls import Call, is_list, is_same
+from acfuse.graph.calls import Call, is_same
 from acfuse.graph.combination import Move
+from acfuse.graph.fx_asserts import assert_arguments, assert_axes
 from acfuse.graph.fx_read import metadata_only
 from acfuse.graph.images import as_rows
 from acfuse.graph.own_code import names_in_forward
@@ -151,13 +152,6 @@ def _is_done(self: nn.Module, *_: Any, **__: Any) -> None:
     """Nothing: this module is fused."""
 
 
-@dataclass(frozen=True)
-class Rank:
-    """What stands for a tensor of which the number of axes matters."""
-
-    axes: int
-
-
 @torch.jit.unused
 def taken_up(*_: Any, **__: Any) -> Any:
     """What a module has for a forward whose layers are run by the forward around it.
@@ -171,14 +165,6 @@ def taken_up(*_: Any, **__: Any) -> Any:
 
 
 NewLayer = tuple[str, str, nn.Module] | tuple[str, None, None]
-
-
-@dataclass(frozen=True)
-class Several:
-    """That an argument is a list (or tuple) of so many tensors."""
-
-    kind: type
-    count: int
 
 
 EMPTY: Mapping[str, Any] = {}
@@ -226,7 +212,7 @@ def rewrite_module(
             if not node.users:
                 twin.erase_node(node)
     layers = {name: layer for s in regions.values() for _, name, layer in s if name and layer}
-    _assert_arguments(module, twin, fixed)
+    assert_arguments(module, twin, fixed)
     used = {*_used_targets(twin), *keep}
     _exchange(module, before - used, used, layers)
     add_constants(module, twin)
@@ -254,67 +240,12 @@ def add_constants(module: nn.Module, graph: fx.Graph) -> None:
             vars(module)[str(node.target)] = node.meta["constant"]
 
 
-def can_be_asserted(value: object) -> bool:
-    """Whether equality tells that an argument is what it was when the forward was read."""
-    try:
-        return is_same(copy.deepcopy(value), value)
-    except Exception:
-        return False
-
-
-def _assert_arguments(module: nn.Module, graph: fx.Graph, fixed: Mapping[str, object]) -> None:
-    """Asserts that arguments which are no tensors are what they were when the forward was read."""
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    if not placeholders:
-        return
-    with graph.inserting_before(placeholders[-1].next):
-        for node in placeholders:
-            if node.target not in fixed:
-                continue
-            value: Any = fixed[str(node.target)]
-            message = f"{node.target} was {value!r} when this module was fused"
-            if isinstance(value, Rank):
-                _assert_axes(graph, node, value.axes)
-                continue
-            if isinstance(value, Several):
-                given = (node, value.kind.__name__, value.count)
-                holds = graph.call_function(is_list, given)
-                message = f"{node.target} was a {given[1]} of {given[2]} when this module was fused"
-            elif value is torch.Tensor:
-                holds = graph.call_function(torch.is_tensor, (node,))
-                message = f"{node.target} was a tensor when this module was fused"
-            elif value is None:
-                holds = graph.call_function(operator.is_, (node, value))
-            elif type(value) in PLAIN:
-                node.type = type(value)
-                # Of what is equal, False, 0 and 0.0 are told apart so; torch.jit can do it as well.
-                spelled = graph.call_function(str, (node,)), graph.call_function(str, (value,))
-                holds = graph.call_function(operator.eq, spelled)
-                graph.call_function(torch._assert, (holds, message))
-                holds = graph.call_function(operator.eq, (node, value))
-            else:  # no constant that a graph could hold
-                vars(module)[f"acfuse_{node.target}"] = value
-                known = graph.get_attr(f"acfuse_{node.target}")
-                holds = graph.call_function(is_same, (node, known))
-            graph.call_function(torch._assert, (holds, message))
-
-
-def _assert_axes(graph: fx.Graph, node: fx.Node, axes: int) -> fx.Node:
-    rank = graph.call_method("dim", (node,))
-    holds = graph.call_function(operator.eq, (rank, axes))
-    message = f"{node.target} had {axes} axes when this module was fused"
-    return graph.call_function(torch._assert, (holds, message))
-
-
 def _enlarge(graph: fx.Graph, image: fx.Node, move: Move) -> fx.Node:
     """Calls what makes an image larger."""
     if move.merged > 1:
         return graph.call_function(nn.functional.pixel_shuffle, (image, *move.settings))
     scale = [*map(float, move.scale)]
     return graph.call_function(nn.functional.interpolate, (image,), {"scale_factor": scale})
-
-
-PLAIN = (bool, int, float, str)
 
 
 def _insert(
@@ -331,7 +262,7 @@ def _insert(
     if axes is not None:
         with graph.inserting_before(last.next):
             for source in {source: None for source, _ in terms}:
-                last = _assert_axes(graph, source, axes)
+                last = assert_axes(graph, source, axes)
     for source, name in terms:
         value = source
         if name is not None:

@@ -157,13 +157,13 @@ def inverse(perm: Perm) -> Perm:
 
 def _conv(place: Place) -> Made:
     given, transposed = place.attributes, place.node.op_type == "ConvTranspose"
-    weight = place.numbers(1)
-    bias = place.numbers(2) if place.has(2) else None
+    weight, bias = place.numbers(1), place.numbers(2) if place.has(2) else None
     rank = max(weight.ndim - 2, 0)
     stride, dilation = (_per_axis(given, key, rank) for key in ("strides", "dilations"))
-    if transposed and ("output_shape" in given or _auto_pad(given).startswith("SAME")):
+    same = _auto_pad(given).startswith("SAME")  # it tells no size before opset 11
+    if transposed and ("output_shape" in given or (same and place.around.opset < 11)):
         raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution of a stated output size")
-    padding = _padding(given, stride)
+    padding = _padding(given, (1,) * rank if transposed else stride)
     more = _per_axis(given, "output_padding", rank, default=0)
     settings = (stride, padding, dilation, transposed, more, given.get("group", 1))
     return rules.apply("convolution", place.image(), weight, bias, *settings)

@@ -91,23 +91,38 @@ def _given(image: Tensor, steps: OnnxSteps, source: str, name: str) -> Any:
 
 
 class ConvTranspose(OpRun):
-    """One of stride 1, by torch: that of onnx's reference implementation fails for groups."""
+    """One by torch: that of onnx's reference implementation fails for groups."""
 
     op_domain = ""
 
     def _run(self, image: Any, weight: Any, bias: Any = None, **settings: Any) -> tuple[Any]:
         axes = weight.ndim - 2
-        pads = settings.get("pads") or [0] * 2 * axes
+        strides, dilations, pads, more = (
+            settings.get(name) or [default] * count
+            for name, default, count in (
+                ("strides", 1, axes),
+                ("dilations", 1, axes),
+                ("pads", 0, 2 * axes),
+                ("output_padding", 0, axes),
+            )
+        )
+        if settings.get("output_shape"):
+            raise ValueError("a ConvTranspose of a stated output size is not run here")
+        if (settings.get("auto_pad") or "NOTSET").startswith("SAME"):  # it gives size * stride
+            whole_taps = [d * (n - 1) + 1 for d, n in zip(dilations, weight.shape[2:], strict=True)]
+            pads = [(n - s) // 2 for n, s in zip(whole_taps, strides, strict=True)] * 2
         whole = TRANSPOSED[axes](
             torch.tensor(image),
             torch.tensor(weight),
-            None if bias is None else torch.tensor(bias),
+            stride=tuple(strides),
             groups=settings.get("group") or 1,
-            dilation=tuple(settings.get("dilations") or [1] * axes),
+            dilation=tuple(dilations),
         )
-        for axis, (before, after) in enumerate(zip(pads[:axes], pads[axes:], strict=True), 2):
-            whole = whole.narrow(axis, before, whole.shape[axis] - before - after)
-        return (whole.numpy(),)
+        ends = [n for i in reversed(range(axes)) for n in (-pads[i], more[i] - pads[axes + i])]
+        cut = F.pad(whole, ends)
+        if bias is not None:
+            cut = cut + torch.tensor(bias).reshape(-1, *[1] * axes)
+        return (cut.numpy(),)
 
 
 def _turned(image: Tensor, perm: Perm) -> Tensor:

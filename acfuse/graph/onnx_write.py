@@ -9,7 +9,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from acfuse.algebra import LinearConv, lower
+from acfuse.algebra import Value, lower
 from acfuse.algebra.lower import ConvLayer
 from acfuse.files.onnx_cost import all_graphs
 from acfuse.graph.combination import IDENTITY, Identity
@@ -24,7 +24,7 @@ Layers = Mapping[str, ConvLayer | Identity]
 
 @dataclass(frozen=True)
 class Placed:
-    """A new Conv of a graph: its numbers, and the names of its weight and bias there.
+    """A new convolution of a graph: its numbers, and the names of its weight and bias there.
 
     Of rows it is a Gemm, or a MatMul and an Add.
     """
@@ -39,7 +39,7 @@ class Placed:
         return weight.t().contiguous() if self.kind == "MatMul" else weight
 
 
-def lowered(kernels: Mapping[str, LinearConv | Identity], like: torch.dtype) -> Layers:
+def lowered(kernels: Mapping[str, Value | Identity], like: torch.dtype) -> Layers:
     """The layers of a region, their weights rounded once, to `like`.
 
     Asymmetric pads are ONNX's own. Raises NotFusable if a number is too large for the dtype.
@@ -57,7 +57,7 @@ def put_back(
     model: onnx.ModelProto,
     opset: int,
 ) -> list[Placed]:
-    """Rewrites a graph of a model in place: each region's output is made by new Conv nodes.
+    """Rewrites a graph of a model in place: each region's output is made by new convolutions.
 
     The new layers are given back, in order. Nodes that nothing reads any more are left to `sweep`.
     """
@@ -86,6 +86,29 @@ def put_back(
                     helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
                 )
     return [placed for writer in writers for placed in writer.placed]
+
+
+def operator_of(layer: ConvLayer) -> str:
+    """The operator that computes a layer."""
+    return "ConvTranspose" if layer.transposed else "Conv"
+
+
+def attributes(layer: ConvLayer, kind: str) -> dict[str, Any]:
+    """Those of the operator that it is. What a transposed one adds is `output_padding`."""
+    if kind in ("Gemm", "MatMul"):
+        return {"transB": 1} if kind == "Gemm" else {}
+    befores, afters = ([*side] for side in zip(*layer.pads, strict=True))
+    settings = {
+        "kernel_shape": [*layer.weight.shape[2:]],
+        "strides": [*layer.stride],
+        "pads": befores + afters,
+        "dilations": [*layer.dilation],
+        "group": layer.groups,
+    }
+    if layer.transposed:
+        settings["pads"] = befores + [max(n, 0) for n in afters]
+        settings["output_padding"] = [max(-n, 0) for n in afters]
+    return settings
 
 
 class _Names:
@@ -125,7 +148,7 @@ class _Writer:
         self.placed: list[Placed] = []
 
     def write(self, layers: Layers) -> None:
-        """One Conv for each source, their sum, and the order of axes that the output had."""
+        """One convolution for each source, their sum, and the order of axes that the output had."""
         output = self.region.output
         order = self.steps.views[output][output]
         target = self.names.free(f"{output}_image") if order else output
@@ -139,7 +162,7 @@ class _Writer:
             if layer.stride:
                 self._conv(layer, read, result)
             elif self.steps.ranks.get(source) == 2:
-                self._matrix("Gemm", layer, read, result, transB=1)
+                self._matrix("Gemm", layer, read, result)
             else:
                 result = self.names.free(f"{output}_part")
                 parts.append(self._matrix("MatMul", layer, read, result))
@@ -165,29 +188,19 @@ class _Writer:
         return result
 
     def _conv(self, layer: ConvLayer, source: str, result: str) -> None:
-        placed = self._stored(layer, "Conv")
-        befores, afters = [n for n, _ in layer.pads], [n for _, n in layer.pads]
-        if layer.border != "zeros" and any((*befores, *afters)):
+        placed = self._stored(layer, operator_of(layer))
+        settings = attributes(layer, placed.kind)
+        if layer.border != "zeros" and any(settings["pads"]):
+            befores, afters = zip(*layer.pads, strict=True)
             source = self._padded(source, [0, 0, *befores, 0, 0, *afters], MODES[layer.border])
-            befores = afters = [0] * len(befores)
-        self._node(
-            "Conv",
-            [source, placed.weight, placed.bias],
-            result,
-            kernel_shape=list(layer.weight.shape[2:]),
-            strides=list(layer.stride),
-            pads=befores + afters,
-            dilations=list(layer.dilation),
-            group=layer.groups,
-        )
+            settings["pads"] = [0] * len(settings["pads"])
+        self._node(placed.kind, [source, placed.weight, placed.bias], result, **settings)
 
-    def _matrix(
-        self, kind: str, layer: ConvLayer, source: str, result: str, **settings: Any
-    ) -> str:
+    def _matrix(self, kind: str, layer: ConvLayer, source: str, result: str) -> str:
         """A matrix for each row; gives the name of its bias."""
         placed = self._stored(layer, kind)
         bias = [placed.bias] if kind == "Gemm" else []
-        self._node(kind, [source, placed.weight, *bias], result, **settings)
+        self._node(kind, [source, placed.weight, *bias], result, **attributes(layer, kind))
         return placed.bias
 
     def _stored(self, layer: ConvLayer, kind: str) -> Placed:

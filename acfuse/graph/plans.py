@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
-from math import prod
 
 from acfuse.algebra import Conv, Pad
 from acfuse.errors import NotFusable, Reason
@@ -183,7 +182,7 @@ def _made(rule: Rule, taken: Sequence[Option]) -> dict[str, Cost]:
     """What is computed for the options that were taken, per pixel of what the rule makes."""
     match rule:  # how many pixels of what it reads a rule takes for one of what it makes
         case ConvStep(layer):
-            pixels = Fraction(prod(layer.geometry.stride))
+            pixels = layer.geometry.pixels
         case LinearSubmodule():
             pixels = Fraction(rule.pixels)
         case Moved(move):
@@ -201,15 +200,15 @@ def cost_of(value: LinearCombination) -> Cost:
     """What the convolutions of a value and their additions cost."""
     solid = [term for term in value.values() if not isinstance(term, Identity)]
     operations = CONVOLUTION * len(solid) + len(value) - 1
-    weights = sum(geometry_of(t).multiply_adds for t in solid)  # each is used once for a pixel
-    return weights, operations, weights
+    costs = [geometry_of(term).multiply_adds for term in solid]
+    return sum(costs), operations, sum(geometry_of(term).weights for term in solid)
 
 
 def _standing_cost(rule: Rule) -> Cost:
     """What a step costs that is kept as it is."""
     match rule:
         case ConvStep(layer):
-            weights = layer.multiply_adds if isinstance(layer, Conv) else 0
+            weights = layer.weights if isinstance(layer, Conv) else 0
             return layer.multiply_adds, 1 if isinstance(layer, Pad) else CONVOLUTION, weights
         case PerChannel(by):
             return by.multiply_adds, 1, 0

@@ -7,14 +7,14 @@ From the values that something else needs, the cheapest options (`plans`) are re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from math import ceil, prod
+from math import ceil
 
 import torch
 
-from acfuse.algebra import Conv, Geometry, LinearConv
+from acfuse.algebra import Conv, Planned, Value
 from acfuse.graph.combination import IDENTITY, Identity, LinearCombination
 from acfuse.graph.explain import explain
-from acfuse.graph.plans import Option, Plan, cost_of, plans_of, roots_of
+from acfuse.graph.plans import Number, Option, Plan, cost_of, plans_of, roots_of
 from acfuse.graph.slices import split_layers, with_parts
 from acfuse.graph.steps import (
     Combiner,
@@ -95,14 +95,14 @@ def planned(graph: Graph, region: Region) -> LinearCombination:
     return _combined(graph, region, numbers=False)
 
 
-def kernels(graph: Graph, region: Region) -> dict[str, LinearConv | Identity]:
+def kernels(graph: Graph, region: Region) -> dict[str, Value | Identity]:
     """The convolution of each source, in float64 (`IDENTITY` where the source is added as is).
 
     One bias is enough: the first convolution has it.
     """
     value = _combined(graph, region, numbers=True)
-    terms = {s: t for s, t in value.items() if not isinstance(t, Geometry)}
-    solid = {s: t for s, t in terms.items() if isinstance(t, LinearConv)}
+    terms = {s: t for s, t in value.items() if not isinstance(t, Planned)}
+    solid = {s: t for s, t in terms.items() if isinstance(t, Value)}
     if len(solid) < 2:
         return terms
     bias = torch.stack([t.bias for t in solid.values()]).sum(0)
@@ -111,10 +111,10 @@ def kernels(graph: Graph, region: Region) -> dict[str, LinearConv | Identity]:
     return terms | {s: solid[s].without_shift() for s in others}
 
 
-def kernel_of(graph: Graph, region: Region, source: str) -> LinearConv:
+def kernel_of(graph: Graph, region: Region, source: str) -> Value:
     """That of one source, which is not added as it is."""
     value = kernels(graph, region)[source]
-    assert isinstance(value, LinearConv)
+    assert isinstance(value, Value)
     return value
 
 
@@ -134,12 +134,11 @@ def as_layer(graph: Graph) -> LinearSubmodule | None:
     inputs = frozenset(graph.inputs)
     if not inputs >= set(plan.full.value):
         return None
-    solid = [t for t in plan.full.value.values() if isinstance(t, Geometry)]
+    solid = [t for t in plan.full.value.values() if isinstance(t, Planned)]
     return LinearSubmodule(
         graph,
         cost=Fraction(plan.best.price[0]),
-        pixels=max((Fraction(prod(t.stride)) for t in solid), default=Fraction(1))
-        * plan.full.value.pixels,
+        pixels=max((t.pixels for t in solid), default=Fraction(1)) * plan.full.value.pixels,
         weights=plan.best.weights,
         has_convolution=any(s.is_convolution for s in graph.absorbed(graph.output, inputs)),
     )
@@ -171,6 +170,7 @@ def _region(graph: Graph, output: str, option: Option) -> Region:
     steps = [*graph.absorbed(output, frozenset(option.value))]
     solid = sum(not isinstance(term, Identity) for term in option.value.values())
     before = sum(step.is_convolution for step in steps)
+    cost, _, weights = cost_of(option.value)
     added = sum(len(s.rule.signs) - 1 for s in steps if isinstance(s.rule, Sum))
     saves = before > solid or (0 < before == solid and added > len(option.value) - 1)
     # Or as many convolutions of fewer weights: what went around an activation goes beside it.
@@ -182,7 +182,8 @@ def _region(graph: Graph, output: str, option: Option) -> Region:
         frozenset(step.value for step in steps),
         is_block=saves,
         convolutions=(sum(map(_convolutions, steps)), solid),
-        multiply_adds=(sum(map(_multiply_adds, steps)), ceil(cost_of(option.value)[0])),
+        multiply_adds=(ceil(sum(map(_multiply_adds, steps))), ceil(cost)),
+        weights=weights,
     )
 
 
@@ -196,7 +197,7 @@ def _convolutions(step: Step) -> int:
     return 0
 
 
-def _multiply_adds(step: Step) -> int:
+def _multiply_adds(step: Step) -> Number:
     """What the layers of a step cost, per pixel of what each of them makes."""
     match step.rule:
         case ConvStep(layer):

@@ -41,6 +41,7 @@ BORDERS: dict[str, Border] = {
     "constant": "zeros",
     **{border: border for border in get_args(Border)},
 }
+SAME = ("same", "same_lower")  # the words for pads that keep the size of an image
 
 
 def apply(name: str, /, *args: Any, **kwargs: Any) -> tuple[Rule | Parts | None, list[Image]]:
@@ -127,17 +128,25 @@ def conv_transpose(
     input: Image, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
     output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
 ) -> ConvStep:  # fmt: skip
-    """A transposed convolution of stride 1. Shapes: weight [in, out / groups, *kernel]."""
+    """A transposed convolution; with stride 1 the convolution that it is.
+
+    Shapes: weight [in, out / groups, *kernel].
+    """
     size = _kernel_size(weight)
-    if any(s != 1 for s in _per_axis(stride, len(size))):
-        raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution with a stride")
+    stride = _per_axis(stride, len(size))
     if groups < 1 or len(weight) % groups:
         raise NotFusable(Reason.SIZES, f"{len(weight)} channels are not {groups} groups")
     _check_bias(bias, weight.shape[1] * groups)
     dilation = _per_axis(dilation, len(size))
-    pads, more = _pads(padding, size, dilation), _per_axis(output_padding, len(size))
+    more = _per_axis(output_padding, len(size))
+    pads = _pads(padding, size, dilation, stride)
+    if padding in SAME and (any(more) or any(a != b or a < 0 for a, b in pads)):
+        why = "a transposed convolution that cuts off more at one end than at the other"
+        raise NotFusable(Reason.UNKNOWN_LAYER, why)  # which end that is, not all agree on
     crops = tuple((a, b - n) for (a, b), n in zip(pads, more, strict=True))
-    return ConvStep(algebra.transposed_conv(weight.detach(), bias, crops, dilation, groups))
+    if all(s == 1 for s in stride):
+        return ConvStep(algebra.transposed_conv(weight.detach(), bias, crops, dilation, groups))
+    return ConvStep(Conv(weight, bias, stride, crops, dilation, groups, transposed=True))
 
 
 def convolution(
@@ -318,12 +327,21 @@ def _per_axis(value: Any, rank: int) -> tuple[int, ...]:
     return whole
 
 
-def _pads(padding: Any, size: tuple[int, ...], dilation: tuple[int, ...]) -> Pads:
-    """Padding (before, after) per axis, from torch's numbers, from pairs, or by a word."""
+def _pads(
+    padding: Any,
+    size: tuple[int, ...],
+    dilation: tuple[int, ...],
+    enlarged: tuple[int, ...] | None = None,
+) -> Pads:
+    """Padding (before, after) per axis, from torch's numbers, from pairs, or by a word.
+
+    "same" keeps the image's size, or cuts off all but what it is `enlarged` by.
+    """
     if padding == "valid":
         return ((0, 0),) * len(size)
-    if padding in ("same", "same_lower"):  # torch puts the odd one behind
-        whole = [d * (k - 1) for k, d in zip(size, dilation, strict=True)]
+    if padding in SAME:  # torch puts the odd one behind
+        by = enlarged or (1,) * len(size)
+        whole = [d * (k - 1) + 1 - s for k, d, s in zip(size, dilation, by, strict=True)]
         pairs = [(n // 2, n - n // 2) for n in whole]
         return tuple(p if padding == "same" else p[::-1] for p in pairs)
     if isinstance(padding, tuple) and padding and all(map(are_ints, padding)):

@@ -11,7 +11,19 @@ from itertools import accumulate
 
 import torch
 
-from acfuse.algebra import Affine, AvgPool, Conv, Geometry, LinearConv, Pad, identity
+from acfuse import algebra
+from acfuse.algebra import (
+    Affine,
+    AvgPool,
+    Conv,
+    Geometry,
+    LinearConv,
+    Pad,
+    Planned,
+    Value,
+    chain,
+    identity,
+)
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.combination import Identity, LinearCombination, Move, Operand, together
 
@@ -77,7 +89,7 @@ class LinearSubmodule:
     """A sub-module that is linear as a whole.
 
     `cost` is what it takes after its own fusion, in multiply-adds per pixel that it makes, with so
-    many `weights`; for each of these it reads `pixels`.
+    many `weights`; for each of these it reads `pixels` (less than one, where it enlarges).
     """
 
     graph: "Graph"
@@ -200,6 +212,7 @@ class Region:
     is_block: bool
     convolutions: tuple[int, int]
     multiply_adds: tuple[int, int]
+    weights: int  # of the kernels afterwards
 
     @property
     def adds(self) -> bool:
@@ -222,9 +235,9 @@ def _spread_width(
     axes = axes_of(step.value)
     match step.rule:
         case ConvStep(Conv() as layer):
-            out, per_group, *size = layer.weight.shape
-            known.setdefault(step.reads[0], (per_group * layer.groups, len(size)))
-            known.setdefault(step.value, (out, len(size)))
+            own = layer.geometry
+            known.setdefault(step.reads[0], (own.in_channels, len(own.axes)))
+            known.setdefault(step.value, (own.out_channels, len(own.axes)))
         case ConvStep() | PerChannel(like_image=True):
             if isinstance(step.rule, PerChannel) and step.rule.by.channels and axes is not None:
                 known.setdefault(step.value, (step.rule.by.channels, axes))
@@ -273,9 +286,9 @@ def _spread_width(
             pass
 
 
-def geometry_of(value: Geometry | LinearConv) -> Geometry:
+def geometry_of(value: Planned | Value) -> Planned:
     """The geometry of a planned or computed value."""
-    return value if isinstance(value, Geometry) else value.geometry
+    return value if isinstance(value, Planned) else value.geometry
 
 
 def planned_rule(rule: Rule | None) -> Rule | None:
@@ -355,12 +368,13 @@ class Combiner:
         if read.moves and isinstance(record, Conv):  # the sources have their channels elsewhere
             record = record.pointwise(self._axes(read))
         layer = record.linear() if self.numbers else record.geometry
-        layer = layer.repeated(read.merged)
+        if isinstance(layer, Geometry | LinearConv):  # else nothing was moved
+            layer = layer.repeated(read.merged)
         result: dict[str, Operand] = {}
         for source, term in read.items():
             if isinstance(term, Identity) and len(read) > 1:
                 term = self._written(source, term)  # of a known width, or refused
-            result[source] = layer if isinstance(term, Identity) else term.then(layer)  # type: ignore[arg-type]
+            result[source] = layer if isinstance(term, Identity) else chain(term, layer)  # type: ignore[arg-type]
             layer = layer.without_shift()  # the bias belongs to one of the terms only
         return read.with_terms(result)
 
@@ -381,7 +395,7 @@ class Combiner:
             for source, term in signed.items():
                 if source in result:
                     a, b = self._written(source, result[source]), self._written(source, term)
-                    term = a + b  # type: ignore[operator]
+                    term = algebra.added(a, b)  # type: ignore[arg-type]
                 result[source] = term
         whole = together(read).with_terms(result)
         if any(move.scale for move in whole.moves) and len(whole) > 1:
@@ -423,16 +437,16 @@ class Combiner:
             rank = len(geometry_of(written).axes)
             if not self.numbers:  # as large a matrix for every part would cost the cube of them
                 taken = Geometry.pointwise(total, width, rank).repeated(read.merged)
-                result[source] = written.then(taken)  # type: ignore[arg-type]
+                result[source] = chain(written, taken)  # type: ignore[arg-type]
                 continue
             weight = torch.zeros(total, width, *[1] * rank, dtype=torch.float64)
             weight[torch.arange(start, start + len(channels)), torch.tensor(channels).long()] = 1.0
-            ones, none = (1,) * rank, ((0, 0),) * rank
-            matrix = Conv(weight, None, ones, none, ones, 1).linear().repeated(read.merged)
-            result[source] = written.then(matrix)  # type: ignore[arg-type]
+            geometry = Geometry.pointwise(total, width, rank)
+            matrix = LinearConv(weight, weight.new_zeros(total), geometry).repeated(read.merged)
+            result[source] = chain(written, matrix)  # type: ignore[arg-type]
         return read.with_terms(result)
 
-    def _written(self, source: str, term: Operand) -> Geometry | LinearConv:
+    def _written(self, source: str, term: Operand) -> Planned | Value:
         """A term as a convolution, the identity as well."""
         if not isinstance(term, Identity):
             return term

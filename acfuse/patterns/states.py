@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from acfuse.algebra import LinearConv, lower
+from acfuse.algebra import Value, lower
 from acfuse.errors import NotFusable
 from acfuse.findings import Block
 from acfuse.patterns.pattern import Pattern
@@ -78,7 +78,7 @@ def is_half_fused(pattern: Pattern, patterns: Sequence[Pattern]) -> bool:
 
 
 def difference_of_stored(
-    tensors: Mapping[str, Tensor], name: str, multiply: Callable[[], LinearConv], dtype: torch.dtype
+    tensors: Mapping[str, Tensor], name: str, multiply: Callable[[], Value], dtype: torch.dtype
 ) -> float | None:
     """How much a fused convolution that lies beside its branches differs from them.
 

@@ -24,7 +24,10 @@ class Linear:
     def then(self, layer: Layer) -> "Linear":
         if not isinstance(layer, Affine):
             before = self.solid(layer.geometry.in_channels, len(layer.geometry.axes))
-            return Linear(layer.linear() if self.is_input else before.then(layer.linear()))
+            own = layer.linear()
+            if not isinstance(own, LinearConv):
+                raise NotFusable(Reason.ASSUMPTION, "no pattern has a transposed convolution")
+            return Linear(own if self.is_input else before.then(own))
         if self.conv is not None:
             return Linear(layer.of(self.conv))
         if self.by is None:

@@ -16,10 +16,19 @@ from torch import Tensor
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from acfuse.algebra import Axis, Geometry, LinearConv
+from acfuse.algebra import Adjoint, AdjointGeometry, Planned, Value
+from acfuse.algebra.adjoint import by_output
 from acfuse.errors import InputError
 from acfuse.findings import Block, Run
-from acfuse.proof.impulses import NOISE, Claims, image_size, read_out, room_for, unit_in_last_place
+from acfuse.proof.impulses import (
+    NOISE,
+    Claims,
+    fitting,
+    image_size,
+    read_out,
+    room_for,
+    unit_in_last_place,
+)
 from acfuse.system.escape import one_line
 
 ULP_LIMIT = 0.51
@@ -52,7 +61,7 @@ class Certificate:
 
 
 def certify(
-    block: Block, stored: Sequence[LinearConv | None], *, exhaustive: bool = False
+    block: Block, stored: Sequence[Value | None], *, exhaustive: bool = False
 ) -> Certificate:
     """Compares the convolutions that are stored for a block with what its layers compute.
 
@@ -63,9 +72,9 @@ def certify(
     where, run = block.label, block.reference()
     count = sum(s.kernel.numel() + s.bias.numel() for s in stored if s is not None)
     geometries = [s.geometry if s is not None else None for s in stored]
-    room = room_for(run, geometries)
-    probes = list(_probes(stored, seed=0, room=room))
     try:
+        room = room_for(run, geometries)
+        probes = list(_probes(stored, seed=0, room=room))
         first = run(*probes[0])
     except RuntimeError as failure:
         why = f"its layers cannot be run ({one_line(failure, 200)})"
@@ -73,15 +82,18 @@ def certify(
     again = (first - run(*probes[0])).abs().max() / first.abs().max().clamp_min(1e-300)
     if not float(again) <= BLOCK_LIMIT:  # threads may add in another order
         return Certificate(where, math.inf, math.inf, count, fault="two runs of it differ")
-    claims = None if exhaustive else Claims(block.terms, geometries, block.dtype)
-    exact = read_out(run, geometries, room, claims)
-    error, fault = 0.0, ""
-    for images in probes:
-        given, expected = run(*images), apply(exact, images)
+    answers = [run(*images) for images in probes]
+    for images, given in zip(probes, answers, strict=True):
+        expected = apply(stored, images)
         if given.shape != expected.shape:
             sizes = f"{tuple(given.shape[2:])} and {tuple(expected.shape[2:])}"
             fault = f"outputs of {sizes} for inputs of {tuple(images[0].shape[2:])}: padding?"
             return Certificate(where, math.inf, math.inf, count, fault=fault)
+    claims = None if exhaustive else Claims(block.terms, geometries, block.dtype)
+    exact = read_out(run, geometries, room, claims)
+    error, fault = 0.0, ""
+    for images, given in zip(probes, answers, strict=True):
+        expected = apply(exact, images)
         difference = (given - expected).abs().nan_to_num(nan=math.inf)
         error = max(error, float(difference.max()) / max(float(given.abs().max()), 1e-300))
         fault = fault or _fault_in_a_channel(run, images, given, difference)
@@ -160,18 +172,18 @@ class _Rounded(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return values * (1 + self.unit * steps.double())
 
 
-def apply(values: Sequence[LinearConv | None], images: Sequence[Tensor]) -> Tensor:
+def apply(values: Sequence[Value | None], images: Sequence[Tensor]) -> Tensor:
     """The sum of the convolutions of their images."""
     parts = [image if v is None else v(image) for v, image in zip(values, images, strict=True)]
     return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
 
-def _probes(stored: Sequence[LinearConv | None], seed: int, room: int) -> Sequence[list[Tensor]]:
+def _probes(stored: Sequence[Value | None], seed: int, room: int) -> Sequence[list[Tensor]]:
     """Images of every kind: small and larger, odd and even, H != W, shifted mean, large scale."""
     generator = torch.Generator().manual_seed(seed)
     known = [s.geometry for s in stored if s is not None]
     out = known[0].out_channels
-    least = [max(_least_output(g.axes[i]) for g in known) for i in range(len(known[0].axes))]
+    least = [max(_least_output(g, i) for g in known) for i in range(len(known[0].axes))]
     probes = []
     for extra, batch, mean, scale in (
         ((3, 6, 4), 2, 0.0, 1.0),
@@ -179,7 +191,8 @@ def _probes(stored: Sequence[LinearConv | None], seed: int, room: int) -> Sequen
         ((1, 2, 2), 3, 0.0, 2.0**40),
         ((2, 5, 1), 1, -1.0, 1e-3),
     ):
-        output = [n + e + room for n, e in zip(least, extra, strict=False)]
+        sizes = [n + e + room for n, e in zip(least, extra, strict=False)]
+        output = fitting([s.geometry if s is not None else None for s in stored], sizes)
         images = []
         for s in stored:
             channels = out if s is None else s.geometry.in_channels
@@ -190,8 +203,12 @@ def _probes(stored: Sequence[LinearConv | None], seed: int, room: int) -> Sequen
     return probes
 
 
-def _least_output(axis: Axis) -> int:
+def _least_output(geometry: Planned, place: int) -> int:
     """The size of an output that shows a whole window, and of which the image is no less than 1."""
+    axis = geometry.axes[place]
+    if isinstance(geometry, AdjointGeometry):
+        pixels = -(-axis.taps // axis.stride)  # that meet in one of the output, and one more
+        return max(axis.stride * pixels + axis.taps - axis.before - axis.after, 2)
     window = -(-axis.taps // axis.stride)
     padded = 1 - (axis.taps - axis.before - axis.after - 1) // axis.stride
     return max(window, padded, 2)
@@ -200,18 +217,18 @@ def _least_output(axis: Axis) -> int:
 Noise = Sequence[tuple[Tensor, Tensor] | None]  # of a weight and bias, for each output channel
 
 
-def _usual_noise(exact: Sequence[LinearConv | None]) -> Noise:
+def _usual_noise(exact: Sequence[Value | None]) -> Noise:
     """What float64 sums without much cancellation may be off."""
-    known = [v.kernel.abs().flatten(1).amax(1) for v in exact if v is not None]
+    known = [rows(v).abs().flatten(1).amax(1) for v in exact if v is not None]
     weight = NOISE * torch.stack(known).amax(0)
     return [None if v is None else (weight.clone(), NOISE * v.bias.abs()) for v in exact]
 
 
 def _measured_noise(
     run: Run,
-    geometries: Sequence[Geometry | None],
+    geometries: Sequence[Planned | None],
     room: int,
-    exact: Sequence[LinearConv | None],
+    exact: Sequence[Value | None],
 ) -> Noise:
     """What the layers' own float64 sums may be off, where their terms cancel."""
     noise, again = _usual_noise(exact), rounded(run)
@@ -220,7 +237,7 @@ def _measured_noise(
         for own, true, moved in zip(noise, exact, values, strict=True):
             if own is None or true is None or moved is None:
                 continue
-            weight = (moved.kernel - true.kernel).abs().flatten(1).amax(1)
+            weight = (rows(moved) - rows(true)).abs().flatten(1).amax(1)
             bias = (moved.bias - true.bias).abs()
             for floor, change in zip(own, (weight, bias), strict=True):
                 torch.maximum(floor, OWN_FACTOR * change, out=floor)
@@ -238,8 +255,8 @@ class _Worst:
 
 
 def _worst_ulp(
-    exact: Sequence[LinearConv | None],
-    stored: Sequence[LinearConv | None],
+    exact: Sequence[Value | None],
+    stored: Sequence[Value | None],
     block: Block,
     noise: Noise,
 ) -> _Worst:
@@ -252,7 +269,7 @@ def _worst_ulp(
     for true, have, term, own in zip(exact, stored, block.terms, noise, strict=True):
         if true is None or have is None or own is None:
             continue
-        pairs = ((true.kernel, have.kernel), (true.bias, have.bias))
+        pairs = ((rows(true), rows(have)), (true.bias, have.bias))
         for name, (a, b), floor in zip(("weight", "bias"), pairs, own, strict=True):
             floor = floor.reshape(-1, *[1] * (a.ndim - 1))
             beyond = ((a - b).abs() - floor).clamp_min(0)
@@ -262,18 +279,33 @@ def _worst_ulp(
             bad = by_channel | bad if len(bad) else by_channel
             largest = float(distance.max())
             if largest > worst or not place:
-                place = named_weight(f"{term.name}.{name}", int(distance.argmax()), a, b)
+                at = unravel(int(distance.argmax()), tuple(a.shape))
+                place = named_weight(f"{term.name}.{name}", _stored_at(at, have), a[at], b[at])
             worst = max(worst, largest)
     return _Worst(worst, wrong, place, (int(bad.sum()), len(bad)))
 
 
-def named_weight(name: str, index: int, exact: Tensor, stored: Tensor) -> str:
+def rows(value: Value, kernel: Tensor | None = None) -> Tensor:
+    """Its kernel (or one like it) with the output channels first: [out, in / groups, *taps]."""
+    kernel = value.kernel if kernel is None else kernel
+    return by_output(kernel, value.groups) if isinstance(value, Adjoint) else kernel
+
+
+def _stored_at(at: tuple[int, ...], value: Value) -> tuple[int, ...]:
+    """Where the number of a place among the rows is stored."""
+    if len(at) == 1 or not isinstance(value, Adjoint):
+        return at
+    out, slot, *tap = at
+    per_group = value.kernel.shape[1]
+    return out // per_group * (len(value.kernel) // value.groups) + slot, out % per_group, *tap
+
+
+def named_weight(name: str, at: Sequence[int], exact: Tensor, stored: Tensor) -> str:
     """One stored number, with what was expected there."""
-    at = _unravel(index, tuple(exact.shape))
-    return f"{name}{list(at)} is {stored[at]:.7g}, expected {exact[at]:.7g}"
+    return f"{name}{list(at)} is {stored:.7g}, expected {exact:.7g}"
 
 
-def _unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+def unravel(index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     place: list[int] = []
     for n in reversed(shape):
         place.append(index % n)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from acfuse.errors import Reason
 from acfuse.findings import Block, Findings, Refused
 from acfuse.graph.copies import copied
-from acfuse.graph.fx_write import Rank
+from acfuse.graph.fx_asserts import Rank
 from acfuse.proof.leaves import as_numbers
 from acfuse.proof.witness import Given, difference
 from acfuse.system.escape import one_line

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acfuse.algebra import LinearConv
+from acfuse.algebra import Value
 from acfuse.findings import Block, Run
 from acfuse.graph.fx_read import is_convolution, is_norm
-from acfuse.proof.certificate import ULP_LIMIT
+from acfuse.proof.certificate import ULP_LIMIT, rows
 from acfuse.proof.impulses import read_out, unit_in_last_place
 
 Mistake = Callable[[nn.Module], None]
@@ -28,7 +28,7 @@ OTHER_EPS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 def diagnose(
     block: Block,
-    stored: Sequence[LinearConv | None],
+    stored: Sequence[Value | None],
     module: nn.Module,
     rerun: Callable[[nn.Module], Run],
     slack: Sequence[Tensor] | None = None,
@@ -54,7 +54,7 @@ def diagnose(
 
 def _by_other_factors(
     block: Block,
-    stored: Sequence[LinearConv | None],
+    stored: Sequence[Value | None],
     module: nn.Module,
     rerun: Callable[[nn.Module], Run],
     slack: Sequence[Tensor] | None,
@@ -80,7 +80,9 @@ def _by_other_factors(
     nearest = (of_arms @ factors).squeeze(2)
     room = have.abs().amax(1, keepdim=True) * OTHER_FACTORS * torch.finfo(block.dtype).eps
     if slack:
-        room = room + torch.cat([most.flatten(1) for most in slack[::2]], 1)
+        solid = [value for value in stored if value is not None]
+        most = [rows(*pair).flatten(1) for pair in zip(solid, slack[::2], strict=True)]
+        room = room + torch.cat(most, 1)
     if bool(((exact - have).abs() <= room).all()):  # the kernels are right as they are
         return ""
     if not bool(((nearest - have).abs() <= room).all()):
@@ -88,12 +90,12 @@ def _by_other_factors(
     return "BatchNorm statistics or factors that are not the file's, as those of training mode are"
 
 
-def _kernels(values: Sequence[LinearConv | None]) -> Tensor:
-    return torch.cat([v.kernel.flatten(1) for v in values if v is not None], 1)
+def _kernels(values: Sequence[Value | None]) -> Tensor:
+    return torch.cat([rows(v).flatten(1) for v in values if v is not None], 1)
 
 
 def diagnose_numbers(
-    block: Block, stored: Sequence[LinearConv | None], slack: Sequence[Tensor] | None = None
+    block: Block, stored: Sequence[Value | None], slack: Sequence[Tensor] | None = None
 ) -> str:
     """Mistakes that the numbers tell by themselves, whatever the block was found in."""
     exact = read_out(block.reference(), [s.geometry if s is not None else None for s in stored])
@@ -226,8 +228,8 @@ def _near(exact: Tensor, stored: Tensor, dtype: torch.dtype, slack: Tensor | flo
 
 
 def _same(
-    values: Sequence[LinearConv | None],
-    stored: Sequence[LinearConv | None],
+    values: Sequence[Value | None],
+    stored: Sequence[Value | None],
     dtype: torch.dtype,
     slack: Sequence[Tensor] | None,
 ) -> bool:

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from acfuse.algebra import LinearConv
+from acfuse.algebra import Value
 from acfuse.findings import Block, Run
-from acfuse.proof.certificate import Certificate, named_weight, rounded
+from acfuse.proof.certificate import Certificate, named_weight, rounded, unravel
 from acfuse.proof.faults import OTHER_EPS
 from acfuse.proof.impulses import read_out, room_for
 
@@ -29,7 +29,7 @@ DRAWS, FACTOR = 12, 4  # a cancelling sum may be off by so many times the larges
 SURE, MANY = 4.0, 8  # so much nearer to those of another eps, in so many channels: it is that one
 ALIKE = 1.5  # errors that tell no eps from another
 
-Stored = Sequence[LinearConv | None]
+Stored = Sequence[Value | None]
 Anew = Callable[[Block, float], Run | None]  # the layers of a block with another BatchNorm eps
 
 
@@ -124,9 +124,9 @@ def _judged(certificate: Certificate, block: Block, parts: Sequence[Allowed]) ->
     if not beyond:
         return replace(certificate, fault="", folded=dtype)
     worst = max(parts, key=lambda part: float(part.worst))
-    at = int(worst.off(worst.exact).argmax())
+    at = unravel(int(worst.off(worst.exact).argmax()), tuple(worst.exact.shape))
     fault = f"{beyond} of {certificate.weights} weights are wrong, further off than folding in "
-    fault += f"{dtype} explains; {named_weight(worst.name, at, worst.exact, worst.stored)}"
+    fault += f"{dtype} explains; {named_weight(worst.name, at, worst.exact[at], worst.stored[at])}"
     return replace(certificate, fault=fault, folded=dtype)
 
 

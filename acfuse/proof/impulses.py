@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acfuse.algebra import Axis, Geometry, LinearConv
+from acfuse.algebra import AdjointGeometry, Axis, Geometry, LinearConv, Planned, Value, adjoint_of
+from acfuse.algebra.adjoint import by_output
 from acfuse.algebra.linear_conv import on_axes
 from acfuse.findings import Run, Term
 
@@ -30,16 +31,19 @@ SURE = 4  # no weight is further off than so many times the worst difference at 
 
 @dataclass(frozen=True)
 class Claims:
-    """The kernels that a map should have, and the dtype in which they are stored."""
+    """The kernels that a map should have, and the dtype in which they are stored.
+
+    Those of transposed convolutions are not asked for: an impulse shows every tap of one at once.
+    """
 
     terms: Sequence[Term]
-    geometries: Sequence[Geometry | None]
+    geometries: Sequence[Planned | None]
     dtype: torch.dtype
 
     def kernel(self, index: int) -> Tensor | None:
         """A claimed kernel, if it has the shape that is stored, and enough channels to matter."""
         geometry = self.geometries[index]
-        if geometry is None or geometry.in_channels // geometry.groups <= FEW:
+        if not isinstance(geometry, Geometry) or geometry.in_channels // geometry.groups <= FEW:
             return None
         value = self.terms[index].value
         fits = value is not None and value.geometry.without_shift() == geometry.without_shift()
@@ -54,7 +58,7 @@ def unit_in_last_place(exact: Tensor, dtype: torch.dtype) -> Tensor:
     return spacing.clamp_min(info.tiny * info.eps)
 
 
-def room_for(run: Run, geometries: Sequence[Geometry | None]) -> int:
+def room_for(run: Run, geometries: Sequence[Planned | None]) -> int:
     """How much larger than the fused kernel asks for an output has to be for the layers to run.
 
     A reflection inside of a block, which the fused convolution does without, needs pixels to show.
@@ -72,10 +76,10 @@ def room_for(run: Run, geometries: Sequence[Geometry | None]) -> int:
 
 def read_out(
     run: Run,
-    geometries: Sequence[Geometry | None],
+    geometries: Sequence[Planned | None],
     room: int = 0,
     claims: Claims | None = None,
-) -> list[LinearConv | None]:
+) -> list[Value | None]:
     """The convolutions that an affine, shift-invariant map is.
 
     One image for each input channel of a group, with one pixel set in every group at once, for
@@ -88,7 +92,7 @@ def read_out(
     solid = [i for i, g in enumerate(geometries) if g is not None]
     output = _impulse_output(geometries, room)
     bias: Tensor | None = None
-    values: list[LinearConv | None] = [None] * len(geometries)
+    values: list[Value | None] = [None] * len(geometries)
     for i in solid:
         geometry = geometries[i]
         assert geometry is not None
@@ -96,6 +100,11 @@ def read_out(
         middle = tuple(n // 2 for n in zero.shape[2:])
         own_bias = zero[0][on_axes(middle)] if bias is None else torch.zeros_like(bias)
         bias = own_bias if bias is None else bias
+        if isinstance(geometry, AdjointGeometry):
+            kernel = _read_spread(run, geometries, i, output, zero)
+            none = kernel.new_zeros(len(kernel))
+            values[i] = adjoint_of(LinearConv(kernel, none, geometry.of), own_bias)
+            continue
         claimed = claims.kernel(i) if claims is not None else None
         if claims is None or claimed is None:
             kernel = _read_kernel(run, geometries, i, output, zero)
@@ -108,7 +117,7 @@ def read_out(
 
 def _confirmed(
     run: Run,
-    geometries: Sequence[Geometry | None],
+    geometries: Sequence[Planned | None],
     index: int,
     output: Sequence[int],
     zero: Tensor,
@@ -148,7 +157,7 @@ def _confirmed(
 
 def _apart(
     run: Run,
-    geometries: Sequence[Geometry | None],
+    geometries: Sequence[Planned | None],
     index: int,
     output: Sequence[int],
     zeros: Tensor,
@@ -160,7 +169,7 @@ def _apart(
     `slots` says which channels of every group these are.
     """
     geometry = geometries[index]
-    assert geometry is not None
+    assert isinstance(geometry, Geometry)
     images = _blank(geometries, output, 1)
     size, groups, count = images[index].shape[2:], geometry.groups, claimed.shape[1]
     generator = torch.Generator().manual_seed(0)
@@ -175,19 +184,46 @@ def _apart(
     return apart.transpose(0, 1).flatten(1).amax(1)
 
 
-def _impulse_output(geometries: Sequence[Geometry | None], room: int) -> list[int]:
+def _impulse_output(geometries: Sequence[Planned | None], room: int) -> list[int]:
     """The size of an output in which an impulse can be seen through every tap, in every phase."""
     known = [g for g in geometries if g is not None]
     outputs = []
     for axes in zip(*(g.axes for g in known), strict=True):
         needed = 1
         for g, a in zip(known, axes, strict=True):
+            if isinstance(g, AdjointGeometry):
+                pixels = _spread_start(a) + 1 + max(-(-a.after // a.stride), 0)
+                needed = max(needed, a.stride * (pixels - 1) + a.taps - a.before - a.after)
+                continue
             last = _impulse_start(a, g.border) + a.stride - 1  # of the pixels that are set
             size = last + 1 + max(a.taps - 1 - a.after, _margin(a, g.border))
             steps = -(-(size + a.before + a.after - a.taps) // a.stride)
             needed = max(needed, steps + 1, (last + a.before) // a.stride + 1)
         outputs.append(needed + room)
-    return outputs
+    return fitting(geometries, outputs)
+
+
+def fitting(geometries: Sequence[Planned | None], output: Sequence[int]) -> list[int]:
+    """The smallest output of at least this size that every transposed convolution can give.
+
+    Raises RuntimeError where there is none: two of them never give outputs of one size.
+    """
+    spread = [g for g in geometries if isinstance(g, AdjointGeometry)]
+    sizes = []
+    for i, least in enumerate(output):
+        axes = [g.axes[i] for g in spread]
+        for n in range(least, least + math.lcm(*(a.stride for a in axes))):
+            if all((n - a.taps + a.before + a.after) % a.stride == 0 for a in axes):
+                sizes.append(n)
+                break
+        else:
+            raise RuntimeError("its branches never give outputs of one size")
+    return sizes
+
+
+def _spread_start(axis: Axis) -> int:
+    """The first pixel of which a transposed convolution cuts nothing off before the image."""
+    return max(-(-axis.before // axis.stride), 0)
 
 
 def _impulse_start(axis: Axis, border: str) -> int:
@@ -200,17 +236,17 @@ def _margin(axis: Axis, border: str) -> int:
     return 0 if border == "zeros" else max(axis.before, axis.after, 0) + 1
 
 
-def image_size(geometry: Geometry, output: Sequence[int]) -> tuple[int, ...]:
+def image_size(geometry: Planned, output: Sequence[int]) -> tuple[int, ...]:
     """The smallest image that gives an output of this size."""
+    spread = isinstance(geometry, AdjointGeometry)
+    ends = ((a.stride, a.taps - a.before - a.after) for a in geometry.axes)
     return tuple(
-        (n - 1) * a.stride + a.taps - a.before - a.after
-        for n, a in zip(output, geometry.axes, strict=True)
+        (n - end) // stride + 1 if spread else (n - 1) * stride + end
+        for n, (stride, end) in zip(output, ends, strict=True)
     )
 
 
-def _blank(
-    geometries: Sequence[Geometry | None], output: Sequence[int], batch: int
-) -> list[Tensor]:
+def _blank(geometries: Sequence[Planned | None], output: Sequence[int], batch: int) -> list[Tensor]:
     out = next(g.out_channels for g in geometries if g is not None)
     images = []
     for g in geometries:
@@ -223,7 +259,7 @@ def _blank(
 
 def _read_kernel(
     run: Run,
-    geometries: Sequence[Geometry | None],
+    geometries: Sequence[Planned | None],
     index: int,
     output: Sequence[int],
     zero: Tensor,
@@ -231,7 +267,7 @@ def _read_kernel(
 ) -> Tensor:
     """A kernel by impulses; with `channels`, those of a group alone, and zeros elsewhere."""
     geometry = geometries[index]
-    assert geometry is not None
+    assert isinstance(geometry, Geometry)
     per_group, groups = geometry.in_channels // geometry.groups, geometry.groups
     taps = tuple(a.taps for a in geometry.axes)
     kernel = torch.zeros(geometry.out_channels, per_group, *taps, dtype=torch.float64)
@@ -258,3 +294,34 @@ def _read_kernel(
                     tap: Any = (slice(None), list(slots), *t)
                     kernel[tap] = answer[on_axes(place)]
     return kernel
+
+
+def _read_spread(
+    run: Run,
+    geometries: Sequence[Planned | None],
+    index: int,
+    output: Sequence[int],
+    zero: Tensor,
+) -> Tensor:
+    """The kernel of a transposed convolution: all that one impulse is spread to."""
+    geometry = geometries[index]
+    assert isinstance(geometry, AdjointGeometry)
+    groups, per_group = geometry.of.groups, geometry.in_channels // geometry.of.groups
+    size, taps = image_size(geometry, output), geometry.of.taps
+    rows = torch.zeros(geometry.out_channels, per_group, *taps, dtype=torch.float64)
+    pixel = tuple(map(_spread_start, geometry.axes))
+    begins = [a.stride * p - a.before for p, a in zip(pixel, geometry.axes, strict=True)]
+    window = tuple(slice(b, b + n) for b, n in zip(begins, taps, strict=True))
+    numbers = max(geometry.in_channels * math.prod(size), zero[0].numel())
+    step = max(1, CHUNK // numbers)
+    for low in range(0, per_group, step):
+        slots = range(low, min(low + step, per_group))
+        images = _blank(geometries, output, len(slots))
+        image = images[index].view(len(slots), groups, per_group, *size)
+        for i, slot in enumerate(slots):
+            image[i, :, slot][on_axes(pixel)] = AMPLITUDE
+        answer = (run(*images) - zero).transpose(0, 1) / AMPLITUDE  # [out, slots, *output]
+        seen = answer[on_axes(window)]
+        there = tuple(slice(n) for n in seen.shape[2:])  # of another size, as much as there is
+        rows[:, slots.start : slots.stop][on_axes(there)] = seen
+    return by_output(rows, groups)

@@ -14,11 +14,11 @@ from onnx import helper, numpy_helper
 from acfuse.files.onnx_cost import all_graphs
 from acfuse.graph.onnx_nodes import Perm, inverse
 from acfuse.graph.onnx_values import NOT_STORED_SINCE
-from acfuse.graph.onnx_write import MODES, Placed, read_anywhere
+from acfuse.graph.onnx_write import MODES, Placed, attributes, read_anywhere
 from acfuse.proof.onnx_program import Walk, fault, found_in_words
 from acfuse.proof.outputs import Check
 
-LAYERS = ("Conv", "Gemm", "MatMul")  # that acfuse writes
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # that acfuse writes
 LEFT_OUT = ("GraphProto.node", "GraphProto.initializer", "GraphProto.value_info")
 
 
@@ -161,25 +161,16 @@ class _Reading:
     def _layer(
         self, node: onnx.NodeProto, placed: Placed, views: Mapping[str, Perm], bias: str
     ) -> Iterator[str]:
-        layer, where = placed.layer, f"node {', '.join(node.output)} ({placed.kind})"
-        given = self._take(node)
-        befores, afters = [n for n, _ in layer.pads], [n for _, n in layer.pads]
+        layer, where = placed.layer, f"node {', '.join(node.output)} ({node.op_type})"
+        given, expected = self._take(node), attributes(layer, placed.kind)
         source = node.input[0]
-        if node.op_type != placed.kind:
-            yield fault(where, node.op_type, placed.kind)
-        if layer.border != "zeros" and any((*befores, *afters)):
+        if layer.border != "zeros" and any(expected.get("pads", ())):
+            befores, afters = zip(*layer.pads, strict=True)
             amounts = [0, 0, *befores, 0, 0, *afters]
             source = self._before_pad(source, MODES[layer.border].encode(), amounts)
-            befores = afters = [0] * len(befores)
-        expected = {
-            "kernel_shape": [*layer.weight.shape[2:]],
-            "strides": [*layer.stride],
-            "pads": befores + afters,
-            "dilations": [*layer.dilation],
-            "group": layer.groups,
-        }
-        if placed.kind != "Conv":
-            expected = {"transB": 1} if placed.kind == "Gemm" else {}
+            expected["pads"] = [0] * len(expected["pads"])
+        if node.op_type != placed.kind:
+            yield fault(f"{where}, operator", node.op_type, placed.kind)
         if node.domain:
             yield fault(f"{where}, domain", node.domain, "none")
         for name in sorted({*given, *expected}):

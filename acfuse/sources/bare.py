@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from acfuse.algebra import LinearConv, lower
+from acfuse.algebra import Value, lower
 from acfuse.errors import InputError, UsageError
 from acfuse.files.nesting import beside
 from acfuse.files.read import read_tensors
@@ -73,9 +73,9 @@ class BareFused(Fused):
     def size(self, inputs: Inputs | None) -> Size:
         return size_of(self.tensors)
 
-    def stored(self, block: Block) -> list[LinearConv | None]:
+    def stored(self, block: Block) -> list[Value | None]:
         trim_heap(sum(self.tensors[f"{name}.weight"].numel() for name in block.names))
-        stored: list[LinearConv | None] = []
+        stored: list[Value | None] = []
         for name, term in zip(block.names, block.terms, strict=True):
             assert term.value is not None
             weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]

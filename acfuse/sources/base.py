@@ -9,7 +9,7 @@ from typing import Any, Self
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from acfuse.algebra import LinearConv
+from acfuse.algebra import Value
 from acfuse.files.records import DEFAULTS, ReadOptions
 from acfuse.files.write import Write
 from acfuse.findings import Block, Findings, Refused, Run, Size
@@ -113,7 +113,7 @@ class Fused(ABC):
         """How large it is."""
 
     @abstractmethod
-    def stored(self, block: Block) -> Sequence[LinearConv | None]:
+    def stored(self, block: Block) -> Sequence[Value | None]:
         """The convolutions of a block as they are stored, in float64 (None: added as it is)."""
 
     @abstractmethod

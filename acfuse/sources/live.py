@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from acfuse.algebra import LinearConv
+from acfuse.algebra import Value
 from acfuse.errors import InputError, UsageError
 from acfuse.files.read import read_tensors
 from acfuse.files.records import Container, ReadOptions
@@ -20,8 +20,10 @@ from acfuse.find import find_in_module
 from acfuse.findings import Block, Findings, Run, Size
 from acfuse.graph.calls import Call
 from acfuse.graph.copies import copied
-from acfuse.graph.fx_read import conv_of, convolutions_of, is_norm
-from acfuse.graph.fx_write import FusedForward, Rank, replaced_layers
+from acfuse.graph.fx_asserts import Rank
+from acfuse.graph.fx_operators import convolutions_of
+from acfuse.graph.fx_read import conv_of, is_norm
+from acfuse.graph.fx_write import FusedForward, replaced_layers
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
 from acfuse.proof import Check, Inputs, Tolerance, diagnose
@@ -157,7 +159,7 @@ class LiveFused(Fused):
     def size(self, inputs: Inputs | None) -> Size:
         return size_of(self.model, self.checkpoint, inputs)
 
-    def stored(self, block: Block) -> list[LinearConv | None]:
+    def stored(self, block: Block) -> list[Value | None]:
         return stored_in(self.model, block)
 
     def compare(
@@ -266,7 +268,7 @@ def _taken_at_their_word(findings: Findings, patterns: Sequence[Pattern]) -> tup
     )
 
 
-def stored_in(model: nn.Module, block: Block) -> list[LinearConv | None]:
+def stored_in(model: nn.Module, block: Block) -> list[Value | None]:
     """The convolutions of a block as they lie in a fused model, in float64."""
     prefix = f"{block.where}." if block.where else ""
     return [

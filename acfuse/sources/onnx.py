@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from acfuse.algebra import LinearConv
+from acfuse.algebra import Value
 from acfuse.errors import AcfuseError, InputError, NotFusable, Reason
 from acfuse.files.onnx_cost import all_graphs, subgraphs
 from acfuse.files.onnx_reading import read_onnx
@@ -26,6 +26,7 @@ from acfuse.graph.onnx_plain import plain
 from acfuse.graph.onnx_read import OnnxSteps, steps_of
 from acfuse.graph.onnx_reference import reference
 from acfuse.graph.onnx_values import (
+    CONVOLUTIONS,
     NOT_STORED_SINCE,
     Constants,
     constants_of,
@@ -155,7 +156,7 @@ class OnnxFused(Fused):
     def size(self, inputs: Inputs | None) -> Size:
         return size_of(self.model)
 
-    def stored(self, block: Block) -> list[LinearConv | None]:
+    def stored(self, block: Block) -> list[Value | None]:
         index = next(i for i, found in enumerate(self.found) if found is block)
         return [p.layer.linear() if p is not None else None for p in self.layers[index]]
 
@@ -426,7 +427,7 @@ def _find_in_graph(
                 None,
                 terms,
                 dtype,
-                Cost(region.convolutions, region.multiply_adds),
+                Cost(region.convolutions, region.multiply_adds, region.weights),
                 tuple(sorted(region.steps)),
                 lambda run=run: run,  # type: ignore[misc]
                 OnnxSite(index, steps, region, layers),
@@ -487,4 +488,4 @@ def size_of(model: onnx.ModelProto) -> Size:
     """How large an ONNX model is."""
     tensors = [t for graph in all_graphs(model.graph) for t in stored_tensors(graph)]
     numbers = sum(int(np.prod(t.dims)) for t in tensors if t.data_type in FLOATS)
-    return Size(count_nodes(model, "Conv"), numbers)
+    return Size(sum(count_nodes(model, kind) for kind in CONVOLUTIONS), numbers)

@@ -23,6 +23,7 @@ from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.read import read_tensors
 from acfuse.files.records import ReadOptions
 from acfuse.graph.onnx_nodes import FLOATS
+from acfuse.graph.onnx_values import CONVOLUTIONS
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.onnx_runtime import answers_in_onnx, compare_onnx, compare_with_onnx
 from acfuse.sources.bare import same_bits
@@ -135,9 +136,10 @@ def _opened(path: Path, read: ReadOptions) -> _File:
             for t in graph.initializer
             if t.data_type in FLOATS
         }
-        nodes = [n for graph in all_graphs(model.graph) for n in graph.node if n.op_type == "Conv"]
-        pairs = [(stored.get(n.input[1]), stored.get((*n.input, "", "")[2])) for n in nodes]
-        found = [_with_bias(w, b) for w, b in pairs if w is not None]
+        graphs = all_graphs(model.graph)
+        nodes = [n for graph in graphs for n in graph.node if n.op_type in CONVOLUTIONS]
+        pairs = [(n, stored.get(n.input[1]), stored.get((*n.input, "", "")[2])) for n in nodes]
+        found = [_with_bias(w, b, _out_channels(n, w)) for n, w, b in pairs if w is not None]
         return _File(path, stored, found, model)
     container, tensors = read_tensors(path, read)
     plain = [
@@ -145,12 +147,18 @@ def _opened(path: Path, read: ReadOptions) -> _File:
         for key, tensor in tensors.items()
         if key.endswith("weight") and tensor.ndim > 2
     ]
-    convolutions = [_with_bias(w, b) for w, b in plain]
+    convolutions = [_with_bias(w, b, len(w)) for w, b in plain]
     return _File(path, tensors, convolutions, is_exported=container.kind == "exported")
 
 
-def _with_bias(weight: Tensor, bias: Tensor | None) -> Weights:
-    return weight, weight.new_zeros(len(weight)) if bias is None else bias
+def _out_channels(node: onnx.NodeProto, weight: Tensor) -> int:
+    """How many channels a convolution gives: transposed, its weight has those of a group second."""
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    return groups * weight.shape[1] if node.op_type == "ConvTranspose" else len(weight)
+
+
+def _with_bias(weight: Tensor, bias: Tensor | None, out: int) -> Weights:
+    return weight, weight.new_zeros(out) if bias is None else bias
 
 
 def _by_numbers(file: _File, fused: Fused, own: InputError | None) -> Held:

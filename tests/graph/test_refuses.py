@@ -364,10 +364,6 @@ LAYERS = {
         Net(lambda m, x: m.b(m.a(x)), a=conv(1, 0, (4, 64)), b=conv(3, 1, (64, 4))),
         Reason.PADDED_MIDDLE,
     ),
-    "transposed_with_a_stride": (
-        two(a=nn.ConvTranspose2d(4, 4, 2, 2), b=nn.ConvTranspose2d(4, 4, 2, 2)),
-        Reason.UNKNOWN_LAYER,
-    ),
     "one_channel": (two(b=conv(1, 0, (4, 1))), Reason.CHANNELS),
     "dense_over_depthwise": (two(a=conv(3, groups=4), b=conv(1)), Reason.COST),
     "dilated_over_dense": (two(a=conv(3, 2, dilation=2), b=conv(3)), Reason.COST),

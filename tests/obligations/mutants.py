@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from acfuse.algebra import geometry
+from acfuse.algebra import adjoint_geometry, geometry
 
-SOURCE = Path(geometry.__file__).read_text(encoding="utf-8")
-LINES = SOURCE.splitlines()
+SOURCES = {
+    module.__name__.rpartition(".")[2]: Path(module.__file__).read_text(encoding="utf-8")
+    for module in (geometry, adjoint_geometry)
+}
 MARK = re.compile(r"# proved: ([a-z, -]+)$")
 
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
@@ -32,33 +34,34 @@ OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "gcd": "min"}
 # What decides no map: limits of memory, costs, and channels of layers that nothing is done to.
 APART = {"reach", "spacing", "lowered_taps", "multiply_adds", "_too_large", "__post_init__",
-         "taps", "stride", "identity", "affine", "without_shift"}  # fmt: skip
+         "taps", "stride", "identity", "affine", "without_shift", "pixels", "weights"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Mutant:
     """One change: where, what it was, what it became; and the obligations named there."""
 
+    source: str
     line: int
     change: str
     tree: ast.Module
     obligations: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.line}: {self.change}"
+        return f"{self.source} {self.line}: {self.change}"
 
     def module(self) -> ModuleType:
-        """The geometry with this change."""
-        module = ModuleType("mutated_geometry")
+        """The source with this change."""
+        module = ModuleType(f"mutated_{self.source}")
         sys.modules[module.__name__] = module  # where dataclasses look for names
-        exec(compile(self.tree, "mutated geometry", "exec"), module.__dict__)
+        exec(compile(self.tree, f"mutated {self.source}", "exec"), module.__dict__)
         return module
 
 
-def marks() -> dict[int, tuple[str, ...]]:
-    """The obligations that each line names, or the comment above it."""
+def marks(source: str) -> dict[int, tuple[str, ...]]:
+    """The obligations that each line of a source names, or the comment above it."""
     found = {}
-    for number, line in enumerate(LINES, start=1):
+    for number, line in enumerate(SOURCES[source].splitlines(), start=1):
         if mark := MARK.search(line):
             alone = line.lstrip().startswith("#")
             found[number + alone] = tuple(mark.group(1).split(", "))
@@ -67,17 +70,18 @@ def marks() -> dict[int, tuple[str, ...]]:
 
 def mutants() -> Iterator[Mutant]:
     """Every change of one operator in code that decides, with what is named nearest around it."""
-    tree, named = ast.parse(SOURCE), marks()
-    nodes = list(_deciding(tree, (), named))
-    for place, (node, obligations) in enumerate(nodes):
-        for change in range(_changes(node)):
-            copy = deepcopy(tree)
-            other, _ = list(_deciding(copy, (), named))[place]
-            told = _told(other)
-            _change(other, change)
-            new = _told(other)
-            ast.fix_missing_locations(copy)
-            yield Mutant(node.lineno, f"{told} -> {new}", copy, obligations)
+    for source, text in SOURCES.items():
+        tree, named = ast.parse(text), marks(source)
+        nodes = list(_deciding(tree, (), named))
+        for place, (node, obligations) in enumerate(nodes):
+            for change in range(_changes(node)):
+                copy = deepcopy(tree)
+                other, _ = list(_deciding(copy, (), named))[place]
+                told = _told(other)
+                _change(other, change)
+                new = _told(other)
+                ast.fix_missing_locations(copy)
+                yield Mutant(source, node.lineno, f"{told} -> {new}", copy, obligations)
 
 
 def _deciding(

@@ -1,4 +1,4 @@
-"""What has to hold of `acfuse/algebra/geometry.py`, one function an obligation.
+"""What has to hold of `geometry.py` and `adjoint_geometry.py`, one function an obligation.
 
 Its docstring is the statement, in words; what it yields are its cases, for a solver. Unless it says
 otherwise, a statement is about all integers: taps, strides, pads of either sign, sizes of images.
@@ -6,7 +6,13 @@ otherwise, a statement is about all integers: taps, strides, pads of either sign
 place and a choice of weights at which no single convolution is.
 """
 
-from tests.obligations import chains, channels, sums, windows
+from tests.obligations import adjoints, chains, channels, sums, windows
 from tests.obligations.stating import Stated
 
-OBLIGATIONS: Stated = {**windows.STATED, **sums.STATED, **chains.STATED, **channels.STATED}
+OBLIGATIONS: Stated = {
+    **windows.STATED,
+    **sums.STATED,
+    **chains.STATED,
+    **channels.STATED,
+    **adjoints.STATED,
+}

@@ -10,11 +10,15 @@ PAGE = Path(__file__).parents[2] / "docs/proofs.md"
 HEAD = """# What is proved of the geometry
 
 Whether a sum or a chain of convolutions is one convolution is decided on integers, in
-`acfuse/algebra/geometry.py`. `make prove` runs these functions themselves on integers that stand
+`acfuse/algebra/geometry.py`, and of transposed ones in `adjoint_geometry.py` beside it. `make
+prove` runs these functions themselves on integers that stand
 for every integer, along every path through them, and asks two solvers (z3, and cvc5 as the second
 opinion) whether the answer agrees with what a convolution is: which pixel each tap of each output
-reads, and how many outputs there are. What is marked "proved" in that file names its statement
+reads, and how many outputs there are. What is marked "proved" in these files names its statement
 here; a test changes each comparison and operator there, and sees the statement refuted.
+
+A sum of transposed convolutions is the adjoint of a sum of convolutions, and a chain that of a
+chain in the other order, whatever the numbers are: so what is proved of those holds for them.
 
 "Exactly if" is both halves: what is accepted is equal, and for what is refused there is an image, a
 place and a choice of weights at which no single convolution is. Where a refusal goes further, the

@@ -466,6 +466,67 @@ def test_becomes_one_convolution(name: str) -> None:
     proved(original, fused, SHAPE)
 
 
+def enlarged(*arms: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Two arms `a` and `c`, and a BatchNormalization behind the first."""
+    return [*arms, node("BatchNormalization", "a g b g p", "n"), node("Sub", "n c", "y")]
+
+
+HALVES = {"strides": [2, 2]}
+ONE_TRANSPOSED = {
+    "two arms": enlarged(
+        node("ConvTranspose", "x t4 b", "a", pads=[1, 1, 1, 1], **HALVES),
+        node("ConvTranspose", "x t2", "c", **HALVES),
+    ),
+    "other pads at either end": enlarged(
+        node("ConvTranspose", "x t4 b", "a", pads=[2, 0, 0, 2], **HALVES),
+        node("ConvTranspose", "x t2", "c", kernel_shape=[2, 2], **HALVES),
+    ),
+    "output_padding": enlarged(
+        node("ConvTranspose", "x w3", "a", pads=[1, 1, 1, 1], output_padding=[1, 1], **HALVES),
+        node("ConvTranspose", "x w3 b", "c", pads=[0, 1, 1, 1], output_padding=[0, 1], **HALVES),
+    ),
+    "pads that are told by a word": enlarged(
+        node("ConvTranspose", "x t4 b", "a", auto_pad="SAME_UPPER", **HALVES),
+        node("ConvTranspose", "x t2", "c", auto_pad="VALID", **HALVES),
+    ),
+    "groups": enlarged(
+        node("ConvTranspose", "x tg", "a", group=2, pads=[1, 1, 1, 1], **HALVES),
+        node("ConvTranspose", "x tg", "c", group=2, pads=[1, 1, 1, 1], **HALVES),
+    ),
+    "strides and dilations of each axis": enlarged(
+        node("ConvTranspose", "x t2 b", "a", strides=[1, 3], dilations=[2, 1], pads=[1, 0, 1, 0]),
+        node("ConvTranspose", "x t2", "c", strides=[1, 3], dilations=[2, 1], pads=[1, 0, 1, 0]),
+    ),
+    "matrices before and behind": [
+        node("Conv", "x w1", "a"),
+        node("ConvTranspose", "a t4 b", "c", pads=[1, 1, 1, 1], **HALVES),
+        node("Conv", "c w1 b", "y"),
+    ],
+    "cut off behind": [
+        node("ConvTranspose", "x t4 b", "a", **HALVES),
+        node("Slice", "a one minus where", "z"),
+        node("ConvTranspose", "x t2", "c", **HALVES),
+        node("Add", "z c", "y"),
+    ],
+}
+TRANSPOSED = {"t4": (4, 4, 4, 4), "t2": (4, 4, 2, 2), "tg": (4, 2, 4, 4)}
+
+
+@pytest.mark.parametrize("opset", [11, 17, 22])
+@pytest.mark.parametrize("name", ONE_TRANSPOSED)
+def test_becomes_one_transposed_convolution(name: str, opset: int) -> None:
+    rng = np.random.default_rng(4)
+    tensors = [tensor(n, rng.normal(size=size)) for n, size in TRANSPOSED.items()]
+    tensors += [tensor("g", rng.normal(size=4)), tensor("p", rng.uniform(0.5, 2, 4))]
+    ends = {"one": [1, 1], "minus": [-1, -1], "where": [2, -1]}
+    tensors += [tensor(n, numbers, np.int64) for n, numbers in ends.items()]
+    original = graph_of(ONE_TRANSPOSED[name], "y", tensors=tuple(tensors), opset=opset)
+    fused = fuse_onnx(original)
+    assert kinds(fused.model) == ["ConvTranspose"], fused.refused
+    proved(original, fused, SHAPE)
+    assert fused.size(None).convolutions == 1
+
+
 @pytest.mark.parametrize("mode", ["reflect", "edge", "wrap"])
 def test_pads_of_other_borders(mode: str) -> None:
     nodes = [
@@ -646,14 +707,28 @@ LEFT_ALONE = {
         [tensor("zero", 0.0)],
         "divides by zero",
     ),
-    "a transposed convolution with a stride": (
+    "a transposed convolution that is told its size": (
         [
-            node("ConvTranspose", "x w3", "a", strides=[2, 2]),
-            node("ConvTranspose", "x w3 b", "c", strides=[2, 2]),
+            node("ConvTranspose", "x w3", "a", strides=[2, 2], output_shape=[13, 11]),
+            node("ConvTranspose", "x w3 b", "c", strides=[2, 2], output_shape=[13, 11]),
             node("Add", "a c", "y"),
         ],
         [],
-        "with a stride",
+        "of a stated output size",
+    ),
+    "an odd pixel that is cut off at either end": (
+        [
+            node("ConvTranspose", "x w3", "a", strides=[2, 2], auto_pad="SAME_UPPER"),
+            node("ConvTranspose", "x w3 b", "c", strides=[2, 2], auto_pad="SAME_UPPER"),
+            node("Add", "a c", "y"),
+        ],
+        [],
+        "cuts off more at one end",
+    ),
+    "a biased Conv before a transposed one": (
+        [node("Conv", "x w1 b", "a"), node("ConvTranspose", "a w3", "y", strides=[2, 2])],
+        [],
+        "bias",
     ),
 }
 
