@@ -22,6 +22,7 @@ from acfuse.files.write import Write
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Size, Term
 from acfuse.graph.onnx_nodes import FLOATS, Surroundings, is_training_dropout
 from acfuse.graph.onnx_plain import plain
+from acfuse.graph.onnx_quantised import FLOAT_FIRST, quantises_images
 from acfuse.graph.onnx_read import OnnxSteps, steps_of
 from acfuse.graph.onnx_reference import reference
 from acfuse.graph.onnx_values import (
@@ -54,6 +55,7 @@ FIXED = "if none does, give --fix-initializers"
 RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
           "Bernoulli", "Multinomial")  # fmt: skip
 
+EIGHT_BITS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 # Where operators read what may be infinite: Max and Min, as far as they are called in practice.
 BOUNDS = {"Clip": (1, 2), "Max": (0, 1), "Min": (0, 1), "Where": (1, 2), "Pad": (2,)}
 # What onnxruntime writes when it saves a file that it optimised, and nothing else can read.
@@ -367,6 +369,7 @@ def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]
     """Every graph of a model, those inside nodes first, with what can be known of its values."""
     known, facts, opset = known_values(model), facts_of(model), opset_of(model)
     functions = frozenset((f.domain, f.name) for f in model.functions)
+    floats = not quantises_images(model)
 
     def within(graph: onnx.GraphProto, outer: Constants) -> Iterator[Any]:
         defaults = replaceable(graph, model.ir_version)
@@ -375,13 +378,20 @@ def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]
         given |= {n: f"{n} is quantised" for n in quantised}
         made = {v.name: f"{v.name} is an input" for v in graph.input}
         made |= {o: f"{o} is computed by {n.op_type}" for n in graph.node for o in n.output}
-        own = constants_of(graph, outer, opset, frozenset(given), facts)
+        made |= {} if floats else _quantised(graph)
+        own = constants_of(graph, outer, opset, frozenset(given), facts, dequantise=floats)
         for node in graph.node:
             for inner in subgraphs(node):
                 yield from within(inner, own)
         yield graph, Surroundings(own, known, opset, {**made, **given}, functions)
 
     return list(within(model.graph, {}))
+
+
+def _quantised(graph: onnx.GraphProto) -> dict[str, str]:
+    """Why weights that are stored as integers stay so, in a file whose images are such as well."""
+    made = (n.output[0] for n in graph.node if n.op_type == "DequantizeLinear")
+    return {o: f"{o} is quantised, and so are images of the file: {FLOAT_FIRST}" for o in made}
 
 
 @dataclass(frozen=True)
@@ -481,7 +491,7 @@ def _restored(placed: Placed, tensors: Mapping[str, onnx.TensorProto]) -> Placed
 
 
 def size_of(model: onnx.ModelProto) -> Size:
-    """How large an ONNX model is."""
+    """How large an ONNX model is; numbers that are stored in eight bits count as well."""
     tensors = [t for graph in all_graphs(model.graph) for t in stored_tensors(graph)]
-    numbers = sum(int(np.prod(t.dims)) for t in tensors if t.data_type in FLOATS)
+    numbers = sum(int(np.prod(t.dims)) for t in tensors if t.data_type in (*FLOATS, *EIGHT_BITS))
     return Size(count_nodes(model, "Conv"), numbers)
