@@ -1,8 +1,8 @@
 """ONNX files: they hold their graph and need no code; found by the same algebra."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +13,17 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from acfuse.algebra import LinearConv
-from acfuse.errors import AcfuseError, InputError, NotFusable, Reason
-from acfuse.files.onnx_cost import all_graphs, subgraphs
+from acfuse.errors import AcfuseError, InputError
+from acfuse.files.onnx_cost import all_graphs
 from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.records import ReadOptions
 from acfuse.files.tensor_check import USUAL_EPS, Norm
 from acfuse.files.write import Write
-from acfuse.findings import Block, Cost, Findings, Refused, Run, Size, Term
-from acfuse.graph.onnx_nodes import FLOATS, Surroundings, is_training_dropout
+from acfuse.findings import Block, Findings, Run, Size
+from acfuse.graph.onnx_nodes import FLOATS
 from acfuse.graph.onnx_plain import plain
-from acfuse.graph.onnx_quantised import FLOAT_FIRST, quantises_images
-from acfuse.graph.onnx_read import OnnxSteps, steps_of
-from acfuse.graph.onnx_reference import reference
-from acfuse.graph.onnx_values import (
-    NOT_STORED_SINCE,
-    Constants,
-    constants_of,
-    facts_of,
-    known_values,
-    opset_of,
-    reads_within,
-    replaceable,
-    stored_tensors,
-)
-from acfuse.graph.onnx_write import Layers, Placed, lowered, put_back, read_anywhere, sweep
-from acfuse.graph.regions import choose, kernel_of, kernels
-from acfuse.graph.steps import Identity, Region
+from acfuse.graph.onnx_values import opset_of, reads_within, stored_tensors
+from acfuse.graph.onnx_write import Placed, put_back, read_anywhere, sweep
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.onnx_plugins import cut, ends_before_plugins, plugins_of
 from acfuse.proof.onnx_program import compare_programs
@@ -46,20 +31,14 @@ from acfuse.proof.onnx_rewriting import Rewritten, compare_rewriting
 from acfuse.proof.onnx_runtime import compare_files
 from acfuse.proof.planted import Planted, planted_in_onnx
 from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, Weights, silent
+from acfuse.sources.onnx_find import find_in_model
 from acfuse.system.escape import one_line
 from acfuse.system.limits import LIMITS, Limits
 from acfuse.targets.onnx_export import OnnxFile, count_nodes
 
-OLDEST_OPSET = 7  # onnxruntime runs nothing older: there would be no proof
-FIXED = "if none does, give --fix-initializers"
-RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
-          "Bernoulli", "Multinomial")  # fmt: skip
-
 EIGHT_BITS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 # Where operators read what may be infinite: Max and Min, as far as they are called in practice.
 BOUNDS = {"Clip": (1, 2), "Max": (0, 1), "Min": (0, 1), "Where": (1, 2), "Pad": (2,)}
-# What onnxruntime writes when it saves a file that it optimised, and nothing else can read.
-OPTIMISED = {"com.microsoft": ("FusedConv", "NhwcFusedConv"), "com.microsoft.nchwc": ("Conv",)}
 
 
 @dataclass(frozen=True)
@@ -98,20 +77,7 @@ class OnnxSource(Source):
         return size_of(self.program)
 
     def find(self, options: FindOptions) -> Findings:
-        graphs = _graphs(self.program)
-        obstacle = _obstacle(self.program, graphs)
-        if obstacle is not None:
-            return Findings((), (obstacle,))
-        found: list[Block] = []
-        refused: list[Refused] = []
-        for index, (graph, around) in enumerate(graphs):
-            # Graphs inside nodes stored no tensors before that version.
-            if graph is self.program.graph or self.program.ir_version >= NOT_STORED_SINCE:
-                blocks, left = _find_in_graph(graph, around, index, folds=options.fold_bn)
-                found += blocks
-                refused += left
-                refused += _optimised(graph)
-        return Findings(tuple(found), tuple(refused))
+        return find_in_model(self.program, folds=options.fold_bn)
 
     def fuse(self, findings: Findings) -> "OnnxFused":
         fused = onnx.ModelProto()
@@ -329,126 +295,6 @@ def _fault_of(model: onnx.ModelProto, *, full: bool = False) -> str:
 def _is_shapeless(value: onnx.ValueInfoProto) -> bool:
     tensor = value.type.tensor_type
     return value.type.HasField("tensor_type") and not tensor.HasField("shape")
-
-
-def _obstacle(
-    model: onnx.ModelProto, graphs: Sequence[tuple[onnx.GraphProto, Surroundings]]
-) -> Refused | None:
-    """Why nothing of a model can be fused, whatever is in it."""
-    where = model.graph.name
-    opset = opset_of(model)
-    if opset < OLDEST_OPSET:
-        why = f"opset {opset} is older than what onnxruntime runs ({OLDEST_OPSET})"
-        return Refused(where, Reason.UNKNOWN_LAYER, why)
-    if model.training_info:
-        return Refused(where, Reason.UNKNOWN_LAYER, "the file describes a training as well")
-    for graph, around in graphs:
-        for node in graph.node:
-            if node.op_type in RANDOM:
-                why = f"{node.op_type} draws random numbers: nothing could be compared"
-                return Refused(node.output[0], Reason.RANDOM, why)
-            if is_training_dropout(node, around.constants):
-                why = "a Dropout is in training mode: nothing could be compared"
-                return Refused(node.output[0], Reason.RANDOM, why)
-    return None
-
-
-def _optimised(graph: onnx.GraphProto) -> list[Refused]:
-    """The first convolution that onnxruntime has put in place of another when it saved the file."""
-    for node in graph.node:
-        if node.op_type in OPTIMISED.get(node.domain, ()):
-            why = (
-                f"{node.op_type} of {node.domain} is onnxruntime's own: the file was saved after "
-                "its optimisation. Give the file from before it"
-            )
-            return [Refused(node.output[0], Reason.UNKNOWN_LAYER, why)]
-    return []
-
-
-def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]]:
-    """Every graph of a model, those inside nodes first, with what can be known of its values."""
-    known, facts, opset = known_values(model), facts_of(model), opset_of(model)
-    functions = frozenset((f.domain, f.name) for f in model.functions)
-    floats = not quantises_images(model)
-
-    def within(graph: onnx.GraphProto, outer: Constants) -> Iterator[Any]:
-        defaults = replaceable(graph, model.ir_version)
-        quantised = {a.tensor_name for a in graph.quantization_annotation}
-        given = {n: f"{n} is an input, which a caller may give ({FIXED})" for n in defaults}
-        given |= {n: f"{n} is quantised" for n in quantised}
-        made = {v.name: f"{v.name} is an input" for v in graph.input}
-        made |= {o: f"{o} is computed by {n.op_type}" for n in graph.node for o in n.output}
-        made |= {} if floats else _quantised(graph)
-        own = constants_of(graph, outer, opset, frozenset(given), facts, dequantise=floats)
-        for node in graph.node:
-            for inner in subgraphs(node):
-                yield from within(inner, own)
-        yield graph, Surroundings(own, known, opset, {**made, **given}, functions)
-
-    return list(within(model.graph, {}))
-
-
-def _quantised(graph: onnx.GraphProto) -> dict[str, str]:
-    """Why weights that are stored as integers stay so, in a file whose images are such as well."""
-    made = (n.output[0] for n in graph.node if n.op_type == "DequantizeLinear")
-    return {o: f"{o} is quantised, and so are images of the file: {FLOAT_FIRST}" for o in made}
-
-
-@dataclass(frozen=True)
-class OnnxSite:
-    """Where in an ONNX model a block stands: the graph, the region, and the layers to put there."""
-
-    graph: int  # in the order of `all_graphs`
-    steps: OnnxSteps
-    region: Region
-    layers: Layers
-
-
-def _find_in_graph(
-    graph: onnx.GraphProto, around: Surroundings, index: int, *, folds: bool
-) -> tuple[list[Block], list[Refused]]:
-    """What is found and refused in one graph of a model."""
-    steps = steps_of(graph, around)
-    regions, misses = choose(steps.graph, folds=folds)
-    refused = [Refused(m.value, m.code, m.why) for m in misses]
-    found: list[Block] = []
-    for region in reversed(regions):
-        try:
-            dtype = _dtype_of(region, around)
-            values = kernels(steps.graph, region)
-            layers = lowered(values, dtype)
-            run = reference(graph, around, steps, region.output, tuple(values))
-        except NotFusable as refusal:
-            refused.append(Refused(region.output, refusal.code, refusal.why))
-            continue
-        terms = tuple(
-            Term(s)
-            if isinstance(v, Identity)
-            else Term(s, "conv", partial(kernel_of, steps.graph, region, s))
-            for s, v in values.items()
-        )
-        found.append(
-            Block(
-                region.output,
-                None,
-                terms,
-                dtype,
-                Cost(region.convolutions, region.multiply_adds),
-                tuple(sorted(region.steps)),
-                lambda run=run: run,  # type: ignore[misc]
-                OnnxSite(index, steps, region, layers),
-                region.is_block,
-            )
-        )
-    return found, refused
-
-
-def _dtype_of(region: Region, around: Surroundings) -> torch.dtype:
-    """The dtype of what a region makes; that of all its weights, or the file would be invalid."""
-    known = around.known.get(region.output)
-    if known is None or known.kind not in FLOATS:
-        raise NotFusable(Reason.UNKNOWN_LAYER, f"nothing tells the type of {region.output}")
-    return FLOATS[known.kind]
 
 
 def with_tensors(fused: OnnxFused, file: onnx.ModelProto, name: str) -> OnnxFused:
