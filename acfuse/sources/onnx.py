@@ -18,9 +18,10 @@ from acfuse.files.onnx_cost import all_graphs
 from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.records import ReadOptions
 from acfuse.files.tensor_check import USUAL_EPS, Norm
-from acfuse.files.write import Write
+from acfuse.files.write import Write, copied
 from acfuse.findings import Block, Findings, Run, Size
 from acfuse.graph.onnx_nodes import FLOATS
+from acfuse.graph.onnx_opset import in_opset
 from acfuse.graph.onnx_plain import plain
 from acfuse.graph.onnx_values import opset_of, reads_within, stored_tensors
 from acfuse.graph.onnx_write import Placed, put_back, read_anywhere, sweep
@@ -36,6 +37,13 @@ from acfuse.system.escape import one_line
 from acfuse.system.limits import LIMITS, Limits
 from acfuse.targets.onnx_export import OnnxFile, count_nodes
 
+WITHOUT = "Give --no-runtime to prove it without running it."
+NOT_RUN = Check(
+    "onnx", True, 0.0, 0.0, compared=0,
+    note="the file was not run (--no-runtime): each block is proved for all inputs by its "
+    "certificate, and all else is the original's, node by node. That a runtime takes the file is "
+    "not shown",
+)  # fmt: skip
 EIGHT_BITS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 # Where operators read what may be infinite: Max and Min, as far as they are called in practice.
 BOUNDS = {"Clip": (1, 2), "Max": (0, 1), "Min": (0, 1), "Where": (1, 2), "Pad": (2,)}
@@ -45,12 +53,16 @@ BOUNDS = {"Clip": (1, 2), "Max": (0, 1), "Min": (0, 1), "Where": (1, 2), "Pad": 
 class OnnxSource(Source):
     """An ONNX model. The given one is untouched.
 
-    Raises InputError for one that is no valid ONNX.
+    `given` is the model as its file has it, where `model` is that in another opset; `path` is that
+    file, where it holds just this model. Raises InputError for one that is no valid ONNX.
     """
 
     model: onnx.ModelProto = field(repr=False)
     file: SourceFile = field(default_factory=SourceFile)
     limits: Limits = LIMITS
+    given: onnx.ModelProto | None = field(default=None, repr=False)
+    path: Path | None = None
+    is_run: bool = True
     ignores = dict.fromkeys(
         ("model", "model_args", "key", "prefix", "allow_class", "bn_eps", "patterns", "assume"),
         "an ONNX file needs none",
@@ -64,10 +76,24 @@ class OnnxSource(Source):
             for tensor in stored_tensors(graph):
                 _array(tensor)
 
+    def in_opset(self, opset: int) -> "OnnxSource":
+        """The same in another opset. Raises InputError where onnx's converter cannot make it."""
+        model = in_opset(self.original, opset, self.file.name)
+        if model is self.original:
+            return self
+        told = f"converted from opset {opset_of(self.original)} to {opset} by onnx's converter"
+        file = replace(self.file, notes=(*self.file.notes, told))
+        return replace(self, model=model, file=file, given=self.original, path=None)
+
     @cached_property
     def program(self) -> onnx.ModelProto:
         """The model in the form that is read and rewritten; it is run as it was given."""
         return plain(self.model)
+
+    @property
+    def original(self) -> onnx.ModelProto:
+        """What the result is compared with."""
+        return self.model if self.given is None else self.given
 
     @property
     def without_network(self) -> str:
@@ -136,26 +162,38 @@ class OnnxFused(Fused):
         failed = [check for check in checks if not check.passed]
         if failed:
             return (failed[0],)  # another program is not run: it may not even be a valid one
-        if not blocks and self.model == self.source.model:
+        if self.is_unchanged:
             return checks  # the same file: there is nothing to run
+        if not self.source.is_run:
+            return (*checks, NOT_RUN)
         progress("both files in onnxruntime")
-        limits, files = self.source.limits, (self.source.model, self.model)
-        if plugins_of(self.source.model):  # what comes after them is the same, node by node
+        limits, files = self.source.limits, (self.source.original, self.model)
+        missing = plugins_of(self.source.model)
+        if missing:  # what comes after them is the same, node by node
             ends = ends_before_plugins(self.source.program)
-            if ends:
-                files = cut(self.source.program, ends), cut(self.model, ends)
-        return (*checks, compare_files(*files, inputs, tolerance, limits))
+            if not ends:
+                raise InputError(
+                    f"{self.source.file.name}: onnxruntime has no {', '.join(missing)}, and "
+                    f"nothing that could be run stands before it. {WITHOUT}"
+                )
+            files = cut(self.source.program, ends), cut(self.model, ends)
+        return (*checks, compare_files(*files, inputs, tolerance, limits, WITHOUT))
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether it is the file that was given."""
+        return not self.found and self.model == self.source.original
 
     def with_file(self, path: Path, read: ReadOptions, *, unchanged: bool = False) -> "OnnxFused":
         file, _ = read_onnx(path, ReadOptions(limits=read.limits))
         stored = with_tensors(self, file, path.name)
         if stored.program is not None and not stored.program.passed:
-            self._check_folds(file, path.name)
+            self._check_settings(file, path.name)
         return stored
 
     @property
     def onnx_original(self) -> onnx.ModelProto:
-        return self.source.model
+        return self.source.original
 
     @property
     def weights(self) -> Mapping[str, Weights]:
@@ -190,14 +228,22 @@ class OnnxFused(Fused):
         file, _ = read_onnx(path, ReadOptions(limits=read.limits))
         return planted_in_onnx(self.source.program, file, most)
 
-    def _check_folds(self, file: onnx.ModelProto, name: str) -> None:
-        """Raises InputError for a file that was right if `--fold-bn` were given, or were not."""
+    def _check_settings(self, file: onnx.ModelProto, name: str) -> None:
+        """Raises InputError for a file that is right with other settings, which it names."""
+        opset, source = opset_of(file), self.source
+        if opset != opset_of(self.model):
+            try:
+                source = self.source.in_opset(opset)
+            except InputError:  # it is not what the converter makes
+                return
         for folds in (False, True):
-            findings = self.source.find(FindOptions(fold_bn=folds))
-            if len(findings.found) == len(self.found):
+            findings = source.find(FindOptions(fold_bn=folds))
+            if source is self.source and len(findings.found) == len(self.found):
                 continue
-            other = self.source.fuse(findings)
+            other = source.fuse(findings)
             if compare_programs(other.model, file, other.certified).passed:
+                if source is not self.source:
+                    raise InputError(f"{name} is of opset {opset}. Give --opset {opset}.")
                 state, advice = ("with", "Give it") if folds else ("without", "Leave it out")
                 raise InputError(f"{name} was fused {state} --fold-bn. {advice}.")
 
@@ -220,7 +266,10 @@ class OnnxFused(Fused):
         return frozenset(name for p in placed for name in (p.weight, p.bias))
 
     def contents(self) -> Mapping[str, bytes | Write]:
-        return {"onnx": self.model.SerializeToString()}
+        path = self.source.path
+        if path is None or not self.is_unchanged:
+            return {"onnx": self.model.SerializeToString()}
+        return {"onnx": copied(path, self.source.file.digests[path], self.source.limits)}
 
 
 def fuse_onnx(model: onnx.ModelProto, *, fold_bn: bool = False) -> OnnxFused:
