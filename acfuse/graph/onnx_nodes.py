@@ -43,14 +43,17 @@ class Surroundings:
     """What can be known of the values that a graph's nodes read.
 
     `constants` are the tensors that stay as they are; `given` maps names that look like it, and are
-    not to be read, to the reason. `functions` are operators that the file itself defines.
+    not to be read, to the reason. `functions` are operators that the file itself defines. The
+    convolutions that make `fitted` values are read for the sizes that the `facts` give alone.
     """
 
     constants: Constants
     known: Mapping[str, Known]
     opset: int
     given: Mapping[str, str]
+    facts: Mapping[str, Known]
     functions: frozenset[tuple[str, str]] = frozenset()
+    fitted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -146,9 +149,33 @@ def _conv(place: Place) -> Made:
     if transposed and ("output_shape" in given or _auto_pad(given).startswith("SAME")):
         raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution of a stated output size")
     padding = _padding(given, stride)
+    if place.node.output[0] in place.around.fitted and not transposed:
+        padding = _fitted(place, padding, weight, stride, dilation)
     more = _per_axis(given, "output_padding", rank, default=0)
     settings = (stride, padding, dilation, transposed, more, given.get("group", 1))
     return rules.apply("convolution", place.image(), weight, bias, *settings)
+
+
+def _fitted(
+    place: Place, padding: Any, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]
+) -> Any:
+    """Pads of which the last window ends where they end: the same for an image of a known size.
+
+    What lies behind that window is never read, and how far it reaches is nothing that the layer
+    computes. Arms that a file of one size pads differently then agree.
+    """
+    known = place.around.facts.get(place.node.input[0])
+    sizes = place.in_order(known.sizes)[2:] if known and known.sizes else ()
+    pads = ((0, 0),) * len(stride) if padding == "valid" else padding
+    if len(sizes) != len(stride) or isinstance(pads, str):
+        return padding
+    made = []
+    for (before, after), size, width, step, apart in zip(
+        pads, sizes, weight.shape[2:], stride, dilation, strict=True
+    ):
+        room = -1 if size is None else size + before + after - (apart * (width - 1) + 1)
+        made.append((before, after - room % step if room >= 0 and step > 0 else after))
+    return tuple(made)
 
 
 def _per_axis(given: Mapping[str, Any], key: str, count: int, default: int = 1) -> tuple[int, ...]:

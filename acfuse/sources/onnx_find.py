@@ -1,7 +1,7 @@
 """What an ONNX model has to fuse: the regions of each of its graphs, and what was refused."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from acfuse.graph.onnx_values import (
 )
 from acfuse.graph.onnx_write import Layers, lowered
 from acfuse.graph.regions import choose, kernel_of, kernels
-from acfuse.graph.steps import Identity, Region
+from acfuse.graph.steps import Identity, Opaque, Region
 
 OLDEST_OPSET = 7  # onnxruntime runs nothing older: there would be no proof
 FIXED = "if none does, give --fix-initializers"
@@ -47,7 +47,7 @@ def find_in_model(model: onnx.ModelProto, *, folds: bool) -> Findings:
     for index, (graph, around) in enumerate(graphs):
         # Graphs inside nodes stored no tensors before that version.
         if graph is model.graph or model.ir_version >= NOT_STORED_SINCE:
-            blocks, left = _find_in_graph(graph, around, index, folds=folds)
+            blocks, left = _find_at_its_sizes(graph, around, index, folds=folds)
             found += blocks
             refused += left
             refused += _optimised(graph)
@@ -106,7 +106,7 @@ def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]
         for node in graph.node:
             for inner in subgraphs(node):
                 yield from within(inner, own)
-        yield graph, Surroundings(own, known, opset, {**made, **given}, functions)
+        yield graph, Surroundings(own, known, opset, {**made, **given}, facts, functions)
 
     return list(within(model.graph, {}))
 
@@ -127,11 +127,41 @@ class OnnxSite:
     layers: Layers
 
 
-def _find_in_graph(
+Found = tuple[list[Block], list[Refused]]
+
+
+def _find_at_its_sizes(
     graph: onnx.GraphProto, around: Surroundings, index: int, *, folds: bool
-) -> tuple[list[Block], list[Refused]]:
-    """What is found and refused in one graph of a model."""
+) -> Found:
+    """What is found in one graph: for images of every size, or of the one that the file states.
+
+    The second only where arms that would be of different sizes for others lead to a sum.
+    """
     steps = steps_of(graph, around)
+    found, refused = _find_in_graph(graph, steps, around, index, folds=folds)
+    apart = frozenset(_behind(steps, [r.where for r in refused if r.code == Reason.SIZES]))
+    if not apart:
+        return found, refused
+    fitted = replace(around, fitted=apart)
+    more, left = _find_in_graph(graph, steps_of(graph, fitted), fitted, index, folds=folds)
+    return (more, left) if len(more) > len(found) else (found, refused)
+
+
+def _behind(steps: OnnxSteps, values: Sequence[str]) -> Iterator[str]:
+    """The values that lead to some by linear steps, and they themselves."""
+    waiting, seen = [*values], set[str]()
+    while waiting:
+        step = steps.graph.by_value.get(waiting.pop())
+        if step is not None and step.value not in seen and not isinstance(step.rule, Opaque):
+            seen.add(step.value)
+            waiting += step.reads
+            yield step.value
+
+
+def _find_in_graph(
+    graph: onnx.GraphProto, steps: OnnxSteps, around: Surroundings, index: int, *, folds: bool
+) -> Found:
+    """What is found and refused in one graph of a model, read as steps."""
     regions, misses = choose(steps.graph, folds=folds)
     refused = [Refused(m.value, m.code, m.why) for m in misses]
     found: list[Block] = []

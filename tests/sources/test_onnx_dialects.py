@@ -161,6 +161,42 @@ DIALECTS = {
         made(node("Einsum", ["m", "w1"], ["made"], equation="om,mihw->oihw")),
         {**PAIR, "m": weights(4, 4)},
     ),
+    "arms that are padded differently for an image of one size": file_of(
+        [
+            node("Conv", ["x", "w3"], ["p"], pads=[0, 0, 1, 1], strides=[2, 3]),
+            node("Conv", ["x", "w1"], ["q"], strides=[2, 3]),
+            SUM,
+        ],
+        PAIR,
+        sizes=(1, 3, 8, 11),
+    ),
+    "padding that follows from a size in every arm": file_of(
+        [
+            node("Conv", ["x", "w3"], ["p"], auto_pad="SAME_UPPER", strides=[2, 2]),
+            node(
+                "AveragePool",
+                ["x"],
+                ["a"],
+                kernel_shape=[2, 2],
+                strides=[2, 2],
+                auto_pad="SAME_UPPER",
+            ),
+            node("Conv", ["a", "w1"], ["q"]),
+            SUM,
+        ],
+        PAIR,
+        sizes=(1, 3, 8, 10),
+    ),
+    "a pad before a convolution that has none": file_of(
+        [
+            node("Pad", ["x", "amounts"], ["padded"]),
+            node("Conv", ["padded", "w3"], ["p"], auto_pad="VALID", strides=[2, 2]),
+            node("Conv", ["x", "w1"], ["q"], auto_pad="VALID", strides=[2, 2]),
+            SUM,
+        ],
+        {**PAIR, "amounts": np.array([0, 0, 0, 0, 0, 0, 1, 1])},
+        sizes=(1, 3, 8, 10),
+    ),
     "padding that follows from a size": file_of(
         [
             node("Conv", ["x", "w3"], ["p"], auto_pad="SAME_LOWER", strides=[2, 2]),
@@ -210,6 +246,36 @@ def test_padding_stays_where_no_size_is_known() -> None:
     assert plain(free) is free
     pads = {a.name: [*a.ints] for a in plain(file_of(nodes, PAIR)).graph.node[0].attribute}["pads"]
     assert pads == [0, 1, 1, 1]  # of 8 rows and 9 columns
+
+
+@pytest.mark.parametrize("name", ["x", "s"])
+def test_arms_that_are_padded_differently_stay_where_a_size_is_free(name: str) -> None:
+    """Also where only a value in between is said to have a size."""
+    nodes = [
+        node("Relu", ["x"], ["s"]),
+        node("Conv", ["s", "w3"], ["p"], pads=[0, 0, 1, 1], strides=[2, 2]),
+        node("Conv", ["s", "w1"], ["q"], strides=[2, 2]),
+        SUM,
+    ]
+    model = file_of(nodes, PAIR, sizes=(1, 3, 8, 10))
+    assert len(fuse_onnx(model).findings.blocks) == 1
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_param = "width"
+    if name == "s":
+        stated = helper.make_tensor_value_info("s", TensorProto.FLOAT, [1, 3, 8, 10])
+        model.graph.value_info.append(stated)
+    (refused,) = fuse_onnx(model).refused
+    assert "outputs of different sizes" in refused.why
+
+
+def test_arms_of_different_strides_stay_at_any_size() -> None:
+    nodes = [
+        node("Conv", ["x", "w3"], ["p"], pads=[1] * 4, strides=[2, 2]),
+        node("Conv", ["x", "v5"], ["q"]),
+        SUM,
+    ]
+    given = {"w3": PAIR["w3"], "v5": weights(4, 3, 5, 5)}
+    (refused,) = fuse_onnx(file_of(nodes, given, sizes=(1, 3, 8, 8))).refused
+    assert "step by" in refused.why
 
 
 def test_a_size_that_a_file_states_in_between_is_no_fact() -> None:
