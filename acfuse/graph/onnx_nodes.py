@@ -113,9 +113,13 @@ class Place:
     def sized(self, index: int = 0) -> Image:
         """An input that is an image of a known shape; NotFusable if it is none."""
         image = self.image(index)
-        if image.spatial_rank is None or self.spatial_rank not in (image.spatial_rank, None):
+        if image.spatial_rank is None:
             why = f"nothing tells that {image.value} is an image"
             raise NotFusable(Reason.ACTIVATION, why)
+        if self.spatial_rank not in (image.spatial_rank, None):
+            axes, own = image.spatial_rank + 2, (self.spatial_rank or 0) + 2
+            why = f"{image.value} has {axes} axes where what the convolutions read has {own}"
+            raise NotFusable(Reason.UNKNOWN_LAYER, why)
         return image
 
     def in_order(self, per_axis: Sequence[T]) -> Sequence[T]:
