@@ -141,8 +141,14 @@ INPUT_OPTIONS = (
     option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance, on every element."),
     option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance beside it."),
 )  # fmt: skip
+RUNTIME_OPTIONS = (
+    option("--no-runtime", is_flag=True, help="Prove an ONNX file without running it, where "
+            "onnxruntime cannot: by its certificates, and node by node."),
+)  # fmt: skip
+OPSET = option("--opset", type=click.IntRange(11, 24), help="ONNX opset. Default 20; an ONNX file "
+               "keeps its own.")  # fmt: skip
 ONNX_OPTIONS = (
-    option("--opset", type=click.IntRange(11, 24), help="ONNX opset. Default 20."),
+    OPSET,
     option("--dynamic", type=click.Choice(["batch", "hw", "all", "none"]),
             help="Which axes of the ONNX file are free. Default batch."),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from acfuse.errors import NotFusable, Reason
 from acfuse.graph.images import not_linear
 from acfuse.graph.layouts import IMAGE, ROWS, Operation, Reading, axes_of
 from acfuse.graph.onnx_nodes import OPERATORS, Perm, Place, Surroundings, inverse
+from acfuse.graph.onnx_quantised import FLOAT_FIRST, QUANTISING
 from acfuse.graph.onnx_values import CONVOLUTIONS, Constants, Known, reads_within
 from acfuse.graph.steps import ChannelSlice, ConvStep, Graph, Opaque, PerChannel, Rule, Step
 
@@ -185,6 +186,9 @@ class _Builder:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"the file defines its own {node.op_type}")
         if node.op_type.startswith("Random"):
             raise NotFusable(Reason.RANDOM, f"{node.op_type} draws random numbers")
+        if node.op_type in (*QUANTISING, "DequantizeLinear"):
+            why = f"{node.op_type} works on quantised images: {FLOAT_FIRST}"
+            raise NotFusable(Reason.ACTIVATION, why)
         if node.op_type not in OPERATORS:
             raise not_linear(node.op_type)
         if node.op_type in CHANNELS_SECOND and place.perm:

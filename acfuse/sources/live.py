@@ -70,7 +70,7 @@ class LiveSource(Source):
     file: SourceFile = field(default_factory=SourceFile)
     example: Given | None = field(default=None, repr=False)
     ignores = dict.fromkeys(("bn_eps",), "the model's own code decides that") | dict.fromkeys(
-        ("fix_initializers",), "it is for ONNX files"
+        ("fix_initializers", "no_runtime"), "it is for ONNX files"
     )
     needs_inputs = True
 

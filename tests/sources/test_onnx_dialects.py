@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from acfuse.errors import InputError
 from acfuse.graph.onnx_plain import plain
+from acfuse.graph.onnx_quantised import dequantised
 from acfuse.graph.onnx_values import facts_of
 from acfuse.pipeline.convert import prove
 from acfuse.proof import Tolerance
@@ -69,7 +71,30 @@ def made(*steps: onnx.NodeProto) -> list[onnx.NodeProto]:
     return [*steps, ARMS[0], node("Conv", ["x", "made"], ["q"]), SUM]
 
 
+def integers(*shape: int, kind: Any = np.int8) -> Any:
+    low, high = np.iinfo(kind).min, np.iinfo(kind).max
+    return RANDOM.integers(low, high, size=shape, endpoint=True).astype(kind)
+
+
+SCALES = np.abs(weights(4)) / 50
+QUANTISED = {"q3": integers(4, 3, 3, 3), "s3": SCALES, "q1": integers(4, 3, 1, 1, kind=np.uint8)}
 DIALECTS = {
+    "weights that are stored as integers": file_of(
+        [
+            node("DequantizeLinear", ["q3", "s3"], ["w3"], axis=0),
+            node("DequantizeLinear", ["q1", "s1", "z1"], ["w1"]),
+            node("DequantizeLinear", ["qb", "s3"], ["b"], axis=-1),
+            node("Conv", ["x", "w3", "b"], ["p"], pads=[1] * 4),
+            ARMS[1],
+            SUM,
+        ],
+        {
+            **QUANTISED,
+            "s1": np.float32(0.013),
+            "z1": np.uint8(131),
+            "qb": RANDOM.integers(-(10**6), 10**6, size=4).astype(np.int32),
+        },
+    ),
     "a factor cast to the type of an image, and stretched": file_of(
         [
             node("CastLike", ["two", "x"], ["cast"]),
@@ -136,6 +161,42 @@ DIALECTS = {
         made(node("Einsum", ["m", "w1"], ["made"], equation="om,mihw->oihw")),
         {**PAIR, "m": weights(4, 4)},
     ),
+    "arms that are padded differently for an image of one size": file_of(
+        [
+            node("Conv", ["x", "w3"], ["p"], pads=[0, 0, 1, 1], strides=[2, 3]),
+            node("Conv", ["x", "w1"], ["q"], strides=[2, 3]),
+            SUM,
+        ],
+        PAIR,
+        sizes=(1, 3, 8, 11),
+    ),
+    "padding that follows from a size in every arm": file_of(
+        [
+            node("Conv", ["x", "w3"], ["p"], auto_pad="SAME_UPPER", strides=[2, 2]),
+            node(
+                "AveragePool",
+                ["x"],
+                ["a"],
+                kernel_shape=[2, 2],
+                strides=[2, 2],
+                auto_pad="SAME_UPPER",
+            ),
+            node("Conv", ["a", "w1"], ["q"]),
+            SUM,
+        ],
+        PAIR,
+        sizes=(1, 3, 8, 10),
+    ),
+    "a pad before a convolution that has none": file_of(
+        [
+            node("Pad", ["x", "amounts"], ["padded"]),
+            node("Conv", ["padded", "w3"], ["p"], auto_pad="VALID", strides=[2, 2]),
+            node("Conv", ["x", "w1"], ["q"], auto_pad="VALID", strides=[2, 2]),
+            SUM,
+        ],
+        {**PAIR, "amounts": np.array([0, 0, 0, 0, 0, 0, 1, 1])},
+        sizes=(1, 3, 8, 10),
+    ),
     "padding that follows from a size": file_of(
         [
             node("Conv", ["x", "w3"], ["p"], auto_pad="SAME_LOWER", strides=[2, 2]),
@@ -187,6 +248,36 @@ def test_padding_stays_where_no_size_is_known() -> None:
     assert pads == [0, 1, 1, 1]  # of 8 rows and 9 columns
 
 
+@pytest.mark.parametrize("name", ["x", "s"])
+def test_arms_that_are_padded_differently_stay_where_a_size_is_free(name: str) -> None:
+    """Also where only a value in between is said to have a size."""
+    nodes = [
+        node("Relu", ["x"], ["s"]),
+        node("Conv", ["s", "w3"], ["p"], pads=[0, 0, 1, 1], strides=[2, 2]),
+        node("Conv", ["s", "w1"], ["q"], strides=[2, 2]),
+        SUM,
+    ]
+    model = file_of(nodes, PAIR, sizes=(1, 3, 8, 10))
+    assert len(fuse_onnx(model).findings.blocks) == 1
+    model.graph.input[0].type.tensor_type.shape.dim[3].dim_param = "width"
+    if name == "s":
+        stated = helper.make_tensor_value_info("s", TensorProto.FLOAT, [1, 3, 8, 10])
+        model.graph.value_info.append(stated)
+    (refused,) = fuse_onnx(model).refused
+    assert "outputs of different sizes" in refused.why
+
+
+def test_arms_of_different_strides_stay_at_any_size() -> None:
+    nodes = [
+        node("Conv", ["x", "w3"], ["p"], pads=[1] * 4, strides=[2, 2]),
+        node("Conv", ["x", "v5"], ["q"]),
+        SUM,
+    ]
+    given = {"w3": PAIR["w3"], "v5": weights(4, 3, 5, 5)}
+    (refused,) = fuse_onnx(file_of(nodes, given, sizes=(1, 3, 8, 8))).refused
+    assert "step by" in refused.why
+
+
 def test_a_size_that_a_file_states_in_between_is_no_fact() -> None:
     model = DIALECTS["a factor for each channel that the image has"]
     lying = onnx.ModelProto()
@@ -213,6 +304,70 @@ def test_a_bias_of_another_size_is_a_reason(shape: tuple[int, ...]) -> None:
     arm = node("Conv", ["x", "w1", "b"], ["q"])
     refused = fuse_onnx(file_of([ARMS[0], arm, SUM], {**PAIR, "b": weights(*shape)})).refused
     assert [r.why for r in refused] == [f"a bias of {shape} does not fit 4 channels"]
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32])
+@pytest.mark.parametrize("scale", [np.float32, np.float16])
+def test_a_dequantised_weight_is_what_a_runtime_makes_of_it(kind: Any, scale: Any) -> None:
+    stored = integers(4, 3, 3, 2, kind=kind)
+    if kind == np.int32:
+        stored //= 256  # what a float32 holds
+    scales = np.abs(weights(3)).astype(scale) / scale(300)
+    zero = np.zeros(3, kind) if kind == np.int32 else integers(3, kind=kind)
+    given = {"q": stored, "s": scales, "z": zero}
+    made = dequantised(
+        node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=1),
+        {n: numpy_helper.from_array(v, n) for n, v in given.items()},
+    )
+    exact = (stored.astype(np.int64) - zero.astype(np.int64).reshape(3, 1, 1)).astype(np.float64)
+    if np.abs(exact).max() > (2**11 if scale == np.float16 else 2**24):
+        assert made == {}  # a runtime may round it twice
+        return
+    found = numpy_helper.to_array(made["w"])
+    assert found.dtype == scale
+    one = node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=1)
+    graph = helper.make_graph(
+        [one],
+        "g",
+        [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+         for n, v in given.items()],
+        [helper.make_tensor_value_info("w", TensorProto.UNDEFINED, None)],
+    )  # fmt: skip
+    graph.output[0].type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(found.dtype)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    assert np.array_equal(session.run(None, given)[0], found)
+
+
+def test_an_integer_that_its_scale_cannot_hold_is_left_to_the_runtime() -> None:
+    given = {"q": np.array([2**24 + 1], np.int32), "s": np.float32(0.1)}
+    tensors = {n: numpy_helper.from_array(np.asarray(v), n) for n, v in given.items()}
+    assert not dequantised(node("DequantizeLinear", ["q", "s"], ["w"]), tensors)
+
+
+def quantised(name: str) -> list[onnx.NodeProto]:
+    """An image that is rounded to integers, and read back."""
+    return [
+        node("QuantizeLinear", [name, "s", "z"], [f"{name}_q"]),
+        node("DequantizeLinear", [f"{name}_q", "s", "z"], [f"{name}_d"]),
+    ]
+
+
+@pytest.mark.parametrize("between", [True, False])
+def test_layers_of_quantised_images_stay_as_they_are(between: bool) -> None:
+    ends = [*quantised("p"), *quantised("q")] if between else []
+    nodes = [
+        *quantised("x"),
+        node("DequantizeLinear", ["q3", "s3"], ["w3"], axis=0),
+        node("DequantizeLinear", ["q1", "s"], ["w1"]),
+        node("Conv", ["x_d", "w3"], ["p"], pads=[1] * 4),
+        node("Conv", ["x_d", "w1"], ["q"]),
+        *ends,
+        node("Add", ["p_d", "q_d"] if between else ["p", "q"], ["y"]),
+    ]
+    given = {**QUANTISED, "q1": integers(4, 3, 1, 1), "s": np.float32(0.1), "z": np.int8(-7)}
+    (refused,) = fuse_onnx(file_of(nodes, given)).refused
+    assert refused.why.endswith("fuse the float model, and quantise the result")
 
 
 def test_a_plain_file_is_itself() -> None:
