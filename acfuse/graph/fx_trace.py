@@ -8,7 +8,6 @@ import dis
 import gc
 import inspect
 import operator
-import re
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from acfuse.graph.fx_values import (
     Value,
     function_name,
     is_seen,
+    outline,
     parts_made,
     type_of,
     types_told,
@@ -322,7 +322,7 @@ PATHS = 32  # through a forward
 
 
 @dataclass
-class _Path:
+class TracedPath:
     """One path through a forward: the graph, or the error with which it ended."""
 
     reader: _Reader
@@ -366,13 +366,7 @@ def trace(module: nn.Module, call: Call, inline: Collection[int] = ()) -> Traced
     if isinstance(module, ProgramModule):
         _erase_unread(module.graph)
         return Traced(module, call, module.graph, used=_used(module.graph))
-    paths: list[_Path] = []
-    pending: list[tuple[bool, ...]] = [()]
-    while pending and len(paths) < PATHS:
-        path = _follow(module, call, pending.pop(), inline)
-        paths.append(path)
-        known = len(path.reader.answers)
-        pending += [(*path.answers[:i], False) for i in range(known, len(path.answers))]
+    paths, pending = followed(module, call, inline)
     used = frozenset[str]().union(*(_used(path.reader.graph) for path in paths))
     called = frozenset[str]().union(*(_called(path.reader.graph) for path in paths))
     refusal, graph = _agreed(module, paths) if not pending else (DECIDES, None)
@@ -382,6 +376,20 @@ def trace(module: nn.Module, call: Call, inline: Collection[int] = ()) -> Traced
     unseen = any(path.reader.unseen for path in paths)
     told: dict[str, Any] = {"used": used, "called": called, "complete": complete, "unseen": unseen}
     return Traced(module, call, graph, refusal, **told, decides=decides, typed=typed)
+
+
+def followed(
+    module: nn.Module, call: Call, inline: Collection[int] = ()
+) -> tuple[list[TracedPath], bool]:
+    """The paths through a forward, within `reading`, and whether there are more than these."""
+    paths: list[TracedPath] = []
+    pending: list[tuple[bool, ...]] = [()]
+    while pending and len(paths) < PATHS:
+        path = _follow(module, call, pending.pop(), inline)
+        paths.append(path)
+        known = len(path.reader.answers)
+        pending += [(*path.answers[:i], False) for i in range(known, len(path.answers))]
+    return paths, bool(pending)
 
 
 def _used(graph: fx.Graph) -> frozenset[str]:
@@ -403,7 +411,7 @@ def _erase_unread(graph: fx.Graph) -> None:
 
 def _follow(
     module: nn.Module, call: Call, answers: tuple[bool, ...], inline: Collection[int]
-) -> _Path:
+) -> TracedPath:
     global _current
     error: Exception | None = None
     with watched_randomness() as drawn, torch.enable_grad():
@@ -419,13 +427,15 @@ def _follow(
         finally:
             _current = outer
         more = len(reader.asked) - len(answers)
-        return _Path(reader, (*answers[: len(reader.asked)], *[True] * more), error, drawn())
+        return TracedPath(reader, (*answers[: len(reader.asked)], *[True] * more), error, drawn())
 
 
 DECIDES = NotFusable(Reason.UNTRACEABLE, "its forward has data-dependent control flow")
 
 
-def _agreed(module: nn.Module, paths: list[_Path]) -> tuple[NotFusable | None, fx.Graph | None]:
+def _agreed(
+    module: nn.Module, paths: list[TracedPath]
+) -> tuple[NotFusable | None, fx.Graph | None]:
     """The graph that all paths through a forward agree on, or why there is none."""
     if any(path.drawn for path in paths):
         return NotFusable(Reason.RANDOM, "its forward draws random numbers"), None
@@ -450,29 +460,6 @@ def _agreed(module: nn.Module, paths: list[_Path]) -> tuple[NotFusable | None, f
     if odd is not None:  # torch.fx writes it into code, in quotes, as it is
         return NotFusable(Reason.UNTRACEABLE, f"{odd!r} cannot be written as code"), None
     return None, graph
-
-
-def outline(graph: fx.Graph) -> list[object]:
-    """What a graph does, to be compared. Tensors that it makes of nothing are numbered anew."""
-    numbers: dict[str, str] = {}
-
-    def told(value: object) -> object:
-        text = str(value)
-        return CONSTANTS.sub(lambda m: numbers.setdefault(m[0], f"constant {len(numbers)}"), text)
-
-    return [
-        (
-            n.op,
-            told(n.target) if n.op == "get_attr" else n.target,
-            told(n.name),
-            told(n.args),
-            told(n.kwargs),
-        )
-        for n in graph.nodes
-    ]
-
-
-CONSTANTS = re.compile(r"_tensor_constant\d+")
 
 
 def _assert(question: fx.Node, answer: bool, message: str) -> None:

@@ -8,6 +8,7 @@ values it gives what it always gave, to other threads as well.
 
 import builtins
 import operator
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -220,3 +221,26 @@ def function_name(node: fx.Node) -> str:
     if node.op == "call_function":
         return getattr(node.target, "__name__", str(node.target))
     return str(node.target)
+
+
+def outline(graph: fx.Graph) -> list[object]:
+    """What a graph does, to be compared. Tensors that it makes of nothing are numbered anew."""
+    numbers: dict[str, str] = {}
+
+    def told(value: object) -> object:
+        text = str(value)
+        return CONSTANTS.sub(lambda m: numbers.setdefault(m[0], f"constant {len(numbers)}"), text)
+
+    return [
+        (
+            n.op,
+            told(n.target) if n.op == "get_attr" else n.target,
+            told(n.name),
+            told(n.args),
+            told(n.kwargs),
+        )
+        for n in graph.nodes
+    ]
+
+
+CONSTANTS = re.compile(r"_tensor_constant\d+")
