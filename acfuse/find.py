@@ -18,6 +18,7 @@ from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
 from acfuse.graph.calls import Call, signature
 from acfuse.graph.combination import Identity
 from acfuse.graph.copies import copied
+from acfuse.graph.fx_in_place import Pair, pairs_in
 from acfuse.graph.fx_layers import (
     TARGETING,
     children_of,
@@ -25,17 +26,13 @@ from acfuse.graph.fx_layers import (
     layers_called,
     parts_at,
     tensor_at,
+    used_targets,
 )
 from acfuse.graph.fx_modules import Analysis, ModuleReader
-from acfuse.graph.fx_read import is_convolution
-from acfuse.graph.fx_write import (
-    LiveSite,
-    Several,
-    can_be_asserted,
-    nodes_between,
-    region_graph,
-    replaced_layers,
-)
+from acfuse.graph.fx_read import is_convolution, steps_of
+from acfuse.graph.fx_sites import LiveSite, region_graph, replaced_layers
+from acfuse.graph.fx_trace import Traced
+from acfuse.graph.fx_write import Several, can_be_asserted, nodes_between
 from acfuse.graph.own_layers import has_hooks
 from acfuse.graph.regions import choose, kernel_of, planned
 from acfuse.graph.steps import Graph, Miss, Opaque, Region
@@ -112,6 +109,8 @@ class _Finder:
         for module in self.model.modules():
             if id(module) in self.analyses and id(module) not in self.reader.called:
                 self._visit(module, done)
+        if self.folds:
+            self.found += self._folded_in_place()
         self.found = [*self._of_own_layers()]
         self.found = [*self._with_kept_layers()]
         self.found = [*self._without_copies()]
@@ -366,6 +365,52 @@ class _Finder:
             ),
             region.is_block,
         )
+
+    def _folded_in_place(self) -> Iterator[Block]:
+        """The folds for which two layers are exchanged, and no forward is rewritten."""
+        taken, folded = set[int](), set[int]()
+        for block in self.found:
+            module = self.model.get_submodule(block.where)
+            taken |= {id(module), *(id(module.get_submodule(name)) for name in block.layers)}
+        for pair in pairs_in(self.reader):
+            gone = parts_at(pair.module, used_targets(pair.graph))
+            if not taken.isdisjoint({*gone, *map(id, pair.layers)}):
+                continue
+            found = self._of_pair(pair, gone)
+            if isinstance(found, Refused):
+                self.refused.append(found)
+            else:
+                self.needed -= gone
+                folded.add(id(pair.layers[0]))
+                yield found
+        self.refused = [r for r in self.refused if not self._is_done(r, folded)]
+
+    def _is_done(self, refused: Refused, folded: set[int]) -> bool:
+        """Whether all convolutions of what could not be read are folded nevertheless."""
+        module = self.model.get_submodule(refused.where)
+        own = {id(m) for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd)}
+        return refused.code == Reason.UNTRACEABLE and bool(own) and own <= folded
+
+    def _of_pair(self, pair: Pair, gone: set[int]) -> Block | Refused:
+        """The fold of a pair: what its graph is alone, as any forward is read."""
+        module, where = pair.module, self.paths[id(pair.module)]
+        call = self.analyses[id(module)].traced.call
+        steps = steps_of(Traced(module, call, pair.graph), {}, self.reader.spatial_rank)
+        regions, misses = choose(steps, folds=True)
+        image, *_ = nodes = [*pair.graph.nodes]
+        if [(r.output, r.sources) for r in regions] != [(steps.output, (image.name,))]:
+            miss = next(iter(misses), Miss("", Reason.COST, "it saves nothing"))
+            return Refused(where, miss.code, miss.why)
+        inside = nodes_between(next(n for n in nodes if n.name == steps.output), [image])
+        found = self._found(module, steps, regions[0], inside, pair.graph, set())
+        if isinstance(found, Refused):
+            return found
+        if found.names != (f"{where}.{pair.convolution}".lstrip("."),):
+            return Refused(where, Reason.SHARED, f"the name {pair.convolution} is not free")
+        images = dict.fromkeys(call.tensors, steps.widths[image.name])
+        site = LiveSite(subgraph=found.site.subgraph, call=call, images=images, norm=pair.norm)
+        layers = [name for name in found.layers if id(module.get_submodule(name)) in gone]
+        return replace(found, layers=tuple(layers), site=site)
 
     def _fixed(self, module: nn.Module) -> dict[str, object]:
         """What a module's arguments must be, because its forward was read with that."""

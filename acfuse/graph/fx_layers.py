@@ -8,6 +8,11 @@ from torch import Tensor, fx, nn
 TARGETING = ("call_module", "get_attr")
 
 
+def used_targets(graph: fx.Graph) -> set[str]:
+    """The modules and tensors that a forward uses, by name."""
+    return {str(node.target) for node in graph.nodes if node.op in TARGETING}
+
+
 def image_of(layer: nn.Module) -> tuple[int, int] | None:
     """(channels, spatial axes) of what a layer reads, if it is a convolution."""
     if not isinstance(layer, nn.modules.conv._ConvNd):

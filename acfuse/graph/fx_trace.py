@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from acfuse.errors import NotFusable, Reason
 from acfuse.files.pt2_graph import ProgramModule
 from acfuse.graph.calls import Call, signature
+from acfuse.graph.fx_layers import used_targets
 from acfuse.graph.fx_values import (
     ASSERTS,
     KNOWN,
@@ -365,9 +366,9 @@ def trace(module: nn.Module, call: Call, inline: Collection[int] = ()) -> Traced
         return Traced(module, call, refusal=NotFusable(Reason.UNTRACEABLE, why))
     if isinstance(module, ProgramModule):
         _erase_unread(module.graph)
-        return Traced(module, call, module.graph, used=_used(module.graph))
+        return Traced(module, call, module.graph, used=frozenset(used_targets(module.graph)))
     paths, pending = followed(module, call, inline)
-    used = frozenset[str]().union(*(_used(path.reader.graph) for path in paths))
+    used = frozenset[str]().union(*(used_targets(path.reader.graph) for path in paths))
     called = frozenset[str]().union(*(_called(path.reader.graph) for path in paths))
     refusal, graph = _agreed(module, paths) if not pending else (DECIDES, None)
     decides = refusal is DECIDES
@@ -392,13 +393,8 @@ def followed(
     return paths, bool(pending)
 
 
-def _used(graph: fx.Graph) -> frozenset[str]:
-    """The modules and tensors that a forward uses, by name."""
-    return frozenset(str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr"))
-
-
 def _called(graph: fx.Graph) -> frozenset[str]:
-    """The same, where a sequence is one module that is called."""
+    """What a forward uses, where a sequence is one module that is called."""
     uses = (n for n in graph.nodes if n.op in ("call_module", "get_attr"))
     return frozenset(str(n.meta.get("sequence", n.target)) for n in uses)
 

@@ -3,8 +3,8 @@
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from torch.fx.graph_module import _forward_from_src
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from acfuse.graph import copies
-from acfuse.graph.calls import Call, is_list, is_same
+from acfuse.graph.calls import is_list, is_same
+from acfuse.graph.fx_layers import used_targets
 from acfuse.graph.fx_read import metadata_only
 from acfuse.graph.own_code import names_in_forward
 
@@ -204,7 +204,7 @@ def rewrite_module(
     returned = twin.graph_copy(graph, copied)
     twin.output(returned)
     by_name = {old.name: new for old, new in copied.items()}
-    before = _used_targets(twin)
+    before = used_targets(twin)
     unread = metadata_only(twin)
     for output in [n.name for n in graph.nodes if n.name in regions]:
         terms = regions[output]
@@ -220,7 +220,7 @@ def rewrite_module(
                 twin.erase_node(node)
     layers = {name: layer for s in regions.values() for _, name, layer in s if name and layer}
     _assert_arguments(module, twin, fixed)
-    used = {*_used_targets(twin), *keep}
+    used = {*used_targets(twin), *keep}
     _exchange(module, before - used, used, layers)
     add_constants(module, twin)
     if _is_sequence(module, twin):  # it needs no other forward than its own
@@ -340,11 +340,6 @@ def _behind(nodes: Sequence[fx.Node], graph: fx.Graph) -> set[fx.Node]:
     return found
 
 
-def _used_targets(graph: fx.Graph) -> set[str]:
-    """The modules and tensors that a forward uses, by name."""
-    return {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
-
-
 def _exchange(
     module: nn.Module, unused: set[str], used: set[str], layers: Mapping[str, nn.Module]
 ) -> None:
@@ -428,66 +423,3 @@ def nodes_between(output: fx.Node, sources: Sequence[fx.Node]) -> list[fx.Node]:
             needed.add(node)
             stack.extend(node.all_input_nodes)
     return [node for node in output.graph.nodes if node in needed]
-
-
-def region_graph(output: fx.Node, sources: Sequence[fx.Node]) -> fx.Graph:
-    """The part of a forward that a region replaces, as a graph of its own: sources to output."""
-    alone = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {s: alone.placeholder(s.name) for s in sources}
-    for node in nodes_between(output, sources):
-        copied[node] = alone.node_copy(node, copied.__getitem__)
-    alone.output(copied[output])
-    return alone
-
-
-@dataclass(frozen=True)
-class LiveSite:
-    """Where in a live model a block stands.
-
-    `output` is the node of the sum in the `forward` of its module, `subgraph` the part of it that
-    is replaced, as a graph of its own. Where the forward could not be read, both are None, and
-    `ignore` names the layers behind the sum. `fixed` are the arguments with which the forward was
-    read, `keep` the layers and tensors that are used elsewhere as well, `taken` the modules
-    that were read in place, and whose layers it replaces. `call` is how the module is called,
-    `images` the (channels, spatial axes) of what it is given, where the forward tells. `rows` are
-    the axes of what it reads, if that has its channels last (0: any number).
-    """
-
-    output: str = ""
-    subgraph: fx.Graph | None = None
-    forward: fx.Graph | None = None
-    fixed: Mapping[str, object] = field(default_factory=dict)
-    keep: frozenset[str] = frozenset()
-    ignore: tuple[str, ...] = ()
-    taken: tuple[str, ...] = ()
-    call: Call | None = None
-    images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    rows: int | None = None
-
-
-def replaced_layers(module: nn.Module, site: LiveSite) -> Callable[..., Tensor]:
-    """The part of a module's forward that a block replaces, in float64, as a function."""
-    module = copies.copied(module).eval()
-    if site.subgraph is not None:
-        add_constants(module, site.subgraph)
-        module = fx.GraphModule(module, copy.deepcopy(site.subgraph))
-    for name in site.ignore:
-        module.set_submodule(name, nn.Identity())
-    module = module.double().requires_grad_(False)
-
-    def run(*images: Tensor) -> Tensor:
-        with torch.no_grad():
-            given = images if site.rows is None else (_as_rows(i, site.rows) for i in images)
-            result: Tensor = module(*(image.clone() for image in given))
-            return result if site.rows is None else result.flatten(0, -2)[: len(images[0])]
-
-    return run
-
-
-def _as_rows(image: Tensor, axes: int) -> Tensor:
-    """Rows [n, channels] as a tensor of so many axes, three if any do; some zeros may be added."""
-    axes = axes or 3
-    if axes < 3:
-        return image
-    even = nn.functional.pad(image, (0, 0, 0, len(image) % 2))
-    return even.reshape(*[1] * (axes - 3), 2, -1, image.shape[1])

@@ -21,7 +21,8 @@ from acfuse.findings import Block, Findings, Run, Size
 from acfuse.graph.calls import Call
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_read import conv_of, convolutions_of, is_norm
-from acfuse.graph.fx_write import FusedForward, Rank, replaced_layers
+from acfuse.graph.fx_sites import replaced_layers
+from acfuse.graph.fx_write import FusedForward, Rank
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
 from acfuse.proof import Check, Inputs, Tolerance, diagnose
