@@ -23,7 +23,8 @@ from acfuse.graph.copies import copied
 from acfuse.graph.fx_asserts import Rank
 from acfuse.graph.fx_operators import convolutions_of
 from acfuse.graph.fx_read import conv_of, is_norm
-from acfuse.graph.fx_write import FusedForward, replaced_layers
+from acfuse.graph.fx_sites import replaced_layers
+from acfuse.graph.fx_write import FusedForward
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
 from acfuse.proof import Check, Inputs, Tolerance, diagnose
