@@ -20,7 +20,10 @@ CANCELLED = torch.finfo(torch.float64).eps ** 0.5
 
 @dataclass(frozen=True)
 class Kind:
-    """What is known of a value while a network is drawn: what may be added to what."""
+    """What is known of a value while a network is drawn: what may be added to what.
+
+    It was `halved` so often, or doubled (-1), and cut off at its ends.
+    """
 
     channels: int
     halved: int = 0
@@ -113,7 +116,7 @@ def _convolutions(draw, kind: Kind) -> tuple[Op, Kind]:
     fitting = [g for g in (1, 1, 2, kind.channels) if not (out % g or kind.channels % g)]
     groups = draw(st.sampled_from(fitting))
     bias = draw(st.booleans())
-    change = draw(st.sampled_from(["same"] * 5 + ["halve", "cut"]))
+    change = draw(st.sampled_from(["same"] * 5 + ["halve", "cut", "double"]))
     mode = draw(st.sampled_from(["zeros"] * 6 + ["reflect", "circular", "replicate"]))
     rest = {"groups": groups, "bias": bias}
     if change == "halve" and not kind.halved:
@@ -121,6 +124,10 @@ def _convolutions(draw, kind: Kind) -> tuple[Op, Kind]:
         n = draw(st.sampled_from([1, 3]))
         layer: nn.Module = nn.Conv2d(kind.channels, out, n, 2, n // 2, **rest)
         return Op(f"{n} x {n} / 2", (), _call, layer), Kind(out, kind.halved + 1, kind.cut)
+    if change == "double" and not (kind.halved or kind.cut):
+        size, pads, more = draw(st.sampled_from([(2, 0, 0), (4, 1, 0), (3, 1, 1)]))
+        layer = nn.ConvTranspose2d(kind.channels, out, size, 2, pads, more, **rest)
+        return Op(f"transposed {size} * 2", (), _call, layer), Kind(out, -1, kind.cut)
     if change == "cut" and kind.cut < 2:
         layer = nn.Conv2d(kind.channels, out, 3, **rest)
         return Op("3 x 3 unpadded", (), _call, layer), Kind(out, kind.halved, kind.cut + 1)

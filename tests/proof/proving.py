@@ -1,8 +1,10 @@
 """Proofs of fused models whose parts a test has at hand: an original, a fused form, blocks."""
 
+import math
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from acfuse.findings import Block, Findings
 from acfuse.pipeline.convert import prove
@@ -34,3 +36,12 @@ def proved(
 def diagnosed(original: nn.Module, fused: nn.Module, block: Block) -> str:
     """What a block of a fused model looks like."""
     return as_fused(original, fused, [block]).diagnose(block)
+
+
+def further(numbers: Tensor, channel: int, steps: int) -> None:
+    """The largest number of a channel, so many units of the last place further from zero."""
+    flat = numbers[channel].reshape(-1)
+    place = int(flat.abs().argmax())
+    for _ in range(steps):
+        away = torch.tensor(math.inf).copysign(flat[place])
+        flat[place] = torch.nextafter(flat[place], away)

@@ -1,6 +1,5 @@
 """What a certificate sees of a weight beside a bias of any size, and what it does not mind."""
 
-import math
 from dataclasses import replace
 from functools import cache
 
@@ -18,7 +17,7 @@ from sample_models import awake
 from tests.graph.fusing import Net, conv, norm
 from tests.graph.onnx_files import exported
 from tests.proof import verdicts
-from tests.proof.proving import certified
+from tests.proof.proving import certified, further
 from tests.proof.verdicts import drawn
 
 
@@ -62,15 +61,6 @@ def fused(bias, arms):
     findings = find_in_module(net, PATTERNS, folds=True)
     assert len(findings.found) == 1
     return fused_copy(net, findings.found), findings.found[0]
-
-
-def further(numbers, channel, steps):
-    """The largest number of a channel, so many units of the last place further from zero."""
-    flat = numbers[channel].reshape(-1)
-    place = int(flat.abs().argmax())
-    for _ in range(steps):
-        away = torch.tensor(math.inf).copysign(flat[place])
-        flat[place] = torch.nextafter(flat[place], away)
 
 
 CASES = [(bias, arms) for bias in (0.0, 30.0, 1e4, 1e8) for arms in (1, 2, 3)]

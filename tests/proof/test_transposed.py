@@ -21,8 +21,7 @@ from acfuse.sources.onnx import fuse_onnx, with_tensors
 from sample_models import awake
 from tests.graph.fusing import Net, conv, norm
 from tests.proof.onnx_nets import exported
-from tests.proof.proving import certified, diagnosed
-from tests.proof.test_certificate import further
+from tests.proof.proving import certified, diagnosed, further
 
 KINDS = {
     "square": {},
