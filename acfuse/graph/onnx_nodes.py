@@ -296,6 +296,21 @@ def _split(place: Place) -> Made:
     return rules.apply("split", image, list(sizes), dim)
 
 
+def _matmul(place: Place) -> Made:
+    """A matrix times the last axis of an image whose channels that is: a 1x1 convolution.
+
+    Other products stay: only the order of axes tells that rows are pixels.
+    """
+    if place.perm[-1:] != (1,) or place.node.input[0] in place.around.constants:
+        raise rules.not_linear("a MatMul of what is no image with its channels last")
+    matrix = place.numbers(1)
+    if matrix.ndim != 2:
+        raise NotFusable(Reason.NOT_PER_CHANNEL, "a MatMul has a matrix for each pixel")
+    axes = len(place.perm) - 2
+    weight = matrix.t().reshape(*matrix.shape[::-1], *[1] * axes)
+    return rules.apply(f"conv{axes}d", place.image(), weight)
+
+
 def _average_pool(place: Place) -> Made:
     given = place.attributes
     size = tuple(given["kernel_shape"])
@@ -332,6 +347,7 @@ OPERATORS: dict[str, Callable[[Place], Made]] = {
     "Concat": _concat,
     "Split": _split,
     "AveragePool": _average_pool,
+    "MatMul": _matmul,
     "Identity": lambda place: rules.apply("clone", place.image()),
     "Dropout": _dropout,
 }

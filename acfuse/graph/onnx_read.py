@@ -20,9 +20,15 @@ from acfuse.graph.steps import ChannelSlice, Graph, Opaque, PerChannel, Rule, St
 
 CHANNELS_SECOND = (*CONVOLUTIONS, "AveragePool", "BatchNormalization")
 PASSING = ("Identity", "Dropout")
+# Linear as well, at least in part: a reader is not told that they are not.
+UNREAD = frozenset({
+    "Cast", "CumSum", "DepthToSpace", "Einsum", "Expand", "Flatten", "Gather", "Gemm",
+    "GlobalAveragePool", "ReduceMean", "ReduceSum", "Reshape", "Resize", "ScatterND",
+    "SpaceToDepth", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Upsample",
+})  # fmt: skip
 NO_RESULT = Opaque("a further output of a node is not linear")
-# The same in every order of axes, but for Split, which gives several values.
-ELEMENTWISE = frozenset(OPERATORS) - {*CHANNELS_SECOND, "Split"}
+# The same in every order of axes. A Split gives several values.
+ELEMENTWISE = frozenset(OPERATORS) - {*CHANNELS_SECOND, "MatMul", "Split"}
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,8 @@ class _Builder:
         if node.op_type in (*QUANTISING, "DequantizeLinear"):
             why = f"{node.op_type} works on quantised images: {FLOAT_FIRST}"
             raise NotFusable(Reason.ACTIVATION, why)
+        if node.op_type in UNREAD:
+            raise NotFusable(Reason.ACTIVATION, f"no rule describes {node.op_type}")
         if node.op_type not in OPERATORS:
             raise rules.not_linear(node.op_type)
         if node.op_type in CHANNELS_SECOND and place.perm:
