@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from acfuse.files.onnx_cost import all_graphs
 from acfuse.graph.onnx_values import reads_within, replaceable, stored_tensors
 
+SETTINGS = ("kernel_shape", "strides", "dilations")  # with a number for each spatial axis
 Tensors = Mapping[str, onnx.TensorProto]
 
 
@@ -88,7 +89,7 @@ def _flats(graph: onnx.GraphProto, given: frozenset[str]) -> Iterator[_Flat]:
         axis = axes.pop()
         if axes or axis is None or axis < 2 or count < 4 or weight.dims[axis] != 1:
             continue
-        if _is_unpadded(conv, axis - 2):
+        if _is_unpadded(conv, axis - 2, count - 2):
             yield _Flat(unsqueeze, conv, last, squeeze, axis, between)
 
 
@@ -111,10 +112,12 @@ def _axis(node: onnx.NodeProto, stored: Tensors, count: int) -> int | None:
     return int(axes[0]) % count if fits else None
 
 
-def _is_unpadded(conv: onnx.NodeProto, place: int) -> bool:
-    pads = next((list(a.ints) for a in conv.attribute if a.name == "pads"), [])
-    half = len(pads) // 2
-    return not pads or (place < half and pads[place] == pads[half + place] == 0)
+def _is_unpadded(conv: onnx.NodeProto, place: int, count: int) -> bool:
+    """Whether nothing is put around one of so many axes, and the settings are of so many."""
+    given = {a.name: list(a.ints) for a in conv.attribute}
+    pads = given.get("pads", [0] * 2 * count)
+    fits = all(len(given.get(key, [1] * count)) == count for key in SETTINGS)
+    return fits and len(pads) == 2 * count and pads[place] == pads[count + place] == 0
 
 
 def _write(flat: _Flat, weight: str) -> None:
@@ -125,8 +128,7 @@ def _write(flat: _Flat, weight: str) -> None:
     conv.input[0], conv.input[1] = flat.unsqueeze.input[0], weight
     flat.last.output[0] = result
     for attribute in conv.attribute:
-        if attribute.name in ("kernel_shape", "strides", "dilations", "pads"):
+        if attribute.name in (*SETTINGS, "pads"):
             numbers = list(attribute.ints)
             kept = len(numbers) // 2 if attribute.name == "pads" else len(numbers)
-            left = [n for i, n in enumerate(numbers) if i % kept != place]
-            attribute.CopyFrom(helper.make_attribute(attribute.name, left))
+            attribute.ints[:] = [n for i, n in enumerate(numbers) if i % kept != place]

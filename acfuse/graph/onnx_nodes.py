@@ -222,7 +222,9 @@ def _batch_norm(place: Place) -> Made:
 def _arithmetic(place: Place) -> Made:
     kind, names = place.node.op_type, place.node.input
     images = [place.sized(i) for i, n in enumerate(names) if n not in place.around.constants]
-    dims = (images[0].spatial_rank or 0) + 2 if images else 0
+    if not images:
+        raise NotFusable(Reason.ACTIVATION, f"{kind} works on constants")
+    dims = (images[0].spatial_rank or 0) + 2
 
     def factor(index: int) -> Tensor:
         """A constant that meets an image, its channels second as well."""

@@ -145,7 +145,7 @@ def _pads(node: onnx.NodeProto, mode: bytes, known: Mapping[str, Known]) -> list
     Source: ONNX operators, "Conv" and "AveragePool", auto_pad.
     """
     given = {a.name: list(a.ints) for a in node.attribute}
-    image, weight = (known.get(name) for name in (*node.input, "")[:2])
+    image, weight = (known.get(name) for name in (*node.input, "", "")[:2])
     if image is None or not image.sizes:
         return None
     kernel: Sequence[int | None] = given.get("kernel_shape", [])

@@ -178,6 +178,17 @@ DIALECTS = {
             "var": np.abs(weights(4)) + np.float32(0.1),
         },
     ),
+    "halves between ends of floats": file_of(
+        [
+            node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+            node("Conv", ["half", "w3"], ["p"], pads=[1] * 4),
+            node("Conv", ["half", "w1"], ["q"]),
+            node("Add", ["p", "q"], ["sum"]),
+            node("Relu", ["sum"], ["r"]),
+            node("Cast", ["r"], ["y"], to=TensorProto.FLOAT),
+        ],
+        HALF,
+    ),
     "a function of the file": file_of(
         [node("Rep", ["x", "w3", "w1"], ["y"], domain="own")], PAIR, functions=[rep([*ARMS, SUM])]
     ),
@@ -470,6 +481,24 @@ def test_layers_of_quantised_images_stay_as_they_are(between: bool) -> None:
     assert refused.why.endswith("fuse the float model, and quantise the result")
 
 
+ODD: dict[str, list[onnx.NodeProto]] = {
+    "a kernel of no channels": [node("Conv", ["x", "none"], ["q"])],
+    "no group": [node("Conv", ["x", "w1"], ["q"], group=0)],
+    "a sum of constants alone": [node("Sub", ["half", "half"], ["h"]), node("Neg", ["h"], ["q"])],
+    "a convolution of nothing": [node("Conv", ["x"], ["q"], auto_pad="SAME_UPPER")],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_no_runtime_takes_is_no_block(name: str) -> None:
+    given = {**PAIR, "none": weights(0, 3, 1, 1), "half": np.float16(0.5)}
+    model = file_of([ARMS[0], *ODD[name], SUM], given)
+    try:
+        assert not fuse_onnx(model).findings.blocks
+    except InputError as error:
+        assert "not valid ONNX" in str(error)  # noqa: PT017
+
+
 def test_a_plain_file_is_itself() -> None:
     model = file_of([*ARMS, SUM], PAIR)
     assert plain(model) is model
@@ -500,12 +529,23 @@ def test_a_factor_that_is_a_bound_as_well_is_a_weight() -> None:
     assert "high" in numbers_of(file_of(nodes, {"high": np.float32(np.inf)}))[0]
 
 
-def test_what_onnxruntime_saved_is_told() -> None:
-    nodes = [node("FusedConv", ["x", "w3"], ["y"], domain="com.microsoft", activation="Relu")]
+FUSED = [node("FusedConv", ["x", "w3"], ["y"], domain="com.microsoft", activation="Relu")]
+REORDERED = [
+    node("ReorderInput", ["x"], ["r"], domain="com.microsoft.nchwc"),
+    node("Conv", ["r", "w3"], ["p"], domain="com.microsoft.nchwc", pads=[1] * 4),
+    node("Conv", ["r", "w1"], ["q"], domain="com.microsoft.nchwc"),
+    node("Add", ["p", "q"], ["s"]),
+    node("ReorderOutput", ["s"], ["y"], domain="com.microsoft.nchwc", channels=4),
+]
+
+
+@pytest.mark.parametrize("nodes", [FUSED, REORDERED], ids=["FusedConv", "nchwc"])
+def test_what_onnxruntime_saved_is_told(nodes: list[onnx.NodeProto]) -> None:
     model = file_of(nodes, PAIR)
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    (refused,) = fuse_onnx(model).refused
-    assert "onnxruntime's own" in refused.why
+    model.opset_import.append(helper.make_opsetid(nodes[0].domain, 1))
+    first, *_ = fuse_onnx(model).refused
+    assert "onnxruntime's own" in first.why
+    assert first.why.endswith("Give the file from before it")
 
 
 def test_a_file_without_blocks_is_copied_and_not_run() -> None:
