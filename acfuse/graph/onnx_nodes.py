@@ -196,9 +196,15 @@ def _gemm(place: Place) -> Made:
 
 
 def _matmul(place: Place) -> Made:
+    """A matrix for each row; of an image with its channels last, a 1x1 convolution."""
     if place.node.input[0] in place.around.constants:
         raise not_linear("a product of matrices other than x @ W")
-    return rules.apply("matmul", _rows(place), place.numbers(1))
+    matrix = place.numbers(1)
+    if place.perm[-1:] == (1,) and matrix.ndim == 2:
+        axes = len(place.perm) - 2
+        weight = matrix.t().reshape(*matrix.shape[::-1], *[1] * axes)
+        return rules.apply(f"conv{axes}d", place.image(), weight)
+    return rules.apply("matmul", _rows(place), matrix)
 
 
 def _rows(place: Place) -> Image:
@@ -274,7 +280,9 @@ def _batch_norm(place: Place) -> Made:
 def _arithmetic(place: Place) -> Made:
     kind, names, constants = place.node.op_type, place.node.input, place.around.constants
     images = [place.sized(i) for i, n in enumerate(names) if n not in place.around.constants]
-    dims = place.axes(images[0]) if images and constants.keys() & {*names} else 0
+    if not images:
+        raise NotFusable(Reason.ACTIVATION, f"{kind} works on constants")
+    dims = place.axes(images[0]) if constants.keys() & {*names} else 0
 
     def factor(index: int) -> Tensor:
         """A constant that meets an image, its channels second as well."""

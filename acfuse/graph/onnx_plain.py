@@ -1,7 +1,8 @@
 """An ONNX model in the plain form that is read: one that computes the same, said in fewer ways.
 
-Functions that hold layers are written out, nodes stand in order, sparse tensors are dense ones, and
-padding that follows from a size is written as numbers where the size is known.
+Functions that hold layers are written out, nodes stand in order, sparse tensors are dense ones,
+padding that follows from a size is written as numbers where the size is known, and a convolution
+has no axis that is put in for it alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import onnx
 from onnx import helper, inliner, numpy_helper
 
 from acfuse.files.onnx_cost import all_graphs, subgraphs
+from acfuse.graph.onnx_flat import drop_axes
 from acfuse.graph.onnx_values import CONVOLUTIONS, Known, facts_of
 
 LARGEST_DENSE = 2**26  # numbers in all sparse tensors together, when they are written out
@@ -28,6 +30,9 @@ def plain(model: onnx.ModelProto) -> onnx.ModelProto:
         _sort(graph)
     if any(n.op_type in LAYERS for f in made.functions for n in f.node):
         made = _written_out(made)
+    if drop_axes(made):
+        for graph in all_graphs(made.graph):
+            _sort(graph)
     dense = sum(_size(t.dims) for g in all_graphs(made.graph) for t in g.sparse_initializer)
     if dense <= LARGEST_DENSE:
         for graph in all_graphs(made.graph):
@@ -140,7 +145,7 @@ def _pads(node: onnx.NodeProto, mode: bytes, known: Mapping[str, Known]) -> list
     Source: ONNX operators, "Conv" and "AveragePool", auto_pad.
     """
     given = {a.name: list(a.ints) for a in node.attribute}
-    image, weight = (known.get(name) for name in (*node.input, "")[:2])
+    image, weight = (known.get(name) for name in (*node.input, "", "")[:2])
     if image is None or not image.sizes:
         return None
     kernel: Sequence[int | None] = given.get("kernel_shape", [])

@@ -283,7 +283,7 @@ def _seed(graph: onnx.GraphProto) -> None:
     stored = {t.name: t for t in stored_tensors(graph)}
     stated = {v.name: v for v in (*graph.input, *graph.output, *graph.value_info)}
     for node in graph.node:
-        if node.op_type not in CONVOLUTIONS or node.input[1] not in stored:
+        if node.op_type not in CONVOLUTIONS or not stored.keys() & {*node.input[1:2]}:
             continue
         weight = stored[node.input[1]]
         if len(weight.dims) < 3:

@@ -78,7 +78,52 @@ def integers(*shape: int, kind: Any = np.int8) -> Any:
 
 SCALES = np.abs(weights(4)) / 50
 QUANTISED = {"q3": integers(4, 3, 3, 3), "s3": SCALES, "q1": integers(4, 3, 1, 1, kind=np.uint8)}
+NORM = {"n": weights(4), "v": np.abs(weights(4)) + np.float32(0.2)}
+
+
+def with_an_axis_more(
+    name: str, result: str, axis: str, weight: str, pad: int
+) -> list[onnx.NodeProto]:
+    """A convolution of one axis as some exporters write it: with two, and a BatchNorm between."""
+    return [
+        node("Unsqueeze", ["x", axis], [f"{name}_u"]),
+        node("Conv", [f"{name}_u", weight], [f"{name}_c"], strides=[7, 2], pads=[0, pad, 0, pad]),
+        node("BatchNormalization", [f"{name}_c", *"nnnv"], [f"{name}_n"]),
+        node("Squeeze", [f"{name}_n", axis], [result]),
+    ]
+
+
 DIALECTS = {
+    "convolutions of one axis that are written with two": file_of(
+        [
+            *with_an_axis_more("a", "p", "second", "wide", 0),
+            *with_an_axis_more("b", "q", "last_but_one", "wide2", 1),
+            node("Unsqueeze", ["x", "second"], ["u"]),
+            node("Conv", ["u", "w1"], ["c"], pads=[0, 0, 0, 0], strides=[1, 2]),
+            node("Squeeze", ["c", "second"], ["r"]),
+            node("Sum", ["p", "q", "r"], ["y"]),
+        ],
+        {
+            **NORM,
+            "wide": weights(4, 3, 1, 1),
+            "wide2": weights(4, 3, 1, 3),
+            "w1": weights(4, 3, 1, 1),
+            "second": np.array([2]),
+            "last_but_one": np.array([-2]),
+        },
+        sizes=(2, 3, 10),
+    ),
+    "a matrix times the channels of an image that is turned": file_of(
+        [
+            ARMS[0],
+            node("Transpose", ["x"], ["rows"], perm=[0, 2, 3, 1]),
+            node("MatMul", ["rows", "matrix"], ["product"]),
+            node("Add", ["product", "shift"], ["shifted"]),
+            node("Transpose", ["shifted"], ["q"], perm=[0, 3, 1, 2]),
+            SUM,
+        ],
+        {**W3, "matrix": weights(3, 4), "shift": weights(4)},
+    ),
     "weights that are stored as integers": file_of(
         [
             node("DequantizeLinear", ["q3", "s3"], ["w3"], axis=0),
@@ -132,6 +177,17 @@ DIALECTS = {
             "mean": weights(4),
             "var": np.abs(weights(4)) + np.float32(0.1),
         },
+    ),
+    "halves between ends of floats": file_of(
+        [
+            node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16),
+            node("Conv", ["half", "w3"], ["p"], pads=[1] * 4),
+            node("Conv", ["half", "w1"], ["q"]),
+            node("Add", ["p", "q"], ["sum"]),
+            node("Relu", ["sum"], ["r"]),
+            node("Cast", ["r"], ["y"], to=TensorProto.FLOAT),
+        ],
+        HALF,
     ),
     "a function of the file": file_of(
         [node("Rep", ["x", "w3", "w1"], ["y"], domain="own")], PAIR, functions=[rep([*ARMS, SUM])]
@@ -267,6 +323,61 @@ def test_arms_that_are_padded_differently_stay_where_a_size_is_free(name: str) -
     assert "outputs of different sizes" in refused.why
 
 
+def between(
+    kernel: tuple[int, ...], pads: list[int], first: int = 2, second: int = 2
+) -> onnx.ModelProto:
+    """A plain convolution of one axis, and one between an Unsqueeze and a Squeeze."""
+    nodes = [
+        node("Conv", ["x", "w3"], ["p"], pads=[1, 1]),
+        node("Unsqueeze", ["x", "first"], ["u"]),
+        node("Conv", ["u", "other"], ["c"], pads=pads),
+        node("Squeeze", ["c", "second"], ["q"]),
+        SUM,
+    ]
+    axes = {"first": np.array([first]), "second": np.array([second])}
+    given = {"w3": weights(4, 3, 3), "other": weights(*kernel), **axes}
+    return file_of(nodes, given, sizes=(2, 3, 9))
+
+
+def test_an_axis_that_is_put_in_for_a_convolution_alone_is_none() -> None:
+    assert len(fuse_onnx(between((4, 3, 1, 3), [0, 1, 0, 1])).findings.blocks) == 1
+    for axes in ((3, 3), (-1, 3), (3, -1)):
+        original = between((4, 3, 3, 1), [1, 0, 1, 0], *axes)
+        fused = fuse_onnx(original)
+        assert len(fused.findings.blocks) == 1
+        proofs = prove(fused, None, Tolerance())
+        assert proofs.passed, proofs.fault
+
+
+def test_an_axis_that_a_kernel_looks_along_stays() -> None:
+    model = between((4, 3, 3, 3), [1, 1, 1, 1])
+    assert plain(model) is model
+    (refused,) = fuse_onnx(model).refused
+    assert refused.why == "no rule describes Squeeze"
+
+
+def test_axes_that_a_caller_may_give_are_no_constants() -> None:
+    model = between((4, 3, 1, 3), [0, 1, 0, 1])
+    assert plain(model) is not model
+    model.graph.input.append(helper.make_tensor_value_info("second", TensorProto.INT64, [1]))
+    assert plain(model) is model
+
+
+@pytest.mark.parametrize(
+    ("perm", "matrix"), [([0, 2, 1, 3], (9, 9)), ([0, 2, 3, 1], (8, 3, 3)), ([0, 2, 3, 1], (1, 3))]
+)
+def test_another_product_is_no_convolution(perm: list[int], matrix: tuple[int, ...]) -> None:
+    nodes = [
+        node("Conv", ["x", "w3"], ["p"], pads=[1] * 4),
+        node("Transpose", ["x"], ["rows"], perm=perm),
+        node("MatMul", ["rows", "matrix"], ["product"]),
+        node("Transpose", ["product"], ["q"], perm=[perm.index(i) for i in range(4)]),
+        SUM,
+    ]
+    given = {"w3": weights(3, 3, 3, 3), "matrix": weights(*matrix)}
+    assert not fuse_onnx(file_of([*nodes[:-1], SUM], given)).findings.blocks
+
+
 def test_arms_of_different_strides_stay_at_any_size() -> None:
     nodes = [
         node("Conv", ["x", "w3"], ["p"], pads=[1] * 4, strides=[2, 2]),
@@ -370,6 +481,24 @@ def test_layers_of_quantised_images_stay_as_they_are(between: bool) -> None:
     assert refused.why.endswith("fuse the float model, and quantise the result")
 
 
+ODD: dict[str, list[onnx.NodeProto]] = {
+    "a kernel of no channels": [node("Conv", ["x", "none"], ["q"])],
+    "no group": [node("Conv", ["x", "w1"], ["q"], group=0)],
+    "a sum of constants alone": [node("Sub", ["half", "half"], ["h"]), node("Neg", ["h"], ["q"])],
+    "a convolution of nothing": [node("Conv", ["x"], ["q"], auto_pad="SAME_UPPER")],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_no_runtime_takes_is_no_block(name: str) -> None:
+    given = {**PAIR, "none": weights(0, 3, 1, 1), "half": np.float16(0.5)}
+    model = file_of([ARMS[0], *ODD[name], SUM], given)
+    try:
+        assert not fuse_onnx(model).findings.blocks
+    except InputError as error:
+        assert "not valid ONNX" in str(error)  # noqa: PT017
+
+
 def test_a_plain_file_is_itself() -> None:
     model = file_of([*ARMS, SUM], PAIR)
     assert plain(model) is model
@@ -400,12 +529,23 @@ def test_a_factor_that_is_a_bound_as_well_is_a_weight() -> None:
     assert "high" in numbers_of(file_of(nodes, {"high": np.float32(np.inf)}))[0]
 
 
-def test_what_onnxruntime_saved_is_told() -> None:
-    nodes = [node("FusedConv", ["x", "w3"], ["y"], domain="com.microsoft", activation="Relu")]
+FUSED = [node("FusedConv", ["x", "w3"], ["y"], domain="com.microsoft", activation="Relu")]
+REORDERED = [
+    node("ReorderInput", ["x"], ["r"], domain="com.microsoft.nchwc"),
+    node("Conv", ["r", "w3"], ["p"], domain="com.microsoft.nchwc", pads=[1] * 4),
+    node("Conv", ["r", "w1"], ["q"], domain="com.microsoft.nchwc"),
+    node("Add", ["p", "q"], ["s"]),
+    node("ReorderOutput", ["s"], ["y"], domain="com.microsoft.nchwc", channels=4),
+]
+
+
+@pytest.mark.parametrize("nodes", [FUSED, REORDERED], ids=["FusedConv", "nchwc"])
+def test_what_onnxruntime_saved_is_told(nodes: list[onnx.NodeProto]) -> None:
     model = file_of(nodes, PAIR)
-    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    (refused,) = fuse_onnx(model).refused
-    assert "onnxruntime's own" in refused.why
+    model.opset_import.append(helper.make_opsetid(nodes[0].domain, 1))
+    first, *_ = fuse_onnx(model).refused
+    assert "onnxruntime's own" in first.why
+    assert first.why.endswith("Give the file from before it")
 
 
 def test_a_file_without_blocks_is_copied_and_not_run() -> None:
