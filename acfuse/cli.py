@@ -291,7 +291,8 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
     changes: dict[str, Any] = {name: options.get(name) for name in plain}
     flags = ("force", "allow_nonfinite", "fix_initializers", "no_runtime")
     changes |= {name: options.get(name) or None for name in flags}
-    changes["allow_classes"] = options.get("allow_class") or None
+    packages = (f"{name}:*" for name in options.get("allow_package") or ())
+    changes["allow_classes"] = (*(options.get("allow_class") or ()), *packages) or None
     changes["tolerance"] = Tolerance(options.get("atol"), options.get("rtol"))
     if options.get("limit"):
         changes["limits"] = replace(LIMITS, **dict(options["limit"]))

@@ -112,6 +112,8 @@ MODEL_OPTIONS = (
             "tensors are kept as they are."),
     option("--allow-class", multiple=True, metavar="MODULE:CLASS",
             help="A class of your own that a pickled module may hold. Repeatable."),
+    option("--allow-package", multiple=True, metavar="NAME",
+            help="An installed package whose torch modules a pickled module may hold. Repeatable."),
     option("--sha256", type=SHA256, help="What the file must be, as sha256sum prints it."),
     option("--limit", type=LIMIT, multiple=True, help="Read a file beyond a limit, e.g. "
             "operations=2000000; `acfuse inspect` names the one. Repeatable."),
