@@ -10,6 +10,7 @@ from acfuse.errors import NotFusable, Reason
 from acfuse.graph.aliasing import Effect, write_once
 from acfuse.graph.another_mode import another_mode, told_otherwise
 from acfuse.graph.calls import Call
+from acfuse.graph.fx_norms import norms_apart
 from acfuse.graph.fx_operators import spatial_rank_of
 from acfuse.graph.fx_read import is_convolution, steps_of
 from acfuse.graph.fx_trace import Traced, reading, trace
@@ -131,6 +132,8 @@ class ModuleReader:
     def _read_steps(self, module: nn.Module, analysis: Analysis) -> None:
         traced = analysis.traced
         if traced.graph is not None:
+            if self.folds:
+                norms_apart(module, traced.graph)
             children = dict(self._children(module, traced.graph))
             write_once(traced, self._effect)
             analysis.graph = steps_of(traced, children, self.spatial_rank)

@@ -21,6 +21,7 @@ from acfuse.algebra.geometry import LARGEST_KERNEL
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph import rules
 from acfuse.graph.calls import signature
+from acfuse.graph.fx_norms import normalised
 from acfuse.graph.fx_operators import (
     ACTIVATIONS,
     CONVOLUTIONS,
@@ -184,7 +185,7 @@ class _Builder:
                 self._check_parts(node, made)
             rule = None if callable(made) else planned_rule(made)
         except NotFusable as refusal:
-            rule = Opaque(refusal.why, refusal.code)
+            rule = Opaque(refusal.why, refusal.code, channels=normalised(node))
         if node.name in self.mutated:
             rule = Opaque(f"{node.name} is overwritten in place", Reason.IN_PLACE)
         if rule is None:  # another name for what it reads

@@ -101,11 +101,15 @@ class LinearSubmodule:
 
 @dataclass(frozen=True)
 class Opaque:
-    """Anything else. `why` says what it is for a reader, `code` which kind of obstacle."""
+    """Anything else. `why` says what it is for a reader, `code` which kind of obstacle.
+
+    Of rows with so many `channels` it makes others.
+    """
 
     why: str
     code: Reason = Reason.ACTIVATION
     holds_convolution: bool = False  # a module that is not linear, but has convolutions inside
+    channels: int | None = None
 
 
 Rule = ConvStep | PerChannel | Sum | Concat | ChannelSlice | Moved | LinearSubmodule | Opaque
@@ -282,6 +286,9 @@ def _spread_width(
                 known.setdefault(step.value, (known[above][0] // move.merged, axes))
             if step.value in known and read_axes is not None:
                 known.setdefault(above, (known[step.value][0] * move.merged, read_axes))
+        case Opaque(channels=int(channels)):
+            for value in (step.value, *step.reads[:1]):
+                known.setdefault(value, (channels, 0))
         case Opaque():
             pass
 

@@ -108,6 +108,23 @@ class Slab(nn.Module):
         return self.linear(self.norm(x))
 
 
+class Merge(nn.Module):
+    """Norms of rows, each with its factors, before linear layers."""
+
+    shape = (2, 3, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.down = nn.LayerNorm(8, eps=1e-3), nn.Linear(8, 4, bias=False)
+        self.second, self.up = nn.RMSNorm(4), nn.Linear(4, 9)
+        for norm in (self.first, self.second):
+            nn.init.normal_(norm.weight)
+        nn.init.normal_(self.first.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.second(self.down(self.first(x))))
+
+
 class Around(nn.Module):
     """Some channels go through an activation, the others around it. Source: arXiv:2505.21847."""
 
@@ -158,7 +175,7 @@ def sequence() -> nn.Module:
 
 sequence.shape = (4, 5)  # type: ignore[attr-defined]
 NETS = [
-    Parallel, Lora, Written, Normed, Shaped, Slab, Around, AroundImages, Head, sequence,
+    Parallel, Lora, Written, Normed, Shaped, Slab, Merge, Around, AroundImages, Head, sequence,
 ]  # fmt: skip
 
 
@@ -286,3 +303,22 @@ def test_flattened_rows_of_another_shape_are_not_put_back():
         fused.model(x, like), model(x, like), rounding(model, x, like, dtype=torch.float32)
     )
     assert fused.model(x, like).shape == (6, 7)
+
+
+def test_a_norm_that_several_layers_read_keeps_its_factors():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.a, self.b = nn.LayerNorm(8), nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            return F.relu(self.a(y)) + F.gelu(self.b(y))
+
+    model = Two().eval()
+    assert not acfuse.fuse(model, torch.randn(2, 3, 8), fold_bn=True).found
+
+
+def test_a_norm_of_several_axes_keeps_its_factors():
+    model = nn.Sequential(nn.LayerNorm((3, 8)), nn.Linear(8, 4)).eval()
+    assert not acfuse.fuse(model, torch.randn(2, 3, 8), fold_bn=True).found
