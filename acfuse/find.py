@@ -16,26 +16,20 @@ from torch import Tensor, fx, nn
 from acfuse.errors import InputError, NotFusable, Reason
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
 from acfuse.graph.calls import Call, signature
+from acfuse.graph.combination import Identity
 from acfuse.graph.copies import copied
+from acfuse.graph.fx_asserts import Several, can_be_asserted
 from acfuse.graph.fx_modules import Analysis, ModuleReader
 from acfuse.graph.fx_read import is_convolution
 from acfuse.graph.fx_write import (
     LiveSite,
-    Several,
-    can_be_asserted,
     nodes_between,
     region_graph,
     replaced_layers,
 )
 from acfuse.graph.own_layers import has_hooks
 from acfuse.graph.regions import choose, kernel_of, planned
-from acfuse.graph.steps import (
-    Graph,
-    Identity,
-    Miss,
-    Opaque,
-    Region,
-)
+from acfuse.graph.steps import Graph, Miss, Opaque, Region
 from acfuse.patterns import Pattern
 from acfuse.patterns.live import free_name, label, layers_of, submodule, value_of
 from acfuse.system.memory import no_collection
@@ -326,7 +320,8 @@ class _Finder:
         used = {str(n.target) for n in forward.nodes if n.op in TARGETING and n not in own}
         within = {id(module), *self._within(module, inside)}
         used |= {name for name, layer in layers if self.users.get(id(layer), set()) - within}
-        base = pattern.fused if pattern else "fused_conv"
+        is_rows = all(graph.spatial_axes(source) == 0 for source in plan)
+        base = pattern.fused if pattern else "fused_linear" if is_rows else "fused_conv"
         if not region.is_block:  # a fold keeps the name of its convolution
             base = next((n for n, m in layers if is_convolution(m)), base)
         terms = []
@@ -358,6 +353,8 @@ class _Finder:
                     for n in forward.nodes
                     if n.op == "placeholder" and n.name in graph.widths
                 },
+                rows=(plan.axes or 0) if is_rows else None,
+                moves=plan.moves,
             ),
             region.is_block,
         )

@@ -67,7 +67,8 @@ def _replacement(module: nn.Module, found: Sequence[Block], dtype: torch.dtype |
     site: LiveSite = found[0].site
     if site.forward is not None:
         keep = {name for block in found for name in block.site.keep}
-        fused = rewrite_module(module, site.forward, layers, site.fixed, keep)
+        sites = {block.site.output: block.site for block in found}
+        fused = rewrite_module(module, site.forward, layers, site.fixed, keep, sites)
         inner = dict(fused.named_modules())
         for name in {name for block in found for name in block.site.taken} & inner.keys():
             if type(inner[name]) is not nn.Module:  # that is all that is left of a norm

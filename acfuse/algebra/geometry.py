@@ -210,8 +210,8 @@ class Geometry:
 
     @property
     def multiply_adds(self) -> int:
-        """What one convolution costs for one output pixel."""
-        per_input = self.in_channels // self.groups
+        """What one convolution costs for one output pixel. A linear layer knows no groups."""
+        per_input = self.in_channels // (self.groups if self.axes else 1)
         return self.out_channels * per_input * prod(a.lowered_taps for a in self.axes)
 
     @property
@@ -232,6 +232,11 @@ class Geometry:
     def affine(self, shifts: bool) -> "Geometry":
         """A factor and a shift for each output channel."""
         return replace(self, shifts=self.shifts or shifts)
+
+    def repeated(self, times: int) -> "Geometry":
+        """The same where each channel is so many channels, of which none sees another."""
+        channels = self.out_channels * times, self.in_channels * times
+        return replace(self, out_channels=channels[0], in_channels=channels[1])
 
     def without_shift(self) -> "Geometry":
         """The same without its bias."""

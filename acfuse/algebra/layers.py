@@ -27,6 +27,7 @@ Linear = TypeVar("Linear", Geometry, LinearConv, Planned, Value, Planned | Value
 class Conv:
     """A convolution layer. Shapes: weight [out, in / groups, *kernel], bias [out].
 
+    Without axes (`stride`, `pads` and `dilation` are empty) it is a linear layer.
     A transposed one has a weight [in, out / groups, *kernel], and `pads` cuts off of its output.
     """
 
@@ -43,7 +44,7 @@ class Conv:
     def geometry(self) -> Planned:
         """Where it looks. Raises NotFusable for a kernel and settings that fit no layer."""
         settings = {len(self.stride), len(self.pads), len(self.dilation)}
-        if self.weight.ndim < 3 or settings != {self.weight.ndim - 2}:
+        if self.weight.ndim < 2 or settings != {self.weight.ndim - 2}:
             sizes = tuple(self.weight.shape)
             raise NotFusable(Reason.SIZES, f"a kernel of {sizes} does not fit its settings")
         out, per_group, *size = self.weight.shape
@@ -68,6 +69,13 @@ class Conv:
         if isinstance(geometry, Geometry):
             return LinearConv(kernel, bias, geometry)
         return adjoint_of(LinearConv(kernel, kernel.new_zeros(len(kernel)), geometry.of), bias)
+
+    def pointwise(self, axes: int) -> "Conv":
+        """The same matrix at each pixel of an image of so many axes, of a layer that is one."""
+        out, per_group = self.weight.shape[:2]
+        weight = self.weight.reshape(out, per_group, *[1] * axes)
+        ones, none = (1,) * axes, ((0, 0),) * axes
+        return Conv(weight, self.bias, ones, none, ones, self.groups)
 
     @property
     def weights(self) -> int:
@@ -159,6 +167,14 @@ class Affine:
     scale: Tensor | float = 1.0
     shift: Tensor | float = 0.0
 
+    def repeated(self, times: int) -> "Affine":
+        """The same where each channel is so many channels."""
+        scale, shift = (
+            v.repeat_interleave(times) if isinstance(v, Tensor) and v.numel() > 1 else v
+            for v in (self.scale, self.shift)
+        )
+        return Affine(scale, shift)
+
     @cached_property
     def shifts(self) -> bool:
         """Whether zero may become something else."""
@@ -213,9 +229,13 @@ def per_channel(value: Tensor, spatial_rank: int | None) -> Tensor | float:
     """A stored factor as one number or one per channel, told by its shape and the image's rank.
 
     Shapes: [channels, 1, ...] or [1, channels, 1, ...], or a single number. Raises NotFusable for
-    any other: a bare [channels] broadcasts over the width.
+    any other: a bare [channels] broadcasts over the width. Without spatial axes, the channels are
+    last: [channels] or [1, ..., channels].
     """
     shape = tuple(value.shape)
+    if spatial_rank == 0 and value.numel() == prod(shape[-1:]):
+        flat = value.detach().double().reshape(-1)
+        return flat if len(flat) > 1 else float(flat)
     if value.numel() == 1 and (spatial_rank is None or len(shape) <= spatial_rank + 2):
         return float(value.detach())
     rank = spatial_rank or 0

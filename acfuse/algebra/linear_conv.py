@@ -3,11 +3,13 @@
     y[n] = bias + sum_t kernel[t] . x[stride*n - before + t]
 
 with x extended past its edge by `border`. Everything is float64, and is rounded once, by `lower`.
+Without spatial axes it is `y = kernel x + bias`, what a linear layer does to each row.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch.nn import functional as F
 
 from acfuse.algebra.geometry import Border, Geometry
 
-CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}  # of so many axes; of none: a matrix
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +70,8 @@ class LinearConv:
     def grow(self, pads: Sequence[tuple[int, int]]) -> "LinearConv":
         """Adds (before, after) empty taps per axis and equally more padding: the same map."""
         flat = [n for before_after in reversed(pads) for n in before_after]
+        if not any(flat):
+            return self
         axes = tuple(a.grow(*p) for a, p in zip(self.geometry.axes, pads, strict=True))
         return replace(
             self, kernel=F.pad(self.kernel, flat), geometry=replace(self.geometry, axes=axes)
@@ -147,10 +151,26 @@ class LinearConv:
             )
             part = torch.bmm(second[on_axes(u)], first)
             kernel[on_axes(window)] += part.reshape(groups, -1, per_input, *f.taps)
-        response = second.sum(dim=tuple(range(3, second.ndim)))
+        response = second.reshape(groups, -1, middle, prod(g.taps)).sum(-1)
         carried = torch.bmm(response, f.bias.reshape(groups, middle, 1)).reshape(-1)
         return LinearConv(
             kernel.reshape(geometry.out_channels, per_input, *taps), g.bias + carried, geometry
+        )
+
+    def repeated(self, times: int) -> "LinearConv":
+        """The same where each channel is so many channels, of which none sees another.
+
+        The kernel is K x I, the Kronecker product with the identity.
+        """
+        if times == 1:
+            return self
+        out, per_group, *taps = self.kernel.shape
+        same = torch.eye(times, dtype=self.kernel.dtype).view(1, times, 1, times, *[1] * len(taps))
+        kernel = self.kernel.view(out, 1, per_group, 1, *taps) * same
+        return LinearConv(
+            kernel.reshape(out * times, per_group * times, *taps),
+            self.bias.repeat_interleave(times),
+            self.geometry.repeated(times),
         )
 
     def without_shift(self) -> "LinearConv":
@@ -159,6 +179,9 @@ class LinearConv:
 
     def __call__(self, image: Tensor) -> Tensor:
         """Runs it, in the dtype of the image. Shapes: [batch, channels, *sizes]."""
+        if not self.taps:
+            whole = self.regroup(1)
+            return F.linear(image, whole.kernel.to(image.dtype), whole.bias.to(image.dtype))
         padded = extend(image, self.pads, self.border)
         convolve = CONVOLUTIONS[len(self.taps)]
         kernel, bias = self.kernel.to(image.dtype), self.bias.to(image.dtype)

@@ -13,7 +13,7 @@ from acfuse.algebra.layers import Conv
 from acfuse.algebra.linear_conv import on_axes
 from acfuse.errors import NotFusable, Reason
 
-CONVOLUTION_LAYERS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTION_LAYERS: dict[int, Any] = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED_LAYERS: dict[int, Any] = {
     1: nn.ConvTranspose1d,
     2: nn.ConvTranspose2d,
@@ -44,7 +44,7 @@ class ConvLayer(Conv):
         return tuple(before - after for before, after in self.pads)
 
     def module(self) -> nn.Module:
-        """The same as one of torch's own layers."""
+        """The same as one of torch's own layers: without axes, an nn.Linear."""
         kind = (TRANSPOSED_LAYERS if self.transposed else CONVOLUTION_LAYERS)[len(self.stride)]
         size = tuple(self.weight.shape[2:])
         settings: dict[str, Any] = {"dilation": self.dilation, "groups": self.groups}
@@ -53,9 +53,8 @@ class ConvLayer(Conv):
         else:
             settings["padding_mode"] = self.border
         channels = self.geometry.in_channels, self.geometry.out_channels
-        conv: nn.Module = kind(
-            *channels, size, self.stride, self.padding, **settings, device="meta"
-        )
+        window = (size, self.stride, self.padding) if size else ()
+        conv: nn.Module = kind(*channels, *window, **(settings if size else {}), device="meta")
         conv.weight, conv.bias = nn.Parameter(self.weight), nn.Parameter(self.bias)
         return conv.eval()
 
@@ -75,7 +74,8 @@ def lower(value: Value, dtype: torch.dtype, *, symmetric: bool = True) -> ConvLa
         before, after = (crops if transposed else _pads)(live, symmetric=symmetric)
         dilation.append(dilation_at(live, before, after))
         growth.append((before - axis.before, after - axis.after))
-    grown = (value.of if isinstance(value, Adjoint) else value).grow(growth)
+    kernel = value.of if isinstance(value, Adjoint) else value
+    grown = kernel.grow(growth) if growth else kernel.regroup(1)
     weight = grown.kernel[on_axes(slice(None, None, d) for d in dilation)].contiguous().to(dtype)
     bias = value.bias.to(dtype)
     for name, rounded, exact in (("weight", weight, grown.kernel), ("bias", bias, value.bias)):

@@ -32,7 +32,7 @@ from acfuse.errors import NotFusable, Reason
 from acfuse.graph.calls import Call
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_frames import PLACING, frames_as_pads, size_of
-from acfuse.graph.fx_read import operator_of, spatial_rank_of
+from acfuse.graph.fx_operators import operator_of, spatial_rank_of
 from acfuse.graph.fx_trace import DECIDES, Traced, read_by
 from acfuse.graph.fx_values import function_name
 from acfuse.graph.grids import simple

@@ -22,11 +22,12 @@ from torch import Tensor, fx, nn
 from acfuse.algebra import Conv
 from acfuse.algebra.layers import Pads
 from acfuse.errors import NotFusable
-from acfuse.graph import rules
-from acfuse.graph.fx_read import layer_rule, operator_of
+from acfuse.graph import rules, rules_axes
+from acfuse.graph.fx_operators import operator_of
+from acfuse.graph.fx_read import layer_rule
 from acfuse.graph.grids import Grid, Part, UnknownPlace, joined, simple
+from acfuse.graph.images import Image, not_linear
 from acfuse.graph.own_layers import has_hooks, is_layer
-from acfuse.graph.rules import Image
 from acfuse.graph.steps import ConvStep, PerChannel, Rule
 
 # A border is computed in float64, and in another order than a layer's own shift. This leaves 12
@@ -200,11 +201,11 @@ class _Frames:
         if node.op == "call_module":
             layer = self.module.get_submodule(str(node.target))
             if not is_layer(layer) or len(node.args) != 1:
-                raise rules.not_linear(str(node.target))
+                raise not_linear(str(node.target))
             return layer_rule(layer)
         name = operator_of(node)
         if name is None:
-            raise rules.not_linear(node.name)
+            raise not_linear(node.name)
 
         def plain(argument: fx.Node) -> Any:
             known = self._constant(argument)
@@ -363,7 +364,7 @@ class _Frames:
         """
         size = image.meta["size"][dim]
         begin, stop = _size(start) or 0, _size(end)
-        if stop is None or (isinstance(stop, int) and stop >= rules.END):
+        if stop is None or (isinstance(stop, int) and stop >= rules_axes.END):
             stop = size
         begin, stop = (size + n if isinstance(n, int) and n < 0 else n for n in (begin, stop))
         if simple(begin) == 0 and simple(stop - size) == 0 and step == 1:

@@ -8,24 +8,35 @@ operators (exported programs) and of torch's functions are read alike.
 import contextlib
 import copy
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from acfuse.algebra import Conv
 from acfuse.algebra.geometry import LARGEST_KERNEL
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph import rules
 from acfuse.graph.calls import signature
+from acfuse.graph.fx_operators import (
+    ACTIVATIONS,
+    CONVOLUTIONS,
+    LAYERS,
+    TRANSPOSED,
+    call_of,
+    reading_of,
+    spatial_rank_of,
+)
 from acfuse.graph.fx_trace import Traced
 from acfuse.graph.fx_values import ASSERTS, METADATA, METADATA_ATTRIBUTES, function_name
+from acfuse.graph.images import Image, Parts, not_linear
+from acfuse.graph.layouts import IMAGE, ROWS, Operation, axes_of
 from acfuse.graph.own_layers import has_hooks
 from acfuse.graph.randomness import RANDOM_FUNCTIONS, watched_randomness
-from acfuse.graph.rules import RULES, Image, Parts
+from acfuse.graph.rules import RULES
 from acfuse.graph.steps import (
     ConvStep,
     Graph,
@@ -37,44 +48,6 @@ from acfuse.graph.steps import (
     planned_rule,
 )
 from acfuse.system.escape import one_line
-
-CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
-TRANSPOSED = {nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3}
-NORMS = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}  # the other takes rows as well
-POOL = "kernel_size stride padding ceil_mode count_include_pad"
-# The operator that a layer calls on its input, and the attributes that are its other arguments.
-LAYERS: dict[type[nn.Module], tuple[str, str]] = {
-    nn.modules.batchnorm._BatchNorm:
-        ("batch_norm", "weight bias running_mean running_var training momentum eps"),
-    nn.Identity: ("clone", ""),
-    nn.modules.dropout._DropoutNd: ("dropout", "p training"),
-    nn.AvgPool1d: ("avg_pool1d", POOL),
-    nn.AvgPool2d: ("avg_pool2d", f"{POOL} divisor_override"),
-    nn.AvgPool3d: ("avg_pool3d", f"{POOL} divisor_override"),
-    nn.modules.padding._ConstantPadNd: ("constant_pad_nd", "padding value"),
-    nn.modules.padding._ReflectionPadNd: ("reflection_pad2d", "padding"),
-    nn.modules.padding._ReplicationPadNd: ("replication_pad2d", "padding"),
-    nn.modules.padding._CircularPadNd: ("_pad_circular", "padding"),
-}  # fmt: skip
-ACTIVATIONS = {name.lower() for name in nn.modules.activation.__all__}
-
-# What torch calls an operator beside aten's own name.
-ALIASES = {
-    "subtract": "sub", "multiply": "mul", "divide": "div", "true_divide": "div", "negative": "neg",
-    "concat": "cat", "concatenate": "cat",
-    "dropout1d": "dropout", "dropout2d": "dropout", "dropout3d": "dropout",
-}  # fmt: skip
-NAMES = {**dict(zip(RULES, RULES, strict=True)), **ALIASES}
-OPERATORS = {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "neg": "neg",
-             "getitem": "getitem"}  # fmt: skip
-FUNCTIONS: dict[Any, str] = {  # torch's and Python's own, by what they are
-    getattr(place, spelled): name
-    for place, names, prefixes in ((torch, NAMES, ("",)), (F, NAMES, ("",)),
-                                   (operator, OPERATORS, ("", "i")))
-    for plain, name in names.items()
-    for spelled in (prefix + plain for prefix in prefixes)
-    if hasattr(place, spelled)
-}  # fmt: skip
 
 
 def steps_of(
@@ -95,40 +68,6 @@ def steps_of(
     return _Builder(traced, traced.graph, children, rank).build()
 
 
-def spatial_rank_of(module: nn.Module, graph: fx.Graph | None = None) -> int | None:
-    """The spatial axes of a module's convolutions (or of those in its graph), where all agree."""
-    layers = [*module.modules()]
-    ranks: set[int] = set()
-    for kinds in (CONVOLUTIONS | TRANSPOSED, NORMS):  # norms tell it where there is no convolution
-        ranks = ranks or {n for m in layers for kind, n in kinds.items() if isinstance(m, kind)}
-    if not ranks and graph is not None:
-        ranks = {_rank(node) for node in convolutions_of(graph)}
-    return ranks.pop() if len(ranks) == 1 else None
-
-
-def convolutions_of(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes of a graph that are convolutions, other than calls of layers."""
-    return [node for node in graph.nodes if (operator_of(node) or "").startswith("conv")]
-
-
-def _rank(convolution: fx.Node) -> int:
-    name = operator_of(convolution) or ""
-    return int(name[-2]) if name.endswith("d") else len(convolution.args[3])  # type: ignore[arg-type]
-
-
-def operator_of(node: fx.Node) -> str | None:
-    """The name of the operator that a node calls; None if no rule describes it."""
-    if node.op == "call_method":
-        name = str(node.target).rstrip("_")
-        return NAMES.get(name) if hasattr(Tensor, name) else None
-    if node.op != "call_function":
-        return None
-    if isinstance(node.target, torch._ops.OpOverload):
-        own = node.target.namespace == "aten"
-        return NAMES.get(function_name(node).rstrip("_")) if own else None
-    return FUNCTIONS.get(node.target)
-
-
 class _Builder:
     def __init__(
         self,
@@ -145,6 +84,10 @@ class _Builder:
         self.parts: dict[fx.Node, Parts] = {}  # of a node that gives several results
         self.steps: list[Step] = []
         self.metadata = metadata_only(graph)
+        for node in graph.nodes:
+            if self._is_constant(node):
+                self.constants[node] = None
+        self.axes = axes_of([*self._operations()])
 
     def build(self) -> Graph:
         inputs: list[str] = []
@@ -154,9 +97,7 @@ class _Builder:
             if node.op == "placeholder":
                 self.names[node] = node.name
                 inputs.append(node.name)
-            elif self._is_constant(node):
-                self.constants[node] = None
-            else:
+            elif node not in self.constants:
                 self._add(node)
         returned = next(node for node in self.graph.nodes if node.op == "output")
         single = returned.args[0]
@@ -169,7 +110,35 @@ class _Builder:
             frozenset(
                 self.names.get(n, n.name) for n in self.graph.nodes if n.name in self.mutated
             ),
+            {
+                name: axes
+                for node, name in self.names.items()
+                if (axes := self._spatial_axes(node)) not in (None, self.spatial_rank)
+            },
         )
+
+    def _operations(self) -> Iterator[Operation]:
+        for node in self.graph.nodes:
+            reading = reading_of(node, self.module, self.children)
+            if reading is not None and node not in self.constants:
+                reads = [n for n in node.all_input_nodes if n not in self.constants]
+                yield Operation(node, reads, reading)
+
+    def _rows(self, node: fx.Node) -> fx.Node:
+        """The first of the values that have the same axes before the channels as this one."""
+        while self.axes.get(node) == ROWS:
+            reads = [n for n in node.all_input_nodes if n not in self.constants]
+            reading = reading_of(node, self.module, self.children)
+            same = reading is not None and reading.each
+            if not same or len(reads) != 1 or self.axes.get(reads[0]) != ROWS:
+                break
+            node = reads[0]
+        return node
+
+    def _spatial_axes(self, node: fx.Node) -> int | None:
+        """How many spatial axes a value has, none where it is read in several ways."""
+        axes = self.axes.get(node, IMAGE)
+        return self.spatial_rank if axes == IMAGE else axes
 
     def _is_constant(self, node: fx.Node) -> bool:
         reads = node.all_input_nodes
@@ -240,11 +209,11 @@ class _Builder:
         """The rule of a node, and the images that it takes in their order. Raises NotFusable."""
         if node.op == "call_module":
             return self._called(node)
-        name = operator_of(node)
-        if name is None:
+        name, args = call_of(node)
+        if name is None or name not in RULES:
             raise _no_rule(node)
-        args: Any
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self._plain)
+        kwargs: Any
+        args, kwargs = fx.map_arg((args, node.kwargs), self._plain)
         if isinstance(node.target, FunctionType):  # written in Python: it has an order of its own
             own = zip(node.target.__code__.co_varnames, args, strict=False)
             args, kwargs = (), {**dict(own), **kwargs}
@@ -253,7 +222,9 @@ class _Builder:
     def _plain(self, node: fx.Node) -> Any:
         """What a node stands for in the arguments of a rule."""
         if node in self.names:
-            return Image(self.names[node], self.spatial_rank, parts=self.parts.get(node))
+            axes = self._spatial_axes(node)
+            parts, rows = self.parts.get(node), (id(self.graph), self._rows(node).name)
+            return Image(self.names[node], axes, parts=parts, rows=rows)
         return self._constant(node)
 
     def _called(self, node: fx.Node) -> tuple[Rule | None, Sequence[Image]]:
@@ -267,7 +238,7 @@ class _Builder:
                 why = f"how {node.target} is called is not understood: {one_line(error)}"
                 raise NotFusable(Reason.CALLS, why) from None
         read = [a for a in arguments if isinstance(a, fx.Node) and a in self.names]
-        images = [Image(self.names[n], self.spatial_rank) for n in read]
+        images = [Image(self.names[n], self._spatial_axes(n)) for n in read]
         kind = type(layer).__name__
         if node.name in self.children:
             known = self.children[node.name]
@@ -279,13 +250,14 @@ class _Builder:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"{kind} is called with more than one input")
         if not images:
             raise NotFusable(Reason.ACTIVATION, f"{kind} works on constants")
-        return layer_rule(layer), images
+        return layer_rule(layer, images[0].spatial_rank), images
 
 
-def layer_rule(layer: Any) -> Rule | None:
+def layer_rule(layer: Any, spatial_rank: int | None = None) -> Rule | None:
     """The rule of one of torch's own layers; None where it only passes its input on.
 
-    Raises NotFusable for a layer that is not linear, or that no rule describes.
+    `spatial_rank` is that of what it reads, where it is known. Raises NotFusable for a layer that
+    is not linear, or that no rule describes.
     """
     kind = type(layer).__name__
     if has_hooks(layer):
@@ -301,14 +273,18 @@ def layer_rule(layer: Any) -> Rule | None:
     if not name:
         raise _not_known(kind)
     pads = getattr(layer, "padding", None)  # of a pad: both ends of each axis
-    image = Image(spatial_rank=len(pads) // 2 if isinstance(pads, tuple) else None)
+    image = Image(spatial_rank=len(pads) // 2 if isinstance(pads, tuple) else spatial_rank)
+    if parametrize.is_parametrized(layer):
+        layer = copy.deepcopy(layer).double()
     settings = (getattr(layer, name) for name in attributes.split())
     rule, _ = rules.apply(name, image, *settings)
     return rule  # type: ignore[return-value]  # no layer has several results
 
 
 def conv_of(layer: Any) -> Layer:
-    """The record of a convolution, transposed or not (a parametrized one: its effective weight).
+    """The record of a convolution, transposed or not, or of an nn.Linear.
+
+    Of a parametrized one it is that of its effective weight.
 
     Raises NotFusable for settings that fit no layer of its axes.
     """
@@ -316,6 +292,8 @@ def conv_of(layer: Any) -> Layer:
         layer = copy.deepcopy(layer).double()
     with torch.no_grad():
         weight = layer.weight
+    if isinstance(layer, nn.Linear):
+        return Conv(weight, layer.bias, (), (), ())
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
         settings = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
         return rules.conv_transpose(Image(), weight, layer.bias, *settings).layer
@@ -331,10 +309,10 @@ def conv_of(layer: Any) -> Layer:
 
 
 def is_convolution(layer: nn.Module) -> bool:
-    """Whether a layer is a convolution or a pool; in a program, whether it held such a kernel."""
+    """Whether a layer is a convolution, a matrix or a pool; in a program, whether it held one."""
     weight = getattr(layer, "weight", None)
-    holds = type(layer) is nn.Module and isinstance(weight, Tensor) and weight.ndim > 2
-    return holds or hasattr(layer, "kernel_size")
+    holds = type(layer) is nn.Module and isinstance(weight, Tensor) and weight.ndim > 1
+    return holds or isinstance(layer, nn.Linear) or hasattr(layer, "kernel_size")
 
 
 def is_norm(layer: nn.Module) -> bool:
@@ -347,7 +325,7 @@ def _no_rule(node: fx.Node) -> NotFusable:
     """The reason to stop at a node that no rule describes."""
     if node.target is getattr or (node.op == "call_method" and node.target in METADATA):
         asked = node.args[1] if node.target is getattr else node.target
-        return rules.not_linear(f"what is computed from its {asked}")
+        return not_linear(f"what is computed from its {asked}")
     return _not_known(function_name(node))
 
 
@@ -355,7 +333,7 @@ def _not_known(name: str) -> NotFusable:
     if name in RANDOM_FUNCTIONS:
         return NotFusable(Reason.RANDOM, f"{name} draws random numbers")
     is_activation = name.lower().replace("_", "") in ACTIVATIONS
-    return rules.not_linear(f"the activation {name}" if is_activation else name)
+    return not_linear(f"the activation {name}" if is_activation else name)
 
 
 def _mapped(change: Callable[[Tensor], Any], value: Any) -> Any:

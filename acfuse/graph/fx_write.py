@@ -13,9 +13,13 @@ from torch.fx.graph_module import _forward_from_src
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from acfuse.graph import copies
-from acfuse.graph.calls import Call, is_list, is_same
+from acfuse.graph.calls import Call, is_same
+from acfuse.graph.combination import Move
+from acfuse.graph.fx_asserts import assert_arguments, assert_axes
 from acfuse.graph.fx_read import metadata_only
+from acfuse.graph.images import as_rows
 from acfuse.graph.own_code import names_in_forward
+from acfuse.graph.rules_axes import made_smaller
 
 
 class FusedForward:
@@ -148,13 +152,6 @@ def _is_done(self: nn.Module, *_: Any, **__: Any) -> None:
     """Nothing: this module is fused."""
 
 
-@dataclass(frozen=True)
-class Rank:
-    """What stands for a tensor of which the number of axes matters."""
-
-    axes: int
-
-
 @torch.jit.unused
 def taken_up(*_: Any, **__: Any) -> Any:
     """What a module has for a forward whose layers are run by the forward around it.
@@ -170,12 +167,7 @@ def taken_up(*_: Any, **__: Any) -> Any:
 NewLayer = tuple[str, str, nn.Module] | tuple[str, None, None]
 
 
-@dataclass(frozen=True)
-class Several:
-    """That an argument is a list (or tuple) of so many tensors."""
-
-    kind: type
-    count: int
+EMPTY: Mapping[str, Any] = {}
 
 
 def rewrite_module(
@@ -184,6 +176,7 @@ def rewrite_module(
     regions: Mapping[str, Sequence[NewLayer]],
     fixed: Mapping[str, object],
     keep: Collection[str] = (),
+    sites: Mapping[str, "LiveSite"] = EMPTY,
 ) -> nn.Module:
     """`module` with each region's output made by new layers. Takes the given module apart.
 
@@ -192,7 +185,8 @@ def rewrite_module(
     that nobody calls any more are gone; new ones stand where the first of them stood. `fixed` are
     the arguments whose values the forward was read with (the class Tensor: that it is some tensor;
     a Rank: one of so many axes): with others it raises AssertionError.
-    Layers and tensors to `keep` stay, because others use them.
+    Layers and tensors to `keep` stay, because others use them. `sites` says of a region
+    how many axes its sources must have, or AssertionError is raised, and what is done behind it.
     """
     twin = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -205,7 +199,12 @@ def rewrite_module(
         terms = regions[output]
         old = by_name[output]
         dead = nodes_between(old, [by_name[source] for source, _, _ in terms])
-        new = _insert(twin, [(by_name[source], name) for source, name, _ in terms])
+        sources = [(by_name[source], name) for source, name, _ in terms]
+        site = sites.get(output, LiveSite())
+        new = _insert(twin, sources, site.rows or None)
+        for move in site.moves:
+            with twin.inserting_after(new):
+                new = _enlarge(twin, new, move)
         old.replace_all_uses_with(new)
         by_name[output] = new
         gone = {*dead, *(unread & _behind(dead, twin) if unread else ())}
@@ -213,7 +212,7 @@ def rewrite_module(
             if not node.users:
                 twin.erase_node(node)
     layers = {name: layer for s in regions.values() for _, name, layer in s if name and layer}
-    _assert_arguments(module, twin, fixed)
+    assert_arguments(module, twin, fixed)
     used = {*_used_targets(twin), *keep}
     _exchange(module, before - used, used, layers)
     add_constants(module, twin)
@@ -241,56 +240,17 @@ def add_constants(module: nn.Module, graph: fx.Graph) -> None:
             vars(module)[str(node.target)] = node.meta["constant"]
 
 
-def can_be_asserted(value: object) -> bool:
-    """Whether equality tells that an argument is what it was when the forward was read."""
-    try:
-        return is_same(copy.deepcopy(value), value)
-    except Exception:
-        return False
+def _enlarge(graph: fx.Graph, image: fx.Node, move: Move) -> fx.Node:
+    """Calls what makes an image larger."""
+    if move.merged > 1:
+        return graph.call_function(nn.functional.pixel_shuffle, (image, *move.settings))
+    scale = [*map(float, move.scale)]
+    return graph.call_function(nn.functional.interpolate, (image,), {"scale_factor": scale})
 
 
-def _assert_arguments(module: nn.Module, graph: fx.Graph, fixed: Mapping[str, object]) -> None:
-    """Asserts that arguments which are no tensors are what they were when the forward was read."""
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    if not placeholders:
-        return
-    with graph.inserting_before(placeholders[-1].next):
-        for node in placeholders:
-            if node.target not in fixed:
-                continue
-            value: Any = fixed[str(node.target)]
-            message = f"{node.target} was {value!r} when this module was fused"
-            if isinstance(value, Rank):
-                rank = graph.call_method("dim", (node,))
-                holds = graph.call_function(operator.eq, (rank, value.axes))
-                message = f"{node.target} had {value.axes} axes when this module was fused"
-            elif isinstance(value, Several):
-                given = (node, value.kind.__name__, value.count)
-                holds = graph.call_function(is_list, given)
-                message = f"{node.target} was a {given[1]} of {given[2]} when this module was fused"
-            elif value is torch.Tensor:
-                holds = graph.call_function(torch.is_tensor, (node,))
-                message = f"{node.target} was a tensor when this module was fused"
-            elif value is None:
-                holds = graph.call_function(operator.is_, (node, value))
-            elif type(value) in PLAIN:
-                node.type = type(value)
-                # Of what is equal, False, 0 and 0.0 are told apart so; torch.jit can do it as well.
-                spelled = graph.call_function(str, (node,)), graph.call_function(str, (value,))
-                holds = graph.call_function(operator.eq, spelled)
-                graph.call_function(torch._assert, (holds, message))
-                holds = graph.call_function(operator.eq, (node, value))
-            else:  # no constant that a graph could hold
-                vars(module)[f"acfuse_{node.target}"] = value
-                known = graph.get_attr(f"acfuse_{node.target}")
-                holds = graph.call_function(is_same, (node, known))
-            graph.call_function(torch._assert, (holds, message))
-
-
-PLAIN = (bool, int, float, str)
-
-
-def _insert(graph: fx.Graph, terms: Sequence[tuple[fx.Node, str | None]]) -> fx.Node:
+def _insert(
+    graph: fx.Graph, terms: Sequence[tuple[fx.Node, str | None]], axes: int | None
+) -> fx.Node:
     """Calls the new layers right behind the last of what they read, and adds what they give.
 
     That early, because a later step might overwrite what they read.
@@ -299,6 +259,10 @@ def _insert(graph: fx.Graph, terms: Sequence[tuple[fx.Node, str | None]]) -> fx.
     fixed = [node for node in graph.nodes if node.op == "placeholder"]
     last = max([*fixed, *(source for source, _ in terms)], key=order.__getitem__)
     total: fx.Node | None = None
+    if axes is not None:
+        with graph.inserting_before(last.next):
+            for source in {source: None for source, _ in terms}:
+                last = assert_axes(graph, source, axes)
     for source, name in terms:
         value = source
         if name is not None:
@@ -439,7 +403,9 @@ class LiveSite:
     `ignore` names the layers behind the sum. `fixed` are the arguments with which the forward was
     read, `keep` the layers and tensors that are used elsewhere as well, `taken` the modules
     that were read in place, and whose layers it replaces. `call` is how the module is called,
-    `images` the (channels, spatial axes) of what it is given, where the forward tells.
+    `images` the (channels, spatial axes) of what it is given, where the forward tells. `rows` are
+    the axes of what it reads, if that has its channels last (0: any number). `moves` make its image
+    larger, behind the new layers.
     """
 
     output: str = ""
@@ -451,6 +417,8 @@ class LiveSite:
     taken: tuple[str, ...] = ()
     call: Call | None = None
     images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    rows: int | None = None
+    moves: tuple[Move, ...] = ()
 
 
 def replaced_layers(module: nn.Module, site: LiveSite) -> Callable[..., Tensor]:
@@ -465,7 +433,9 @@ def replaced_layers(module: nn.Module, site: LiveSite) -> Callable[..., Tensor]:
 
     def run(*images: Tensor) -> Tensor:
         with torch.no_grad():
-            result: Tensor = module(*(image.clone() for image in images))
-            return result
+            given = images if site.rows is None else (as_rows(i, site.rows) for i in images)
+            result: Tensor = module(*(image.clone() for image in given))
+            result = made_smaller(result, site.moves)
+            return result if site.rows is None else result.flatten(0, -2)[: len(images[0])]
 
     return run

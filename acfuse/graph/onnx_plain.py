@@ -12,7 +12,7 @@ import onnx
 from onnx import helper, inliner, numpy_helper
 
 from acfuse.files.onnx_cost import all_graphs, subgraphs
-from acfuse.graph.onnx_values import CONVOLUTIONS, Known, known_values
+from acfuse.graph.onnx_values import CONVOLUTIONS, Known, facts_of
 
 LARGEST_DENSE = 2**26  # numbers in all sparse tensors together, when they are written out
 
@@ -114,21 +114,14 @@ def _dense(tensor: onnx.SparseTensorProto) -> Any:
 
 
 def _pad(model: onnx.ModelProto) -> None:
-    """Writes the pads of convolutions that follow from a size, where inference tells that size.
-
-    The sizes that a file states of values in between are no facts: those of its inputs are, which
-    a runtime holds its caller to.
-    """
+    """Writes the pads of convolutions that follow from a size, where that size is a fact."""
     modes = [(n, _mode(n)) for n in model.graph.node if n.op_type == "Conv" and not n.domain]
     sized = [(node, mode) for node, mode in modes if mode in (b"SAME_UPPER", b"SAME_LOWER")]
     if not sized:
         return
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    del bare.graph.value_info[:]
-    known = known_values(bare)
+    facts = facts_of(model)
     for node, mode in sized:
-        pads = _pads(node, mode, known)
+        pads = _pads(node, mode, facts)
         if pads is not None:
             kept = [a for a in node.attribute if a.name not in ("auto_pad", "pads")]
             kept = [onnx.AttributeProto.FromString(a.SerializeToString()) for a in kept]

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from acfuse.errors import NotFusable, Reason
-from acfuse.graph.onnx_read import OnnxSteps, Perm, Surroundings, inverse
+from acfuse.graph.images import as_rows
+from acfuse.graph.onnx_nodes import Perm, Surroundings, inverse
+from acfuse.graph.onnx_read import OnnxSteps
 from acfuse.system.escape import one_line
 
 REFERENCE_OPSET = 15
@@ -67,16 +69,25 @@ def reference(
 
     def run(*images: Tensor) -> Tensor:
         values = dict(zip(sources, images, strict=True))
-        feeds = {n: _turned(values[views[n]], steps.views[views[n]][n]).numpy() for n in given}
+        feeds = {n: _given(values[views[n]], steps, views[n], n) for n in given}
         feeds |= {n: (1 * weight).numpy() for n, weight in weights.items()}
         try:
             results: Any = evaluator.run(None, feeds)
         except Exception as error:  # of any kind; as torch's layers say that an image is too small
             raise RuntimeError(one_line(error, 200)) from error
         answer = torch.from_numpy(np.array(results[0], dtype=np.float64))
+        if output in steps.graph.axes:
+            return answer.flatten(0, -2)[: len(images[0])]
         return _turned(answer, inverse(order))
 
     return run
+
+
+def _given(image: Tensor, steps: OnnxSteps, source: str, name: str) -> Any:
+    """What is known of a source under one of its names: in that order of axes, or as rows."""
+    if source in steps.graph.axes:
+        return as_rows(image, steps.ranks.get(name, 0)).numpy()
+    return _turned(image, steps.views[source][name]).numpy()
 
 
 class ConvTranspose(OpRun):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from acfuse.files.onnx_cost import all_graphs, subgraphs
@@ -57,13 +57,13 @@ def constants_of(
     outer: Constants,
     opset: int,
     replaced: frozenset[str] = frozenset(),
-    known: Mapping[str, Known] = MappingProxyType({}),
+    facts: Mapping[str, Known] = MappingProxyType({}),
 ) -> Constants:
     """The tensors that a graph holds or sees: initializers, and what follows from them.
 
     Small computations on constants (amounts of pads, a cast or transposed weight) are carried out.
     `replaced` names the initializers that are none: a caller may give others. Of a value that is
-    only asked for its type, what is `known` is enough.
+    only asked for its type or for some of its sizes, the `facts` are enough.
     """
     own = {v.name for v in graph.input} | {o for node in graph.node for o in node.output}
     found = {name: tensor for name, tensor in outer.items() if name not in own}
@@ -71,20 +71,30 @@ def constants_of(
     room = LARGEST_FOLDS + sum(_numbers(tensor) for tensor in graph.initializer)
     for node in graph.node:
         if node.op_type in EVALUATED and node.domain in ("", "ai.onnx") and room > 0:
-            made = _evaluated(_typed(node, found, known), found, opset)
+            made = _evaluated(_told(node, found, facts), found, opset)
             room -= sum(map(_numbers, made.values()))
             found.update(made)
     return found
 
 
-def _typed(node: onnx.NodeProto, found: Constants, known: Mapping[str, Known]) -> onnx.NodeProto:
-    """A cast to the type of a value that is no constant, as a Cast; other nodes as they are."""
-    if node.op_type != "CastLike" or len(node.input) != 2 or node.input[1] in found:
+def _told(node: onnx.NodeProto, found: Constants, facts: Mapping[str, Known]) -> onnx.NodeProto:
+    """A node that asks an image for its type or its sizes alone, as one that does not.
+
+    A CastLike becomes a Cast, a Shape of sizes that are known a Constant; others are as they are.
+    """
+    asked = node.input[-1] if node.op_type in ("CastLike", "Shape") and node.input else ""
+    fact = facts.get(asked)
+    if not asked or asked in found or fact is None:
         return node
-    like = known.get(node.input[1])
-    if like is None or not like.kind:
-        return node
-    return onnx.helper.make_node("Cast", [node.input[0]], [*node.output], to=like.kind)
+    if node.op_type == "CastLike" and len(node.input) == 2 and fact.kind:
+        return helper.make_node("Cast", [node.input[0]], [*node.output], to=fact.kind)
+    if node.op_type == "Shape" and fact.sizes is not None:
+        ends = {a.name: a.i for a in node.attribute}
+        sizes = fact.sizes[ends.get("start", 0) : ends.get("end", len(fact.sizes))]
+        if None not in sizes:
+            value = numpy_helper.from_array(np.array(sizes, dtype=np.int64))
+            return helper.make_node("Constant", [], [*node.output], value=value)
+    return node
 
 
 def _evaluated(
@@ -230,13 +240,35 @@ def known_values(model: onnx.ModelProto) -> dict[str, Known]:
         seeded = with_free_sizes(model)
     found: dict[str, Known] = {}
     for graph in all_graphs(seeded.graph):
-        for value in (*graph.input, *graph.value_info, *graph.output):
-            known = _known(value)
-            if known is not None and (known.sizes is not None or value.name not in found):
-                found[value.name] = known
-        for tensor in graph.initializer:
-            found[tensor.name] = Known(tensor.data_type, tuple(tensor.dims))
+        for name, known in _own(graph).items():  # two graphs may give one name to two values
+            found[name] = known if found.get(name, known) == known else Known(0)
     return found
+
+
+def _own(graph: onnx.GraphProto) -> dict[str, Known]:
+    """What one graph tells of its values."""
+    own: dict[str, Known] = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        known = _known(value)
+        if known is not None and (known.sizes is not None or value.name not in own):
+            own[value.name] = known
+    return own | {t.name: Known(t.data_type, tuple(t.dims)) for t in graph.initializer}
+
+
+def facts_of(model: onnx.ModelProto) -> dict[str, Known]:
+    """The same without what the file states of values between its inputs and outputs.
+
+    A runtime holds its caller to the inputs; what else is stated, nothing has to be true.
+    """
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for graph in all_graphs(bare.graph):
+        del graph.value_info[:]
+        given = () if graph is bare.graph else graph.input
+        for value in (*given, *graph.output):
+            if is_tensor(value):
+                value.type.tensor_type.ClearField("shape")
+    return known_values(bare)
 
 
 def _seed(graph: onnx.GraphProto) -> None:

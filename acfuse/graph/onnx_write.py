@@ -7,13 +7,16 @@ from typing import Any
 import onnx
 import torch
 from onnx import helper, numpy_helper
+from torch import Tensor
 
 from acfuse.algebra import Value, lower
 from acfuse.algebra.lower import ConvLayer
 from acfuse.files.onnx_cost import all_graphs
-from acfuse.graph.onnx_read import PAD_MODES, OnnxSteps, inverse
+from acfuse.graph.combination import IDENTITY, Identity
+from acfuse.graph.onnx_nodes import PAD_MODES, inverse
+from acfuse.graph.onnx_read import OnnxSteps
 from acfuse.graph.onnx_values import NOT_STORED_SINCE
-from acfuse.graph.steps import IDENTITY, Identity, Region
+from acfuse.graph.steps import Region
 
 MODES = {border: mode for mode, border in PAD_MODES.items()}
 Layers = Mapping[str, ConvLayer | Identity]
@@ -21,11 +24,19 @@ Layers = Mapping[str, ConvLayer | Identity]
 
 @dataclass(frozen=True)
 class Placed:
-    """A new convolution of a graph: its numbers, and the names of its weight and bias there."""
+    """A new convolution of a graph: its numbers, and the names of its weight and bias there.
+
+    Of rows it is a Gemm, or a MatMul and an Add.
+    """
 
     layer: ConvLayer
     weight: str
     bias: str
+    kind: str = "Conv"
+
+    def stored(self, weight: Tensor) -> Tensor:
+        """A weight as it lies in the file, or that of the file as the layer has it."""
+        return weight.t().contiguous() if self.kind == "MatMul" else weight
 
 
 def lowered(kernels: Mapping[str, Value | Identity], like: torch.dtype) -> Layers:
@@ -82,8 +93,10 @@ def operator_of(layer: ConvLayer) -> str:
     return "ConvTranspose" if layer.transposed else "Conv"
 
 
-def attributes(layer: ConvLayer) -> dict[str, Any]:
-    """Its attributes. What a transposed layer does not cut off, but adds, is `output_padding`."""
+def attributes(layer: ConvLayer, kind: str) -> dict[str, Any]:
+    """Those of the operator that it is. What a transposed one adds is `output_padding`."""
+    if kind in ("Gemm", "MatMul"):
+        return {"transB": 1} if kind == "Gemm" else {}
     befores, afters = ([*side] for side in zip(*layer.pads, strict=True))
     settings = {
         "kernel_shape": [*layer.weight.shape[2:]],
@@ -146,7 +159,13 @@ class _Writer:
                 parts.append(read)
                 continue
             result = target if len(layers) == 1 else self.names.free(f"{output}_part")
-            self._conv(layer, read, result)
+            if layer.stride:
+                self._conv(layer, read, result)
+            elif self.steps.ranks.get(source) == 2:
+                self._matrix("Gemm", layer, read, result)
+            else:
+                result = self.names.free(f"{output}_part")
+                parts.append(self._matrix("MatMul", layer, read, result))
             parts.append(result)
         while len(parts) > 1:  # Add, not Sum: before opset 8 only Add extends its operands
             result = target if len(parts) == 2 else self.names.free(f"{output}_part")
@@ -169,17 +188,31 @@ class _Writer:
         return result
 
     def _conv(self, layer: ConvLayer, source: str, result: str) -> None:
-        label = self.region.output
-        weight, bias = self.names.free(f"{label}.weight"), self.names.free(f"{label}.bias")
-        self.tensors.append(numpy_helper.from_array(layer.weight.numpy(), weight))
-        self.tensors.append(numpy_helper.from_array(layer.bias.numpy(), bias))
-        self.placed.append(Placed(layer, weight, bias))
-        settings = attributes(layer)
+        placed = self._stored(layer, operator_of(layer))
+        settings = attributes(layer, placed.kind)
         if layer.border != "zeros" and any(settings["pads"]):
             befores, afters = zip(*layer.pads, strict=True)
             source = self._padded(source, [0, 0, *befores, 0, 0, *afters], MODES[layer.border])
             settings["pads"] = [0] * len(settings["pads"])
-        self._node(operator_of(layer), [source, weight, bias], result, **settings)
+        self._node(placed.kind, [source, placed.weight, placed.bias], result, **settings)
+
+    def _matrix(self, kind: str, layer: ConvLayer, source: str, result: str) -> str:
+        """A matrix for each row; gives the name of its bias."""
+        placed = self._stored(layer, kind)
+        bias = [placed.bias] if kind == "Gemm" else []
+        self._node(kind, [source, placed.weight, *bias], result, **attributes(layer, kind))
+        return placed.bias
+
+    def _stored(self, layer: ConvLayer, kind: str) -> Placed:
+        """The numbers of a new layer, put into the file."""
+        label = self.region.output
+        weight, bias = self.names.free(f"{label}.weight"), self.names.free(f"{label}.bias")
+        placed = Placed(layer, weight, bias, kind)
+        stored = placed.stored(layer.weight)
+        self.tensors.append(numpy_helper.from_array(stored.numpy(), weight))
+        self.tensors.append(numpy_helper.from_array(layer.bias.numpy(), bias))
+        self.placed.append(placed)
+        return placed
 
     def _padded(self, source: str, amounts: list[int], mode: str) -> str:
         padded = self.names.free(f"{self.region.output}_padded")

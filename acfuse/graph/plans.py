@@ -12,17 +12,16 @@ from itertools import product
 
 from acfuse.algebra import Conv, Pad
 from acfuse.errors import NotFusable, Reason
+from acfuse.graph.combination import IDENTITY, Identity, LinearCombination
 from acfuse.graph.steps import (
-    IDENTITY,
     ChannelSlice,
     Combiner,
     Concat,
     ConvStep,
     Graph,
-    Identity,
-    LinearCombination,
     LinearSubmodule,
     Miss,
+    Moved,
     Opaque,
     PerChannel,
     Rule,
@@ -86,14 +85,14 @@ class Plan:
     @classmethod
     def given(cls, value: str) -> "Plan":
         """Of a value that nothing is known of but its name."""
-        option = Option({value: IDENTITY}, {}, stands=True)
+        option = Option(LinearCombination({value: IDENTITY}), {}, stands=True)
         return cls(option, (), option, option)
 
     def for_reader(self, *, expandable: bool) -> list[Option]:
         """The options that a reader has: the fullest first, the value itself last."""
         (source,) = self.itself.value
         if not expandable:
-            return [Option({source: IDENTITY}, {})]
+            return [Option(LinearCombination({source: IDENTITY}), {})]
         own = [] if set(self.full.value) == {source} else [self.itself]
         return [self.full, *self.parts, *own]
 
@@ -146,12 +145,16 @@ def _plan_step(graph: Graph, step: Step, options: list[list[Option]]) -> tuple[P
         except NotFusable as refusal:
             miss = miss or Miss(step.value, refusal.code, refusal.why)
         else:
-            expanded.append(Option(value, _made(step.rule, taken), own=cost_of(value)))
+            cost, operations, weights = cost_of(value)
+            paid = cost * value.pixels, operations, weights
+            expanded.append(Option(value, _made(step.rule, taken), own=paid))
     needed = _made(step.rule, [o[-1] for o in options])
-    stands = Option({step.value: IDENTITY}, needed, stands=True, own=_standing_cost(step.rule))
-    small = [option for option in expanded if option.weights <= stands.weights]
+    own = LinearCombination({step.value: IDENTITY})
+    stands = Option(own, needed, stands=True, own=_standing_cost(step.rule))
+    # What is still moved is made where it is put back, unless that can be done behind it.
+    small = [o for o in expanded if o.weights <= stands.weights and o.value.enlarges]
     best = min((*small, stands), key=lambda option: option.price)
-    itself = Option({step.value: IDENTITY}, {**best.made, step.value: best.own}, stands=True)
+    itself = Option(own, {**best.made, step.value: best.own}, stands=True)
     full = expanded[0] if expanded else itself
     known = {frozenset(full.value), frozenset({step.value})}
     return Plan(full, _parts(expanded, known), best, itself), miss
@@ -181,7 +184,9 @@ def _made(rule: Rule, taken: Sequence[Option]) -> dict[str, Cost]:
         case ConvStep(layer):
             pixels = layer.geometry.pixels
         case LinearSubmodule():
-            pixels = rule.pixels
+            pixels = Fraction(rule.pixels)
+        case Moved(move):
+            pixels = move.pixels
         case _:
             pixels = Fraction(1)
     return {
@@ -213,5 +218,7 @@ def _standing_cost(rule: Rule) -> Cost:
             return cost, CONVOLUTION, rule.weights
         case Concat() | ChannelSlice():
             return 0, 1, 0
+        case Moved():  # the same pixels
+            return 0, 0, 0
         case Opaque():
             return 0, 0, 0

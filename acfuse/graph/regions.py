@@ -4,7 +4,7 @@ From the values that something else needs, the cheapest options (`plans`) are re
 `Region`. No kernel is multiplied before it is asked for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil
@@ -12,17 +12,17 @@ from math import ceil
 import torch
 
 from acfuse.algebra import Conv, Planned, Value
+from acfuse.graph.combination import IDENTITY, Identity, LinearCombination
 from acfuse.graph.explain import explain
 from acfuse.graph.plans import Number, Option, Plan, cost_of, plans_of, roots_of
+from acfuse.graph.slices import split_layers, with_parts
 from acfuse.graph.steps import (
-    IDENTITY,
     Combiner,
     ConvStep,
     Graph,
-    Identity,
-    LinearCombination,
     LinearSubmodule,
     Miss,
+    Moved,
     Opaque,
     PerChannel,
     Region,
@@ -36,6 +36,46 @@ def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Mis
 
     With `folds`, regions that only take up a BatchNorm or factor are chosen as well.
     """
+    layers = split_layers(graph)
+    while layers:
+        parts = with_parts(graph, layers)
+        chosen, plans, misses = _chosen(parts, folds=folds)
+        used = {v: own for v, own in layers.items() if _takes_part(parts, own, chosen)}
+        if used == layers:
+            chosen += [*_other_parts(parts, used, chosen)]
+            return chosen, explain(parts, plans, chosen, misses)
+        layers = used
+    chosen, plans, misses = _chosen(graph, folds=folds)
+    return chosen, explain(graph, plans, chosen, misses)
+
+
+def _takes_up(graph: Graph, region: Region) -> bool:
+    """Whether a region is more than a convolution and what moves its pixels."""
+    rules = [graph.by_value[value].rule for value in region.steps]
+    layers = [rule.layer for rule in rules if isinstance(rule, ConvStep)]
+    return len(layers) > 1 or not all(isinstance(rule, ConvStep | Moved) for rule in rules)
+
+
+def _takes_part(graph: Graph, parts: Sequence[Step], regions: Sequence[Region]) -> bool:
+    """Whether a region makes what follows of some part of a layer, and all has its place then."""
+    within = [r for r in regions for part in parts if part.value in r.steps - {r.output}]
+    return any(region.is_block for region in within)
+
+
+def _other_parts(
+    graph: Graph, layers: Mapping[str, Sequence[Step]], regions: Sequence[Region]
+) -> Iterator[Region]:
+    """The parts of layers that no region takes up, each of which is a layer now."""
+    taken = frozenset().union(*(region.steps for region in regions))
+    for value in (part.value for own in layers.values() for part in own):
+        if value not in taken:
+            step = graph.by_value[value]
+            read = [LinearCombination({source: IDENTITY}) for source in step.reads]
+            own = Combiner(graph, numbers=False).apply(step.rule, read)
+            yield _region(graph, value, Option(own, {}))
+
+
+def _chosen(graph: Graph, *, folds: bool) -> tuple[list[Region], dict[str, Plan], dict[str, Miss]]:
     kept: frozenset[str] = frozenset()
     while True:
         plans, misses = plans_of(graph, kept)
@@ -46,8 +86,8 @@ def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Mis
         # What leads to a value that is kept for all its readers may still be absorbed with it.
         readers = graph.readers
         kept |= {v for v in twice if not any(r.value in twice for r in readers.get(v, []))}
-    chosen = [region for region in regions if region.is_block or (folds and not region.adds)]
-    return chosen, explain(graph, plans, chosen, misses)
+    chosen = [r for r in regions if r.is_block or (folds and not r.adds and _takes_up(graph, r))]
+    return chosen, plans, misses
 
 
 def planned(graph: Graph, region: Region) -> LinearCombination:
@@ -79,7 +119,7 @@ def kernel_of(graph: Graph, region: Region, source: str) -> Value:
 
 
 def _combined(graph: Graph, region: Region, *, numbers: bool) -> LinearCombination:
-    bound: dict[str, LinearCombination] = {source: {source: IDENTITY} for source in region.sources}
+    bound = {source: LinearCombination({source: IDENTITY}) for source in region.sources}
     return Combiner(graph, numbers).of(graph, region.output, bound)
 
 
@@ -98,7 +138,7 @@ def as_layer(graph: Graph) -> LinearSubmodule | None:
     return LinearSubmodule(
         graph,
         cost=Fraction(plan.best.price[0]),
-        pixels=max((t.pixels for t in solid), default=Fraction(1)),
+        pixels=max((t.pixels for t in solid), default=Fraction(1)) * plan.full.value.pixels,
         weights=plan.best.weights,
         has_convolution=any(s.is_convolution for s in graph.absorbed(graph.output, inputs)),
     )
@@ -133,6 +173,9 @@ def _region(graph: Graph, output: str, option: Option) -> Region:
     cost, _, weights = cost_of(option.value)
     added = sum(len(s.rule.signs) - 1 for s in steps if isinstance(s.rule, Sum))
     saves = before > solid or (0 < before == solid and added > len(option.value) - 1)
+    # Or as many convolutions of fewer weights: what went around an activation goes beside it.
+    dense = sum(_multiply_adds(step) for step in steps if step.is_convolution)
+    saves = saves or (1 < before == solid and cost_of(option.value)[0] < dense)
     return Region(
         output,
         tuple(option.value),

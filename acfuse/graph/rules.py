@@ -8,7 +8,7 @@ no convolution, and for what depends on the input where it has to be constant.
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, get_args
 
@@ -19,34 +19,29 @@ from acfuse.algebra import Affine, AvgPool, Conv, Pad
 from acfuse.algebra.geometry import Border
 from acfuse.algebra.layers import Pads
 from acfuse.errors import NotFusable, Reason
-from acfuse.graph.steps import ChannelSlice, Concat, ConvStep, PerChannel, Rule, Sum
+from acfuse.graph.images import Image, Parts, are_ints, not_linear
+from acfuse.graph.rules_axes import (
+    cat,
+    chunk,
+    flatten,
+    getitem,
+    interpolate,
+    permute,
+    pixel_shuffle,
+    reshape_as,
+    rows_of_channels,
+    sliced,
+    split,
+    stack,
+    transpose,
+)
+from acfuse.graph.steps import ConvStep, PerChannel, Rule, Sum
 
 BORDERS: dict[str, Border] = {
     "constant": "zeros",
     **{border: border for border in get_args(Border)},
 }
 SAME = ("same", "same_lower")  # the words for pads that keep the size of an image
-END = 2**31 - 1  # the end of a slice from here on is that of the axis
-
-
-Parts = Callable[[int], Rule | None]  # the rule of each of several results, by its index
-
-
-@dataclass(frozen=True)
-class Image:
-    """A value that depends on the input, its channels second, as far as anything tells of it.
-
-    `parts` are the rules of its parts, where it is what an operator with several results reads.
-    """
-
-    value: str = ""
-    spatial_rank: int | None = None
-    channels: int | None = None
-    parts: Parts | None = None
-
-    def is_channel_dim(self, dim: Any) -> bool:
-        """Whether a dimension is certainly that of the channels."""
-        return dim == 1 or (self.spatial_rank is not None and dim == -1 - self.spatial_rank)
 
 
 def apply(name: str, /, *args: Any, **kwargs: Any) -> tuple[Rule | Parts | None, list[Image]]:
@@ -96,9 +91,37 @@ def conv(
     `padding` is a number, one for each axis, (before, after) for each axis, or "same" and "valid".
     """
     size = _kernel_size(weight)
+    _check_bias(bias, len(weight))
     stride, dilation = _per_axis(stride, len(size)), _per_axis(dilation, len(size))
     pads = _pads(padding, size, dilation)
     return ConvStep(Conv(weight, bias, stride, pads, dilation, groups, border))
+
+
+def linear(input: Image, weight: Tensor, bias: Tensor | None = None) -> ConvStep:
+    """A matrix for each row. Shapes: weight [out, in]."""
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise NotFusable(Reason.SIZES, "its weight is no matrix")
+    if input.spatial_rank != 0:
+        why = "nothing tells that the last axis is that of the channels"
+        raise NotFusable(Reason.NOT_PER_CHANNEL, why)
+    _check_bias(bias, len(weight))
+    return ConvStep(Conv(weight, bias, (), (), ()))
+
+
+def matmul(input: Any, other: Any) -> ConvStep:
+    """The same written as `x @ W`. Shapes: W [in, out]."""
+    if not isinstance(input, Image) or not isinstance(other, Tensor) or other.ndim != 2:
+        raise not_linear("a product of matrices other than x @ W")
+    return linear(input, other.t())
+
+
+def addmm(bias: Any, input: Any, other: Any, *, beta: Any = 1, alpha: Any = 1) -> ConvStep:
+    """The same with a bias: `beta * b + alpha * x @ W`. Shapes: b [out] or [1, out]."""
+    plain = isinstance(bias, Tensor) and isinstance(other, Tensor) and other.ndim == 2
+    if not plain or bias.numel() != other.shape[1] or bias.shape[-1] != bias.numel():
+        raise not_linear("a product of matrices other than b + x @ W")
+    layer = matmul(input, alpha * other).layer
+    return ConvStep(replace(layer, bias=beta * bias.reshape(-1)))
 
 
 def conv_transpose(
@@ -113,6 +136,7 @@ def conv_transpose(
     stride = _per_axis(stride, len(size))
     if groups < 1 or len(weight) % groups:
         raise NotFusable(Reason.SIZES, f"{len(weight)} channels are not {groups} groups")
+    _check_bias(bias, weight.shape[1] * groups)
     dilation = _per_axis(dilation, len(size))
     more = _per_axis(output_padding, len(size))
     pads = _pads(padding, size, dilation, stride)
@@ -144,7 +168,8 @@ def batch_norm(
 ) -> PerChannel:  # fmt: skip
     """BatchNorm with its stored statistics."""
     by = algebra.batch_norm(weight, bias, running_mean, running_var, eps, bool(training))
-    return PerChannel(by, like_image=True)
+    # Its channels are the second axis: of rows, only where there are no more.
+    return PerChannel(by, like_image=True, axes=2 if input.spatial_rank == 0 else None)
 
 
 def core_batch_norm(
@@ -184,7 +209,7 @@ def padded(input: Image, pad: Any, mode: str = "constant", value: Any = None) ->
         raise NotFusable(Reason.UNKNOWN_LAYER, f"a pad of mode {mode}")
     if BORDERS[mode] == "zeros" and value:
         raise NotFusable(Reason.BORDERS, f"it pads with {value:g}, not with zeros")
-    if input.spatial_rank is None or not _are_ints(pad) or len(pad) % 2:
+    if input.spatial_rank is None or not are_ints(pad) or len(pad) % 2:
         raise NotFusable(Reason.UNKNOWN_LAYER, "the padding depends on the input")
     amounts = [*pad, *[0] * (2 * input.spatial_rank - len(pad))]
     pairs = [*zip(amounts[::2], amounts[1::2], strict=True)]
@@ -214,7 +239,10 @@ def arithmetic(operation: str, input: Any, other: Any, alpha: Any = 1) -> Rule |
     by = algebra.combined(operation, factor, value_first=value_first)
     if by.changes_nothing:
         return None
-    return PerChannel(by, like_image=by.channels in (None, image.channels))
+    # With more axes than the rows have, it would give them more.
+    axes = constant.ndim if image.spatial_rank == 0 and isinstance(constant, Tensor) else 0
+    like_image = by.channels in (None, image.channels)
+    return PerChannel(by, like_image, axes if axes > 1 else None)
 
 
 def added(tensors: Sequence[Any], signs: tuple[float, ...] = ()) -> Rule:
@@ -261,98 +289,6 @@ def _per_channel(constant: Any, image: Image) -> Tensor | float:
     return factor
 
 
-def getitem(input: Image, index: Any) -> Rule | None:
-    """`x[:, a:b]`, some of the channels, or `x[:, :, 1:-1]`, a crop by constant amounts."""
-    if input.parts is not None and isinstance(index, int):
-        return input.parts(index)
-    parts = [*index] if isinstance(index, tuple) else [index]
-    if input.spatial_rank is None:
-        raise NotFusable(Reason.UNKNOWN_LAYER, "nothing tells how many axes are indexed")
-    place = next((i for i, part in enumerate(parts) if part is Ellipsis), len(parts))
-    rest = parts[place + 1 :]
-    parts = [*parts[:place], *[WHOLE] * (input.spatial_rank + 2 - place - len(rest)), *rest]
-    if len(parts) != input.spatial_rank + 2 or not all(map(_is_range, parts)):
-        raise _no_crop()
-    batch, channels, *spatial = (slice(p.start or 0, _end(p.stop)) for p in parts)
-    if batch != WHOLE:
-        raise _no_crop()
-    if channels != WHOLE and all(part == WHOLE for part in spatial):
-        return ChannelSlice(channels)
-    if channels != WHOLE or any(
-        p.start < 0 or (p.stop is not None and p.stop >= 0) for p in spatial
-    ):
-        raise _no_crop()
-    return ConvStep(Pad(0, tuple((-p.start, p.stop or 0) for p in spatial)))
-
-
-WHOLE = slice(0, None)
-
-
-def _no_crop() -> NotFusable:
-    return not_linear("an index that is no crop by constant amounts")
-
-
-def _is_range(part: Any) -> bool:
-    """Whether a part of an index is a slice without a step, between plain numbers."""
-    return (
-        isinstance(part, slice)
-        and part.step in (None, 1)
-        and all(bound is None or isinstance(bound, int) for bound in (part.start, part.stop))
-    )
-
-
-def _end(stop: int | None) -> int | None:
-    return None if stop is None or stop >= END else stop
-
-
-def sliced(input: Image, dim: int = 0, start: Any = None, end: Any = None, step: Any = 1) -> Any:
-    """The same of one dimension."""
-    count = (input.spatial_rank or 0) + 2
-    if not -count <= dim < count:
-        raise _no_crop()
-    return getitem(input, (*[WHOLE] * (dim % count), slice(start, end, step)))
-
-
-def split(input: Image, split_size: Any, dim: int = 0) -> Parts:
-    """The channels in parts of one size, or of the sizes that are listed."""
-    if isinstance(split_size, int):
-        return _parts(input, dim, lambda i: slice(i * split_size, (i + 1) * split_size))
-    if not _are_ints(split_size):
-        raise not_linear("a split by what are no plain numbers")
-    return _parts(input, dim, lambda i: slice(sum(split_size[:i]), sum(split_size[: i + 1])))
-
-
-def chunk(input: Image, chunks: int, dim: int = 0) -> Parts:
-    """The channels in so many parts, as torch divides them."""
-    return _parts(input, dim, lambda i: (i, max(chunks, 1)))
-
-
-def _parts(input: Image, dim: Any, part: Callable[[int], slice | tuple[int, int]]) -> Parts:
-    if not input.is_channel_dim(dim):
-        raise not_linear("a split of what are no channels")
-
-    def rule(index: int) -> Rule:
-        if index < 0:
-            raise not_linear("a part that is counted from the end")
-        return ChannelSlice(part(index))
-
-    return rule
-
-
-def cat(tensors: Any, dim: int = 0) -> Rule:
-    """Images side by side, by channels."""
-    images = isinstance(tensors, (tuple, list)) and all(isinstance(t, Image) for t in tensors)
-    alike = images and len({t.spatial_rank for t in tensors}) == 1
-    if not alike or not tensors[0].is_channel_dim(dim):
-        raise NotFusable(Reason.CONCATENATED, "the arms are concatenated, not added")
-    return Concat()
-
-
-def stack(tensors: Any, dim: int = 0) -> Rule:
-    """Images along a dimension that they do not have."""
-    raise NotFusable(Reason.CONCATENATED, "the arms are stacked, not added")
-
-
 def dropout(input: Image, p: float = 0.5, training: bool = True, inplace: bool = False) -> None:
     """Nothing, outside of training."""
     if training:
@@ -363,26 +299,27 @@ def passed(input: Image, memory_format: Any = None) -> None:
     """The image itself, in whatever memory."""
 
 
-def not_linear(what: str) -> NotFusable:
-    """The reason to stop at an operator that is not linear, or that no rule describes."""
-    return NotFusable(Reason.ACTIVATION, f"{what} is not linear")
-
-
 def _kernel_size(weight: Any) -> tuple[int, ...]:
     if not isinstance(weight, Tensor) or weight.ndim < 3:
         raise NotFusable(Reason.SIZES, "its weight is the kernel of no convolution")
     return tuple(weight.shape[2:])
 
 
-def _are_ints(value: Any) -> bool:
-    return isinstance(value, (tuple, list)) and all(isinstance(n, int) for n in value)
+def _check_bias(bias: Any, channels: int) -> None:
+    """Raises NotFusable for what is no number for each of the channels that a layer makes."""
+    if bias is None:
+        return
+    sizes = tuple(bias.shape) if isinstance(bias, Tensor) else "no tensor"
+    if sizes != (channels,):
+        why = f"a bias of {sizes} does not fit {channels} channels"
+        raise NotFusable(Reason.SIZES, why)
 
 
 def _per_axis(value: Any, rank: int) -> tuple[int, ...]:
     """A setting per axis, from one number or one per axis."""
     if isinstance(value, int):
         return (value,) * rank
-    if not _are_ints(value):
+    if not are_ints(value):
         raise NotFusable(Reason.UNKNOWN_LAYER, "its settings are no plain numbers")
     whole = tuple(value) * rank if len(value) == 1 else tuple(value)
     if len(whole) != rank:
@@ -407,7 +344,7 @@ def _pads(
         whole = [d * (k - 1) + 1 - s for k, d, s in zip(size, dilation, by, strict=True)]
         pairs = [(n // 2, n - n // 2) for n in whole]
         return tuple(p if padding == "same" else p[::-1] for p in pairs)
-    if isinstance(padding, tuple) and padding and all(map(_are_ints, padding)):
+    if isinstance(padding, tuple) and padding and all(map(are_ints, padding)):
         return padding
     return tuple((n, n) for n in _per_axis(padding, len(size)))
 
@@ -419,6 +356,17 @@ RENAMED = {
 }  # fmt: skip
 RULES: dict[str, Callable[..., Rule | Parts | None]] = {
     "convolution": convolution,
+    "linear": linear,
+    "matmul": matmul,
+    "mm": matmul,
+    "addmm": addmm,
+    "permute": permute,
+    "pixel_shuffle": pixel_shuffle,
+    "interpolate": interpolate,
+    "flatten": flatten,
+    "reshape_as": reshape_as,
+    "rows_of_channels": rows_of_channels,  # a name that torch does not have
+    "transpose": transpose,
     "batch_norm": batch_norm,
     "_native_batch_norm_legit_no_training": core_batch_norm,
     "pad": padded,
@@ -446,6 +394,9 @@ RULES: dict[str, Callable[..., Rule | Parts | None]] = {
     "contiguous": passed,
 }
 for _rank in (1, 2, 3):
+    RULES[f"upsample_nearest{_rank}d"] = lambda input, output_size=None, scale_factors=None: (
+        interpolate(input, output_size, scale_factors)
+    )
     RULES[f"conv{_rank}d"] = conv
     RULES[f"conv_transpose{_rank}d"] = conv_transpose
     RULES[f"avg_pool{_rank}d"] = partial(avg_pool, _rank)

@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from acfuse.errors import NotFusable
 from acfuse.graph.fx_frames import PLACING
-from acfuse.graph.fx_read import NAMES
+from acfuse.graph.fx_operators import NAMES
 from acfuse.graph.fx_trace import DECIDES
 
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)

@@ -3,9 +3,8 @@
 Knows no framework.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from fractions import Fraction
 from functools import cached_property
 from itertools import accumulate
@@ -18,6 +17,7 @@ from acfuse.algebra import (
     AvgPool,
     Conv,
     Geometry,
+    LinearConv,
     Pad,
     Planned,
     Value,
@@ -25,6 +25,7 @@ from acfuse.algebra import (
     identity,
 )
 from acfuse.errors import NotFusable, Reason
+from acfuse.graph.combination import Identity, LinearCombination, Move, Operand, together
 
 Layer = Conv | Pad | AvgPool
 
@@ -40,11 +41,20 @@ class ConvStep:
 class PerChannel:
     """A factor and a shift per channel: BatchNorm, LayerScale, minus.
 
-    `like_image` says that what it reads has as many channels as it has factors, for certain.
+    `like_image` says that what it reads has as many channels as it has factors, for certain. What
+    it reads must have so many `axes` (None: any number), where only then these are its channels.
     """
 
     by: Affine
     like_image: bool = False
+    axes: int | None = None
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The value with its pixels elsewhere."""
+
+    by: Move
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ class Opaque:
     holds_convolution: bool = False  # a module that is not linear, but has convolutions inside
 
 
-Rule = ConvStep | PerChannel | Sum | Concat | ChannelSlice | LinearSubmodule | Opaque
+Rule = ConvStep | PerChannel | Sum | Concat | ChannelSlice | Moved | LinearSubmodule | Opaque
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Graph:
-    """The steps of one forward in order. `inputs` come from outside, `outputs` are needed there."""
+    """The steps of one forward in order. `inputs` come from outside, `outputs` are needed there.
+
+    Values are images, channels second, of `spatial_rank` spatial axes, or of as many as `axes` says
+    of them. Those of 0 are rows: of any number of axes, their channels last.
+    """
 
     steps: tuple[Step, ...]
     inputs: tuple[str, ...]
@@ -130,6 +144,7 @@ class Graph:
     output: str | None = None  # the one value that the forward returns, if it is one
     spatial_rank: int | None = None  # spatial axes of its images, where that is known
     mutated: frozenset[str] = frozenset()  # written in place: no region may read them
+    axes: Mapping[str, int] = field(default_factory=dict)
     assumed: int | None = None  # channels of values for which any number will do
     by_value: Mapping[str, Step] = field(init=False, repr=False)
 
@@ -153,14 +168,19 @@ class Graph:
         while len(known) != before:
             before = len(known)
             for step in (*self.steps, *reversed(self.steps)):
-                _spread_width(step, known, self.spatial_rank)
+                _spread_width(step, known, self.spatial_axes)
         return known
+
+    def spatial_axes(self, value: str) -> int | None:
+        """How many spatial axes a value has."""
+        return self.axes.get(value, self.spatial_rank)
 
     def width(self, value: str) -> tuple[int, int]:
         """(channels, spatial axes) of a value. Raises NotFusable where nothing tells them."""
         width = self.widths.get(value)
-        if width is None and self.assumed and self.spatial_rank:
-            width = self.assumed, self.spatial_rank
+        axes = self.spatial_axes(value)
+        if width is None and self.assumed and axes is not None:
+            width = self.assumed, axes
         if width is None:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"nothing tells how many channels {value} has")
         return width
@@ -209,22 +229,25 @@ class Miss:
     why: str
 
 
-def _spread_width(step: Step, known: dict[str, tuple[int, int]], spatial_rank: int | None) -> None:
+def _spread_width(
+    step: Step, known: dict[str, tuple[int, int]], axes_of: Callable[[str], int | None]
+) -> None:
+    axes = axes_of(step.value)
     match step.rule:
         case ConvStep(Conv() as layer):
             own = layer.geometry
             known.setdefault(step.reads[0], (own.in_channels, len(own.axes)))
             known.setdefault(step.value, (own.out_channels, len(own.axes)))
         case ConvStep() | PerChannel(like_image=True):
-            if isinstance(step.rule, PerChannel) and step.rule.by.channels and spatial_rank:
-                known.setdefault(step.value, (step.rule.by.channels, spatial_rank))
+            if isinstance(step.rule, PerChannel) and step.rule.by.channels and axes is not None:
+                known.setdefault(step.value, (step.rule.by.channels, axes))
             for one, other in ((step.reads[0], step.value), (step.value, step.reads[0])):
                 if one in known:
                     known.setdefault(other, known[one])
         case PerChannel(by):
             # One channel times a factor of several gives several.
-            if by.channels and spatial_rank:
-                known.setdefault(step.value, (by.channels, spatial_rank))
+            if by.channels and axes is not None:
+                known.setdefault(step.value, (by.channels, axes))
             elif step.reads[0] in known and (not by.channels or known[step.reads[0]][0] > 1):
                 known.setdefault(step.value, known[step.reads[0]])
         case Sum():
@@ -236,6 +259,12 @@ def _spread_width(step: Step, known: dict[str, tuple[int, int]], spatial_rank: i
             if all(v in known for v in step.reads):
                 total = sum(known[v][0] for v in step.reads)
                 known.setdefault(step.value, (total, known[step.reads[0]][1]))
+            unknown = [v for v in step.reads if v not in known]
+            if step.value in known and len(unknown) == 1:  # it has what the others leave
+                total, count = known[step.value]
+                rest = total - sum(known[v][0] for v in step.reads if v in known)
+                if rest > 0:
+                    known.setdefault(unknown[0], (rest, count))
         case ChannelSlice():
             if step.reads[0] in known:
                 width, count = known[step.reads[0]]
@@ -247,19 +276,14 @@ def _spread_width(step: Step, known: dict[str, tuple[int, int]], spatial_rank: i
             for outer, inner in pairs:
                 if inner in graph.widths:
                     known.setdefault(outer, graph.widths[inner])
+        case Moved(move):
+            above, read_axes = step.reads[0], axes_of(step.reads[0])
+            if above in known and axes is not None:
+                known.setdefault(step.value, (known[above][0] // move.merged, axes))
+            if step.value in known and read_axes is not None:
+                known.setdefault(above, (known[step.value][0] * move.merged, read_axes))
         case Opaque():
             pass
-
-
-class Identity(Enum):
-    """The source itself, unchanged: its width does not matter until something is done to it."""
-
-    IDENTITY = "identity"
-
-
-IDENTITY = Identity.IDENTITY
-Operand = Planned | Value | Identity
-LinearCombination = Mapping[str, Operand]  # a value as the sum of one convolution of each source
 
 
 def geometry_of(value: Planned | Value) -> Planned:
@@ -306,7 +330,15 @@ class Combiner:
             case ConvStep(layer):
                 return self._convolved(read[0], layer)
             case PerChannel(by):
-                return self._scaled(read[0], by)
+                return self._scaled(read[0], by).of_axes(rule.axes)
+            case Moved(move):
+                if move.merged > 1 and self._width(read[0]) % move.merged:
+                    why = f"{move.merged} channels cannot be made one in {self._width(read[0])}"
+                    raise NotFusable(Reason.CHANNELS, why)
+                if move.channels not in (None, self._width(read[0])):
+                    why = f"{move.name}: it puts other numbers together than the channels"
+                    raise NotFusable(Reason.CHANNELS, why)
+                return read[0].moved(move)
             case Sum(signs):
                 return self._added(read, signs)
             case Concat():
@@ -314,7 +346,7 @@ class Combiner:
             case ChannelSlice():
                 width = self._width(read[0])
                 channels = rule.channels(width)
-                return self._moved(read[0], width, channels, 0, len(channels))
+                return self._placed(read[0], width, channels, 0, len(channels))
             case LinearSubmodule(inner):
                 if inner.output is None:
                     raise NotFusable(Reason.UNTRACEABLE, "a module gives more than one value")
@@ -326,25 +358,33 @@ class Combiner:
         if not isinstance(record, Conv):  # a pad or pool is for as many channels as there are
             source, term = next(iter(read.items()))
             record = replace(record, channels=geometry_of(self._written(source, term)).out_channels)
-        layer = record.linear() if self.numbers else record.geometry
+        if read.moves and not record.geometry.is_pointwise:
+            why = f"it looks at pixels that a {read.moves[-1].name} has moved"
+            raise NotFusable(Reason.SIZES, why)
         if len(read) > 1 and not record.geometry.is_pointwise:
             # Whether the summands have one size is not known here: broadcasting may hide another.
             sources = ", ".join(read)
             raise NotFusable(Reason.INPUTS, f"it reads a sum of different inputs ({sources})")
+        if read.moves and isinstance(record, Conv):  # the sources have their channels elsewhere
+            record = record.pointwise(self._axes(read))
+        layer = record.linear() if self.numbers else record.geometry
+        if isinstance(layer, Geometry | LinearConv):  # else nothing was moved
+            layer = layer.repeated(read.merged)
         result: dict[str, Operand] = {}
         for source, term in read.items():
             if isinstance(term, Identity) and len(read) > 1:
                 term = self._written(source, term)  # of a known width, or refused
             result[source] = layer if isinstance(term, Identity) else chain(term, layer)  # type: ignore[arg-type]
             layer = layer.without_shift()  # the bias belongs to one of the terms only
-        return result
+        return read.with_terms(result)
 
     def _scaled(self, read: LinearCombination, by: Affine) -> LinearCombination:
         result: dict[str, Operand] = {}
+        by = by.repeated(read.merged)
         for source, term in read.items():
             result[source] = by.of(self._written(source, term))
             by = Affine(by.scale)
-        return result
+        return read.with_terms(result)
 
     def _added(
         self, read: Sequence[LinearCombination], signs: tuple[float, ...]
@@ -357,14 +397,18 @@ class Combiner:
                     a, b = self._written(source, result[source]), self._written(source, term)
                     term = algebra.added(a, b)  # type: ignore[arg-type]
                 result[source] = term
-        return result
+        whole = together(read).with_terms(result)
+        if any(move.scale for move in whole.moves) and len(whole) > 1:
+            # Of one size where they are added, they need not be where they are made larger.
+            raise NotFusable(Reason.INPUTS, "different inputs are made larger, and added")
+        return whole
 
     def _concatenated(self, read: Sequence[LinearCombination]) -> LinearCombination:
         """Each value with its channels moved to their place, and zeros everywhere else, added."""
         widths = [self._width(part) for part in read]
         starts, total = accumulate(widths, initial=0), sum(widths)
         placed = [
-            self._moved(part, width, range(width), start, total)
+            self._placed(part, width, range(width), start, total)
             for part, width, start in zip(read, widths, starts, strict=False)
         ]
         return self._added(placed, (1.0,) * len(placed))
@@ -374,9 +418,16 @@ class Combiner:
         widths = {geometry_of(self._written(s, term)).out_channels for s, term in read.items()}
         if len(widths) > 1:
             raise NotFusable(Reason.CHANNELS, "a channel of one value is added to all of another")
-        return widths.pop()
+        return widths.pop() // read.merged
 
-    def _moved(
+    def _axes(self, read: LinearCombination) -> int:
+        """How many spatial axes the sources of a value have; the same for each, or refused."""
+        axes = {len(geometry_of(self._written(s, term)).axes) for s, term in read.items()}
+        if len(axes) > 1:
+            raise NotFusable(Reason.SIZES, "its inputs are rows and images")
+        return axes.pop()
+
+    def _placed(
         self, read: LinearCombination, width: int, channels: range, start: int, total: int
     ) -> LinearCombination:
         """Some channels, one behind the other from `start` on, among `total`; zeros elsewhere."""
@@ -385,14 +436,15 @@ class Combiner:
             written = self._written(source, term)
             rank = len(geometry_of(written).axes)
             if not self.numbers:  # as large a matrix for every part would cost the cube of them
-                result[source] = chain(written, Geometry.pointwise(total, width, rank))  # type: ignore[arg-type]
+                taken = Geometry.pointwise(total, width, rank).repeated(read.merged)
+                result[source] = chain(written, taken)  # type: ignore[arg-type]
                 continue
             weight = torch.zeros(total, width, *[1] * rank, dtype=torch.float64)
             weight[torch.arange(start, start + len(channels)), torch.tensor(channels).long()] = 1.0
-            ones, none = (1,) * rank, ((0, 0),) * rank
-            one = Conv(weight, None, ones, none, ones, 1).linear()
-            result[source] = chain(written, one)  # type: ignore[arg-type]
-        return result
+            geometry = Geometry.pointwise(total, width, rank)
+            matrix = LinearConv(weight, weight.new_zeros(total), geometry).repeated(read.merged)
+            result[source] = chain(written, matrix)  # type: ignore[arg-type]
+        return read.with_terms(result)
 
     def _written(self, source: str, term: Operand) -> Planned | Value:
         """A term as a convolution, the identity as well."""

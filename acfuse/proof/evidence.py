@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from acfuse.errors import Reason
 from acfuse.findings import Block, Findings, Refused
 from acfuse.graph.copies import copied
-from acfuse.graph.fx_write import Rank
+from acfuse.graph.fx_asserts import Rank
 from acfuse.proof.leaves import as_numbers
 from acfuse.proof.witness import Given, difference
 from acfuse.system.escape import one_line
@@ -109,6 +109,8 @@ def _takes_single_images(model: nn.Module, trial: "_Trial", path: str) -> bool:
     """Whether a module takes an image that is no batch, and makes another of it when fused."""
     module, site = model.get_submodule(path), trial.places[path][0].site
     if any(isinstance(value, Rank) for value in site.fixed.values()):  # which it refuses
+        return False
+    if not any(axes for _, axes in site.images.values()):  # rows are of any number of axes
         return False
     return bool(trial.difference(path, _made_up(module, site.call, site.images, SINGLE)))
 
@@ -222,20 +224,21 @@ def _made_up(module: nn.Module, call: Any, images: Images, *groups: Group) -> li
     values = dict(call.values) if call else {}
     generator = torch.Generator().manual_seed(0)
 
-    def image(name: str, batch: int, sizes: tuple[int, ...]) -> Tensor:
+    def image(name: str, batch: int, sizes: tuple[int, ...], between: int) -> Tensor:
         channels, axes = images.get(name, usual)
-        shape = ([batch] if batch else []) + [channels, *sizes[:axes]]
+        inner = [channels, *sizes[:axes]] if axes else [*sizes[:between], channels]
+        shape = ([batch] if batch else []) + inner
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    def made(batch: int, sizes: tuple[int, ...]) -> Given:
+    def made(between: int, batch: int, sizes: tuple[int, ...]) -> Given:
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for p in parameters:
             if p.name in lists:
                 kind, count = lists[p.name]
-                value: Any = kind(image(p.name, batch, sizes) for _ in range(count))
+                value: Any = kind(image(p.name, batch, sizes, between) for _ in range(count))
             elif p.name in tensors and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-                value = image(p.name, batch, sizes)
+                value = image(p.name, batch, sizes, between)
             elif p.name in values and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
                 value = copy.deepcopy(values[p.name])
             else:
@@ -246,4 +249,10 @@ def _made_up(module: nn.Module, call: Any, images: Images, *groups: Group) -> li
                 kwargs[p.name] = value
         return Given(tuple(args), kwargs, gradients=batch == 1)
 
-    return [partial(starmap, made, group) for group in groups]
+    # Rows are tried as tokens of a batch, as one for each of it, and in windows of images.
+    has_rows = any(axes == 0 for _, axes in images.values())
+    return [
+        partial(starmap, partial(made, between), group)
+        for group in groups
+        for between in ((1, 0, 2) if has_rows else (0,))
+    ]

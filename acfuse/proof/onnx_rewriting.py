@@ -12,12 +12,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from acfuse.files.onnx_cost import all_graphs
-from acfuse.graph.onnx_read import Perm, inverse
-from acfuse.graph.onnx_values import CONVOLUTIONS, NOT_STORED_SINCE
-from acfuse.graph.onnx_write import MODES, Placed, attributes, operator_of, read_anywhere
+from acfuse.graph.onnx_nodes import Perm, inverse
+from acfuse.graph.onnx_values import NOT_STORED_SINCE
+from acfuse.graph.onnx_write import MODES, Placed, attributes, read_anywhere
 from acfuse.proof.onnx_program import Walk, fault, found_in_words
 from acfuse.proof.outputs import Check
 
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # that acfuse writes
 LEFT_OUT = ("GraphProto.node", "GraphProto.initializer", "GraphProto.value_info")
 
 
@@ -92,7 +93,7 @@ class _Reading:
         added: list[str] = []
         for part in self._summands(name):
             node = self._new(part)
-            if node is not None and node.op_type in CONVOLUTIONS and len(node.input) == 3:
+            if node is not None and node.op_type in LAYERS and len(node.input) > 1:
                 convs[node.input[1]] = node
             else:
                 added.append(part)
@@ -100,9 +101,10 @@ class _Reading:
             if placed is not None:
                 conv = convs.pop(placed.weight, None)
                 if conv is None:
-                    yield f"{where} lacks the Conv of {placed.weight}"
+                    yield f"{where} lacks the {placed.kind} of {placed.weight}"
                 else:
-                    yield from self._conv(conv, placed, views)
+                    bias = self._bias(conv, placed, added)
+                    yield from self._layer(conv, placed, views, bias)
                 continue
             image = next((a for a in added if self._is_image(a, views)), None)
             if image is None:
@@ -147,18 +149,28 @@ class _Reading:
         turned = {v: p for v, p in views.items() if p}
         return any(self._before_transpose(name, inverse(p)) == v for v, p in turned.items())
 
-    def _conv(
-        self, node: onnx.NodeProto, placed: Placed, views: Mapping[str, Perm]
+    def _bias(self, node: onnx.NodeProto, placed: Placed, added: list[str]) -> str:
+        """The bias of a layer: its own, or one of what is added."""
+        if placed.kind != "MatMul":
+            return node.input[2] if len(node.input) == 3 else ""
+        if placed.bias not in added or len(node.input) != 2:
+            return ""
+        added.remove(placed.bias)
+        return placed.bias
+
+    def _layer(
+        self, node: onnx.NodeProto, placed: Placed, views: Mapping[str, Perm], bias: str
     ) -> Iterator[str]:
         layer, where = placed.layer, f"node {', '.join(node.output)} ({node.op_type})"
-        given, expected, source = self._take(node), attributes(layer), node.input[0]
-        if layer.border != "zeros" and any(expected["pads"]):
+        given, expected = self._take(node), attributes(layer, placed.kind)
+        source = node.input[0]
+        if layer.border != "zeros" and any(expected.get("pads", ())):
             befores, afters = zip(*layer.pads, strict=True)
             amounts = [0, 0, *befores, 0, 0, *afters]
             source = self._before_pad(source, MODES[layer.border].encode(), amounts)
             expected["pads"] = [0] * len(expected["pads"])
-        if node.op_type != operator_of(layer):
-            yield fault(f"{where}, operator", node.op_type, operator_of(layer))
+        if node.op_type != placed.kind:
+            yield fault(f"{where}, operator", node.op_type, placed.kind)
         if node.domain:
             yield fault(f"{where}, domain", node.domain, "none")
         for name in sorted({*given, *expected}):
@@ -167,9 +179,10 @@ class _Reading:
                 yield fault(at, str(given.get(name, "missing")), str(expected.get(name, "none")))
         if not self._is_image(source, views):
             yield fault(f"{where}, its image", source or "another", min(views, default=""))
-        if node.input[2] != placed.bias:
-            yield fault(f"{where}, bias", node.input[2], placed.bias)
-        for name, tensor in ((placed.weight, layer.weight), (placed.bias, layer.bias)):
+        if bias != placed.bias:
+            yield fault(f"{where}, bias", bias or "none", placed.bias)
+        weight = placed.stored(layer.weight)
+        for name, tensor in ((placed.weight, weight), (placed.bias, layer.bias)):
             self.tensors.add(name)
             array = tensor.numpy()
             have = numpy_helper.to_array(self.stored[name]) if name in self.stored else None

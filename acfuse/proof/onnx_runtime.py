@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from acfuse.errors import AcfuseError, InputError, UnsafeError, UsageError
 from acfuse.files.onnx_cost import all_graphs
-from acfuse.graph.onnx_read import FLOATS
+from acfuse.graph.onnx_nodes import FLOATS
 from acfuse.graph.onnx_values import is_tensor, with_free_sizes
 from acfuse.proof.exported import Answer, compared
 from acfuse.proof.leaves import Leaves, is_discrete, leaves_of

@@ -20,8 +20,10 @@ from acfuse.find import find_in_module
 from acfuse.findings import Block, Findings, Run, Size
 from acfuse.graph.calls import Call
 from acfuse.graph.copies import copied
-from acfuse.graph.fx_read import conv_of, convolutions_of, is_norm
-from acfuse.graph.fx_write import FusedForward, Rank, replaced_layers
+from acfuse.graph.fx_asserts import Rank
+from acfuse.graph.fx_operators import convolutions_of
+from acfuse.graph.fx_read import conv_of, is_norm
+from acfuse.graph.fx_write import FusedForward, replaced_layers
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
 from acfuse.proof import Check, Inputs, Tolerance, diagnose
@@ -130,7 +132,7 @@ class LiveSource(Source):
 
 def _of_batches(block: Block) -> Block:
     """A block that asserts that it is given batches of images."""
-    ranks = {name: Rank(axes + 2) for name, (_, axes) in block.site.images.items()}
+    ranks = {name: Rank(axes + 2) for name, (_, axes) in block.site.images.items() if axes}
     return replace(block, site=replace(block.site, fixed={**block.site.fixed, **ranks}))
 
 

@@ -20,20 +20,17 @@ from acfuse.files.records import ReadOptions
 from acfuse.files.tensor_check import USUAL_EPS, Norm
 from acfuse.files.write import Write
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Size, Term
+from acfuse.graph.combination import Identity
+from acfuse.graph.onnx_nodes import FLOATS, Surroundings, is_training_dropout
 from acfuse.graph.onnx_plain import plain
-from acfuse.graph.onnx_read import (
-    FLOATS,
-    OnnxSteps,
-    Surroundings,
-    is_training_dropout,
-    steps_of,
-)
+from acfuse.graph.onnx_read import OnnxSteps, steps_of
 from acfuse.graph.onnx_reference import reference
 from acfuse.graph.onnx_values import (
     CONVOLUTIONS,
     NOT_STORED_SINCE,
     Constants,
     constants_of,
+    facts_of,
     known_values,
     opset_of,
     reads_within,
@@ -42,7 +39,7 @@ from acfuse.graph.onnx_values import (
 )
 from acfuse.graph.onnx_write import Layers, Placed, lowered, put_back, read_anywhere, sweep
 from acfuse.graph.regions import choose, kernel_of, kernels
-from acfuse.graph.steps import Identity, Region
+from acfuse.graph.steps import Region
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.onnx_plugins import cut, ends_before_plugins, plugins_of
 from acfuse.proof.onnx_program import compare_programs
@@ -217,7 +214,9 @@ class OnnxFused(Fused):
         stored = {t.name: t for graph in all_graphs(model.graph) for t in graph.initializer}
         tensors = {}
         for name, pair in given.items():
-            for key, tensor in zip((placed[name].weight, placed[name].bias), pair, strict=True):
+            own = placed[name]
+            numbers = own.stored(pair[0]), pair[1]
+            for key, tensor in zip((own.weight, own.bias), numbers, strict=True):
                 stored[key].CopyFrom(numpy_helper.from_array(tensor.numpy(), key))
                 tensors[key] = stored[key]
         layers = [tuple(p and _restored(p, tensors) for p in block) for block in self.layers]
@@ -370,7 +369,7 @@ def _optimised(graph: onnx.GraphProto) -> list[Refused]:
 
 def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]]:
     """Every graph of a model, those inside nodes first, with what can be known of its values."""
-    known, opset = known_values(model), opset_of(model)
+    known, facts, opset = known_values(model), facts_of(model), opset_of(model)
     functions = frozenset((f.domain, f.name) for f in model.functions)
 
     def within(graph: onnx.GraphProto, outer: Constants) -> Iterator[Any]:
@@ -380,7 +379,7 @@ def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]
         given |= {n: f"{n} is quantised" for n in quantised}
         made = {v.name: f"{v.name} is an input" for v in graph.input}
         made |= {o: f"{o} is computed by {n.op_type}" for n in graph.node for o in n.output}
-        own = constants_of(graph, outer, opset, frozenset(given), known)
+        own = constants_of(graph, outer, opset, frozenset(given), facts)
         for node in graph.node:
             for inner in subgraphs(node):
                 yield from within(inner, own)
@@ -478,11 +477,11 @@ def rewritten(block: Block, layers: Sequence[Placed | None]) -> Rewritten:
 
 def _restored(placed: Placed, tensors: Mapping[str, onnx.TensorProto]) -> Placed:
     """A layer with the tensors of a file; its own where they do not fit, which is another fault."""
-    own = {placed.weight: placed.layer.weight, placed.bias: placed.layer.bias}
+    own = {placed.weight: placed.stored(placed.layer.weight), placed.bias: placed.layer.bias}
     read = {n: torch.from_numpy(np.array(_array(tensors[n]))) for n in own if n in tensors}
     fits = {n: t for n, t in read.items() if (t.shape, t.dtype) == (own[n].shape, own[n].dtype)}
     weight, bias = (fits.get(name, tensor) for name, tensor in own.items())
-    return replace(placed, layer=replace(placed.layer, weight=weight, bias=bias))
+    return replace(placed, layer=replace(placed.layer, weight=placed.stored(weight), bias=bias))
 
 
 def size_of(model: onnx.ModelProto) -> Size:

@@ -22,7 +22,7 @@ from acfuse.files.onnx_cost import all_graphs
 from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.read import read_tensors
 from acfuse.files.records import ReadOptions
-from acfuse.graph.onnx_read import FLOATS
+from acfuse.graph.onnx_nodes import FLOATS
 from acfuse.graph.onnx_values import CONVOLUTIONS
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.onnx_runtime import answers_in_onnx, compare_onnx, compare_with_onnx

@@ -7,15 +7,8 @@ from torch import nn
 from acfuse.algebra import Conv
 from acfuse.errors import Reason
 from acfuse.find import find_in_module
-from acfuse.graph.steps import (
-    IDENTITY,
-    ChannelSlice,
-    Combiner,
-    ConvStep,
-    Graph,
-    Step,
-    geometry_of,
-)
+from acfuse.graph.combination import IDENTITY, LinearCombination
+from acfuse.graph.steps import ChannelSlice, Combiner, ConvStep, Graph, Step, geometry_of
 from acfuse.patterns import PATTERNS
 from acfuse.sources.onnx import fuse_onnx
 from sample_models import awake
@@ -182,10 +175,11 @@ def test_channels_are_planned_as_they_are_multiplied():
         layer = Conv(torch.randn(7, 4, 3, 1), torch.randn(7), pads=((1, 1), (0, 0)))
         step = Step("y", ("x",), ConvStep(layer))
         graph = Graph((step,), ("x",), frozenset("y"), spatial_rank=2)
+        bound = {"x": LinearCombination({"x": IDENTITY})}
         plan, made = (
-            Combiner(graph, numbers).apply(
-                rule, [Combiner(graph, numbers).of(graph, "y", {"x": {"x": IDENTITY}})]
-            )["x"]
+            Combiner(graph, numbers).apply(rule, [Combiner(graph, numbers).of(graph, "y", bound)])[
+                "x"
+            ]
             for numbers in (False, True)
         )
         assert geometry_of(plan) == geometry_of(made)

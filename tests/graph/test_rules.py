@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from acfuse.algebra import Conv, identity
 from acfuse.errors import NotFusable
-from acfuse.graph.rules import RULES, Image, apply
+from acfuse.graph.images import Image
+from acfuse.graph.rules import RULES, apply
 from acfuse.graph.steps import ChannelSlice, ConvStep, PerChannel
 from tests.bounds import assert_within, rounding
 

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from acfuse.errors import InputError
 from acfuse.graph.onnx_plain import plain
+from acfuse.graph.onnx_values import facts_of
 from acfuse.pipeline.convert import prove
 from acfuse.proof import Tolerance
 from acfuse.sources.onnx import OnnxFused, fuse_onnx, numbers_of, size_of
@@ -90,6 +91,23 @@ DIALECTS = {
         ],
         HALF,
     ),
+    "a factor for each channel that the image has": file_of(
+        [
+            ARMS[0],
+            node("Shape", ["p"], ["channels"], start=1, end=2),
+            node("Expand", ["two", "channels"], ["gamma"]),
+            node("BatchNormalization", ["p", "gamma", "beta", "mean", "var"], ["n"]),
+            ARMS[1],
+            node("Add", ["n", "q"], ["y"]),
+        ],
+        {
+            **PAIR,
+            "two": np.array([2], np.float32),
+            "beta": weights(4),
+            "mean": weights(4),
+            "var": np.abs(weights(4)) + np.float32(0.1),
+        },
+    ),
     "a function of the file": file_of(
         [node("Rep", ["x", "w3", "w1"], ["y"], domain="own")], PAIR, functions=[rep([*ARMS, SUM])]
     ),
@@ -167,6 +185,34 @@ def test_padding_stays_where_no_size_is_known() -> None:
     assert plain(free) is free
     pads = {a.name: [*a.ints] for a in plain(file_of(nodes, PAIR)).graph.node[0].attribute}["pads"]
     assert pads == [0, 1, 1, 1]  # of 8 rows and 9 columns
+
+
+def test_a_size_that_a_file_states_in_between_is_no_fact() -> None:
+    model = DIALECTS["a factor for each channel that the image has"]
+    lying = onnx.ModelProto()
+    lying.CopyFrom(model)
+    lying.graph.value_info.append(helper.make_tensor_value_info("p", TensorProto.FLOAT, [1, 3]))
+    fused = fuse_onnx(lying)
+    proofs = prove(fused, None, Tolerance())
+    assert proofs.passed, proofs.fault
+
+
+def test_a_name_of_two_values_tells_nothing() -> None:
+    def branch(weight: str) -> onnx.GraphProto:
+        conv = node("Conv", ["x", weight], ["inner"])
+        return helper.make_graph([conv], weight, [], [helper.make_empty_tensor_value_info("inner")])
+
+    chosen = node("If", ["yes"], ["y"], then_branch=branch("w1"), else_branch=branch("v1"))
+    model = file_of([chosen], {**PAIR, "v1": weights(6, 3, 1, 1), "yes": np.array(True)})
+    assert facts_of(model)["inner"].sizes is None
+    assert facts_of(model)["x"].sizes == (1, 3, 8, 9)
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (1,), (8,)])
+def test_a_bias_of_another_size_is_a_reason(shape: tuple[int, ...]) -> None:
+    arm = node("Conv", ["x", "w1", "b"], ["q"])
+    refused = fuse_onnx(file_of([ARMS[0], arm, SUM], {**PAIR, "b": weights(*shape)})).refused
+    assert [r.why for r in refused] == [f"a bias of {shape} does not fit 4 channels"]
 
 
 def test_a_plain_file_is_itself() -> None:
