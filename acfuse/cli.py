@@ -20,8 +20,10 @@ from acfuse.options import (
     KEY,
     MODEL_OPTIONS,
     ONNX_OPTIONS,
+    OPSET,
     OUTPUT_OPTIONS,
     PATTERN_FILES,
+    RUNTIME_OPTIONS,
     SHAPE_OPTIONS,
     option,
     takes,
@@ -55,7 +57,7 @@ def cli(context: click.Context) -> None:
 
 @cli.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@takes(MODEL_OPTIONS, INPUT_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS)
+@takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS)
 @option("--pt2", is_flag=True, help="Write a program of torch.export (.pt2) as well.")
 @option("--no-onnx", is_flag=True, help="Write the checkpoint alone.")
 @option("--allow-empty", is_flag=True, help="Succeed where there is nothing to fuse.")
@@ -74,7 +76,7 @@ def convert(source: Path, format: str, quiet: bool, verbose: int, **options: Any
 @cli.command()
 @click.argument("original", type=click.Path(path_type=Path), required=False)
 @click.argument("fused", type=click.Path(path_type=Path), required=False)
-@takes(MODEL_OPTIONS, INPUT_OPTIONS, COMMON_OPTIONS)
+@takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, (OPSET,), COMMON_OPTIONS)
 def verify(
     original: Path | None,
     fused: Path | None,
@@ -102,7 +104,7 @@ def verify(
 @cli.command()
 @click.argument("original", type=click.Path(path_type=Path), required=False)
 @click.argument("fused", type=click.Path(path_type=Path), required=False)
-@takes(MODEL_OPTIONS, INPUT_OPTIONS, COMMON_OPTIONS)
+@takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, (OPSET,), COMMON_OPTIONS)
 def selftest(
     original: Path | None,
     fused: Path | None,
@@ -287,9 +289,10 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
 
     plain = ("model", "model_args", "key", "prefix", "sha256", "bn_eps", "opset", "dynamic")
     changes: dict[str, Any] = {name: options.get(name) for name in plain}
-    flags = ("force", "allow_nonfinite", "fix_initializers")
+    flags = ("force", "allow_nonfinite", "fix_initializers", "no_runtime")
     changes |= {name: options.get(name) or None for name in flags}
-    changes["allow_classes"] = options.get("allow_class") or None
+    packages = (f"{name}:*" for name in options.get("allow_package") or ())
+    changes["allow_classes"] = (*(options.get("allow_class") or ()), *packages) or None
     changes["tolerance"] = Tolerance(options.get("atol"), options.get("rtol"))
     if options.get("limit"):
         changes["limits"] = replace(LIMITS, **dict(options["limit"]))

@@ -5,7 +5,7 @@ name for the fused convolution.
 """
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeGuard
@@ -19,14 +19,21 @@ from acfuse.graph.calls import Call, signature
 from acfuse.graph.combination import Identity
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_asserts import Several, can_be_asserted
-from acfuse.graph.fx_modules import Analysis, ModuleReader
-from acfuse.graph.fx_read import is_convolution
-from acfuse.graph.fx_write import (
-    LiveSite,
-    nodes_between,
-    region_graph,
-    replaced_layers,
+from acfuse.graph.fx_in_place import Pair, pairs_in
+from acfuse.graph.fx_layers import (
+    TARGETING,
+    children_of,
+    image_of,
+    layers_called,
+    parts_at,
+    tensor_at,
+    used_targets,
 )
+from acfuse.graph.fx_modules import Analysis, ModuleReader
+from acfuse.graph.fx_read import is_convolution, steps_of
+from acfuse.graph.fx_sites import LiveSite, region_graph, replaced_layers
+from acfuse.graph.fx_trace import Traced
+from acfuse.graph.fx_write import nodes_between
 from acfuse.graph.own_layers import has_hooks
 from acfuse.graph.regions import choose, kernel_of, planned
 from acfuse.graph.steps import Graph, Miss, Opaque, Region
@@ -97,12 +104,14 @@ class _Finder:
                 continue  # nobody calls it any more
             # What cannot be read stays, and calls its sequences as it did.
             used = traced.used if traced.graph is not None else traced.called
-            for part in _parts_at(traced.module, used):
+            for part in parts_at(traced.module, used):
                 self.users.setdefault(part, set()).add(key)
         done: set[int] = set()
         for module in self.model.modules():
             if id(module) in self.analyses and id(module) not in self.reader.called:
                 self._visit(module, done)
+        if self.folds:
+            self.found += self._folded_in_place()
         self.found = [*self._of_own_layers()]
         self.found = [*self._with_kept_layers()]
         self.found = [*self._without_copies()]
@@ -110,7 +119,7 @@ class _Finder:
         self.found.sort(key=lambda f: order[f.where])
         self.refused.sort(key=lambda r: order.get(r.where, 0))
         root = self.analyses[id(self.model)].traced
-        convolutions = filter(None, map(_image_of, self.model.modules()))
+        convolutions = filter(None, map(image_of, self.model.modules()))
         first = next(convolutions, None)  # what the first one reads, where nothing tells more
         inputs = {name: self._image(self.model, name) or first for name in root.call.tensors}
         images = {name: image for name, image in inputs.items() if image is not None}
@@ -201,8 +210,8 @@ class _Finder:
         """The kernels that are gone with a block: which tensors, and how many weights they have."""
         module = self.model.get_submodule(block.where)
         tensors = [getattr(module.get_submodule(name), "weight", None) for name in block.layers]
-        graph = block.site.subgraph
-        tensors += [_tensor(module, n) for n in graph.nodes if n.op == "get_attr"] if graph else []
+        nodes = block.site.subgraph.nodes if block.site.subgraph else ()
+        tensors += [tensor_at(module, node) for node in nodes if node.op == "get_attr"]
         for tensor in tensors:
             if isinstance(tensor, Tensor) and tensor.ndim > 2 and id(tensor) not in self.needed:
                 yield id(tensor), tensor.numel()
@@ -217,7 +226,7 @@ class _Finder:
         if graph is None or analysis.graph is None:
             if self._unread(module, analysis):
                 return
-            self.needed |= _parts_at(module, analysis.traced.called)
+            self.needed |= parts_at(module, analysis.traced.called)
             for child in module.children():
                 for inner in child.modules():  # those that a forward calls are visited with it
                     if id(inner) in self.analyses and id(inner) not in self.reader.called:
@@ -225,7 +234,7 @@ class _Finder:
             return
         absorbed = self._choose(module, analysis.graph, graph)
         remaining = {str(n.target) for n in graph.nodes if n.op in TARGETING and n not in absorbed}
-        self.needed |= _parts_at(module, remaining)
+        self.needed |= parts_at(module, remaining)
         for node in graph.nodes:
             if node.op == "call_module" and node not in absorbed:
                 child = module.get_submodule(str(node.target))
@@ -303,14 +312,14 @@ class _Finder:
         taken: set[str],
     ) -> Block | Refused:
         where = self.paths[id(module)]
-        layers = _layers_called(module, inside)
+        layers = layers_called(module, inside)
         pattern = label(module, self.patterns, {id(m) for _, m in layers})
         # What a convolution takes is of its own dtype, whatever the norm behind it computes in.
         convolutions = [m for _, m in layers if is_convolution(m)]
         dtypes = [p.dtype for m in convolutions for p in m.parameters(recurse=False)] or [
             p.dtype for _, m in layers for p in m.parameters(recurse=False)
         ]
-        dtypes += [t.dtype for n in inside if n.op == "get_attr" for t in [_tensor(module, n)]]
+        dtypes += [t.dtype for n in inside if n.op == "get_attr" for t in [tensor_at(module, n)]]
         floating = [d for d in dtypes if d.is_floating_point]
         try:
             plan = planned(graph, region)
@@ -358,6 +367,52 @@ class _Finder:
             ),
             region.is_block,
         )
+
+    def _folded_in_place(self) -> Iterator[Block]:
+        """The folds for which two layers are exchanged, and no forward is rewritten."""
+        taken, folded = set[int](), set[int]()
+        for block in self.found:
+            module = self.model.get_submodule(block.where)
+            taken |= {id(module), *(id(module.get_submodule(name)) for name in block.layers)}
+        for pair in pairs_in(self.reader):
+            gone = parts_at(pair.module, used_targets(pair.graph))
+            if not taken.isdisjoint({*gone, *map(id, pair.layers)}):
+                continue
+            found = self._of_pair(pair, gone)
+            if isinstance(found, Refused):
+                self.refused.append(found)
+            else:
+                self.needed -= gone
+                folded.add(id(pair.layers[0]))
+                yield found
+        self.refused = [r for r in self.refused if not self._is_done(r, folded)]
+
+    def _is_done(self, refused: Refused, folded: set[int]) -> bool:
+        """Whether all convolutions of what could not be read are folded nevertheless."""
+        module = self.model.get_submodule(refused.where)
+        own = {id(m) for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd)}
+        return refused.code == Reason.UNTRACEABLE and bool(own) and own <= folded
+
+    def _of_pair(self, pair: Pair, gone: set[int]) -> Block | Refused:
+        """The fold of a pair: what its graph is alone, as any forward is read."""
+        module, where = pair.module, self.paths[id(pair.module)]
+        call = self.analyses[id(module)].traced.call
+        steps = steps_of(Traced(module, call, pair.graph), {}, self.reader.spatial_rank)
+        regions, misses = choose(steps, folds=True)
+        image, *_ = nodes = [*pair.graph.nodes]
+        if [(r.output, r.sources) for r in regions] != [(steps.output, (image.name,))]:
+            miss = next(iter(misses), Miss("", Reason.COST, "it saves nothing"))
+            return Refused(where, miss.code, miss.why)
+        inside = nodes_between(next(n for n in nodes if n.name == steps.output), [image])
+        found = self._found(module, steps, regions[0], inside, pair.graph, set())
+        if isinstance(found, Refused):
+            return found
+        if found.names != (f"{where}.{pair.convolution}".lstrip("."),):
+            return Refused(where, Reason.SHARED, f"the name {pair.convolution} is not free")
+        images = dict.fromkeys(call.tensors, steps.widths[image.name])
+        site = LiveSite(subgraph=found.site.subgraph, call=call, images=images, norm=pair.norm)
+        layers = [name for name in found.layers if id(module.get_submodule(name)) in gone]
+        return replace(found, layers=tuple(layers), site=site)
 
     def _fixed(self, module: nn.Module) -> dict[str, object]:
         """What a module's arguments must be, because its forward was read with that."""
@@ -412,7 +467,7 @@ class _Finder:
 
     def _hides_unread(self, module: nn.Module, forward: fx.Graph) -> bool:
         """Whether a forward calls something that cannot be read."""
-        inner = [self.analyses.get(id(m)) for m in _children_of(module, forward)]
+        inner = [self.analyses.get(id(m)) for m in children_of(module, forward)]
         return any(known is not None and known.graph is None for known in inner)
 
     def _assumed(self, module: nn.Module) -> Block | None:
@@ -441,55 +496,5 @@ class _Finder:
         )
 
 
-def _image_of(layer: nn.Module) -> tuple[int, int] | None:
-    """(channels, spatial axes) of what a layer reads, if it is a convolution."""
-    if not isinstance(layer, nn.modules.conv._ConvNd):
-        return None
-    return layer.in_channels, len(layer.kernel_size)
-
-
-def _children_of(module: nn.Module, forward: fx.Graph) -> list[nn.Module]:
-    calls = [str(node.target) for node in forward.nodes if node.op == "call_module"]
-    return [module.get_submodule(target) for target in calls]
-
-
-def _parts_at(module: nn.Module, targets: Iterable[str]) -> set[int]:
-    """The layers that a forward calls by these names, the tensors that it reads, and their owners.
-
-    By identity, because they may have other names elsewhere.
-    """
-    parts: set[int] = set()
-    for target in targets:
-        found: Any = module
-        for name in target.split("."):
-            found = getattr(found, name, None)
-        owner = module.get_submodule(target.rpartition(".")[0])
-        parts |= {id(found), id(owner) if isinstance(found, Tensor) else id(found)}
-    return parts - {id(module)}
-
-
 def _draws_random_numbers(rule: object) -> TypeGuard[Opaque]:
     return isinstance(rule, Opaque) and rule.code == Reason.RANDOM
-
-
-def _tensor(module: nn.Module, node: fx.Node) -> Any:
-    owner, _, name = str(node.target).rpartition(".")
-    return getattr(module.get_submodule(owner), name)
-
-
-def _layers_called(module: nn.Module, nodes: Sequence[fx.Node]) -> list[tuple[str, nn.Module]]:
-    """The layers with tensors that these nodes call, or read tensors of, by name."""
-    layers: dict[str, nn.Module] = {}
-    for node in nodes:
-        target = str(node.target)
-        if node.op == "get_attr":
-            target = target.rpartition(".")[0]
-        if node.op not in ("call_module", "get_attr") or not target:
-            continue
-        for name, inner in module.get_submodule(target).named_modules(prefix=target):
-            if inner._parameters or inner._buffers:
-                layers[name] = inner
-    return list(layers.items())
-
-
-TARGETING = ("call_module", "get_attr")

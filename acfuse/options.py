@@ -112,6 +112,8 @@ MODEL_OPTIONS = (
             "tensors are kept as they are."),
     option("--allow-class", multiple=True, metavar="MODULE:CLASS",
             help="A class of your own that a pickled module may hold. Repeatable."),
+    option("--allow-package", multiple=True, metavar="NAME",
+            help="An installed package whose torch modules a pickled module may hold. Repeatable."),
     option("--sha256", type=SHA256, help="What the file must be, as sha256sum prints it."),
     option("--limit", type=LIMIT, multiple=True, help="Read a file beyond a limit, e.g. "
             "operations=2000000; `acfuse inspect` names the one. Repeatable."),
@@ -141,8 +143,14 @@ INPUT_OPTIONS = (
     option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance, on every element."),
     option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance beside it."),
 )  # fmt: skip
+RUNTIME_OPTIONS = (
+    option("--no-runtime", is_flag=True, help="Prove an ONNX file without running it, where "
+            "onnxruntime cannot: by its certificates, and node by node."),
+)  # fmt: skip
+OPSET = option("--opset", type=click.IntRange(11, 24), help="ONNX opset. Default 20; an ONNX file "
+               "keeps its own.")  # fmt: skip
 ONNX_OPTIONS = (
-    option("--opset", type=click.IntRange(11, 24), help="ONNX opset. Default 20."),
+    OPSET,
     option("--dynamic", type=click.Choice(["batch", "hw", "all", "none"]),
             help="Which axes of the ONNX file are free. Default batch."),
 )  # fmt: skip

@@ -4,6 +4,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from acfuse.algebra import ConvLayer, lower
 from acfuse.errors import AcfuseError, InputError, NotFusable, Reason
 from acfuse.findings import Block, Findings, Refused, Term
 from acfuse.graph.copies import copied
-from acfuse.graph.fx_write import LiveSite, NewLayer, rewrite_module, taken_up
+from acfuse.graph.fx_in_place import without_norm
+from acfuse.graph.fx_sites import LiveSite
+from acfuse.graph.fx_write import NewLayer, rewrite_module, taken_up
 from acfuse.system.memory import trim_heap
 
 
@@ -27,10 +30,14 @@ def fused_copy(
     borrowed = _replaced_weights(model, found)
     work = copied(model, borrowed)
     by_module: dict[str, list[Block]] = {}
+    replaced: dict[int, nn.Module] = {}
     for block in found:
-        by_module.setdefault(block.where, []).append(block)
+        if block.site.norm is None:
+            by_module.setdefault(block.where, []).append(block)
+        else:
+            replaced |= _fold_in_place(work.get_submodule(block.where), block, dtype)
     places = {where: work.get_submodule(where) for where in by_module}
-    replaced = {
+    replaced |= {
         id(module): _replacement(module, by_module[where], dtype)
         for where, module in places.items()
     }
@@ -67,8 +74,9 @@ def _replacement(module: nn.Module, found: Sequence[Block], dtype: torch.dtype |
     site: LiveSite = found[0].site
     if site.forward is not None:
         keep = {name for block in found for name in block.site.keep}
-        sites = {block.site.output: block.site for block in found}
-        fused = rewrite_module(module, site.forward, layers, site.fixed, keep, sites)
+        axes = {block.site.output: block.site.rows for block in found if block.site.rows}
+        moves = {block.site.output: block.site.moves for block in found}
+        fused = rewrite_module(module, site.forward, layers, site.fixed, keep, axes, moves)
         inner = dict(fused.named_modules())
         for name in {name for block in found for name in block.site.taken} & inner.keys():
             if type(inner[name]) is not nn.Module:  # that is all that is left of a norm
@@ -77,6 +85,20 @@ def _replacement(module: nn.Module, found: Sequence[Block], dtype: torch.dtype |
     parts = OrderedDict((n, layer) for _, n, layer in layers[site.output] if n and layer)
     parts.update((n, module.get_submodule(n)) for n in site.ignore)
     return nn.Sequential(parts).eval()
+
+
+def _fold_in_place(
+    module: nn.Module, block: Block, dtype: torch.dtype | None
+) -> dict[int, nn.Module]:
+    """Gives a convolution that stays its new numbers; what takes the place of its norm, by id."""
+    (term,), norm = block.terms, module.get_submodule(block.site.norm.name)
+    convolution: Any = module.get_submodule(str(term.name))
+    trained, layer = _is_trained(module, block), _lowered(block, term, dtype)
+    if layer.weight.shape != convolution.weight.shape:
+        raise AcfuseError(f"{block.label}: the kernel of {term.name} would have another shape.")
+    for name, tensor in (("weight", layer.weight), ("bias", layer.bias)):
+        convolution._parameters[name] = nn.Parameter(tensor, requires_grad=trained)
+    return {id(norm): without_norm(norm, block.site.norm)}
 
 
 def _is_trained(module: nn.Module, block: Block) -> bool:

@@ -26,6 +26,7 @@ from torch import nn
 
 from acfuse.errors import InputError, UnsafeError, UsageError
 from acfuse.files.opened_file import Opened
+from acfuse.files.package_classes import in_package, own_class, package_of
 from acfuse.files.pickle_scan import Contents, contents_of
 from acfuse.files.user_code import resolve
 from acfuse.files.zip_check import check_zip, is_zip, names_of, unzipped
@@ -42,11 +43,14 @@ def read_torch(
     """
     contents, notes = _check_torch_file(source, limits)
     blocked = _blocked_globals(list(contents.names))
-    allowed = [*_plain_globals(blocked), *_allowed_globals(blocked, allow_classes)]
-    missing = {*blocked} - {_global_name(known) for known in allowed}
-    if missing:
-        raise UnsafeError(_refusal(source.name, sorted(missing)))
-    called = sorted(contents.called & {*blocked} - CALLED)
+    known = [*_plain_globals(blocked), *_allowed_globals(blocked, allow_classes)]
+    missing = {*blocked} - {_global_name(one) for one in known}
+    packaged = {name: found for name in missing if (found := in_package(name, allow_classes))}
+    if missing - packaged.keys():
+        raise UnsafeError(_refusal(source.name, sorted(missing - packaged.keys())))
+    allowed = [*known, *((own_class(module, name), name) for name, module in packaged.items())]
+    plain = {name for kind, name in allowed[len(known) :] if not issubclass(kind, nn.Module)}
+    called = sorted(contents.called & {*blocked} - CALLED - plain)
     if called:
         raise UnsafeError(
             f"{source.name} is refused: it calls {listed(called)}, and a pickled object is made "
@@ -75,11 +79,16 @@ def _refusal(name: str, missing: Sequence[str]) -> str:
             f"{name} is a pickled object, not a state dict: it names {listed(never)}, which is "
             "never allowed. Whoever made it can save the model's state_dict()."
         )
-    flags = [f"--allow-class {g.rpartition('.')[0]}:{g.rpartition('.')[2]}" for g in own]
+    packages = sorted({p for g in own if (p := package_of(g))})
+    named = [g for g in own if not package_of(g)]
+    flags = [f"--allow-class {g.rpartition('.')[0]}:{g.rpartition('.')[2]}" for g in named]
+    flags += [f"--allow-package {package}" for package in packages]
+    whose = "you trust these packages" if packages else "these classes are your own code"
+    both = packages and named
     return (
-        f"{name} is a pickled object, not a state dict: it names {listed(own)}. If these "
-        f"classes are your own code, add {' '.join(flags[:20])}; or save the model's "
-        "state_dict()."
+        f"{name} is a pickled object, not a state dict: it names {listed(own)}. If "
+        f"{whose}{' and the classes are your own code' if both else ''}, add "
+        f"{' '.join(flags[:20])}; or save the model's state_dict()."
     )
 
 
@@ -232,7 +241,7 @@ def _allowed_globals(blocked: Sequence[str], allow_classes: Sequence[str]) -> li
             if inspect.isclass(found) and issubclass(found, nn.Module):
                 allowed.append(found)
         for spec in allow_classes:
-            if _names(spec, name):
+            if not spec.endswith(":*") and _names(spec, name):
                 allowed.append((_own_class(spec), name))
     return allowed
 

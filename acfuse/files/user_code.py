@@ -28,7 +28,7 @@ def build_model(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
     """
     package, _, name = spec.partition(":")
     if package in MAKERS and name:
-        found = partial(MAKERS[package], _import(package, "--model"), name, arguments)
+        found = partial(MAKERS[package], imported(package, "--model"), name, arguments)
         arguments = {}
     else:
         found = resolve(spec, "--model")
@@ -49,7 +49,7 @@ def resolve(spec: str, flag: str) -> Any:
     if not place or not name:
         raise UsageError(f"{flag} {spec}: expected package.module:name or path/to/file.py:name.")
     module = (
-        _import_file(Path(place), flag, name) if place.endswith(".py") else _import(place, flag)
+        _import_file(Path(place), flag, name) if place.endswith(".py") else imported(place, flag)
     )
     if hasattr(module, name):
         return getattr(module, name)
@@ -102,7 +102,8 @@ def _as_module(path: Path, wanted: str) -> str:
     return f"give it as a module: {name}:{wanted}{folder}."
 
 
-def _import(name: str, flag: str) -> ModuleType:
+def imported(name: str, flag: str) -> ModuleType:
+    """A module by its name, as a flag names it."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # last: nothing there can stand for another module
     try:

@@ -1,6 +1,8 @@
 """A fused checkpoint back into the form that the original came in, written as a stream."""
 
+import shutil
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 import numpy
@@ -9,11 +11,23 @@ from torch import Tensor, nn
 
 from acfuse.files.hdf5 import write_hdf5
 from acfuse.files.nesting import rewrapped
+from acfuse.files.opened_file import opened
 from acfuse.files.records import Container
 from acfuse.files.safetensors import write_safetensors
+from acfuse.system.limits import LIMITS, Limits
 from acfuse.system.memory import PIECE, page_out
 
 Write = Callable[[IO[bytes]], None]
+
+
+def copied(path: Path, sha256: str, limits: Limits = LIMITS) -> Write:
+    """What writes a file as it is. Raises UnsafeError if it is not that of the hash any more."""
+
+    def write(file: IO[bytes]) -> None:
+        with opened(path, limits, sha256) as held, held.open() as source:
+            shutil.copyfileobj(source, file)
+
+    return write
 
 
 def writer(container: Container, fused: Mapping[str, Tensor] | nn.Module) -> Write:

@@ -125,6 +125,8 @@ class _Explainer:
         match step.rule:
             case Opaque(why, Reason.CONCATENATED) if _same_source(reads):
                 return Miss(value, Reason.CONCATENATED, why)
+            case Opaque(why, Reason.UNKNOWN_LAYER) if sum(arm.is_branch for arm in reads) > 1:
+                return Miss(value, Reason.UNKNOWN_LAYER, why)
             case Concat() if _same_source(reads):
                 dear = self._cost(value)
                 why = "the arms are concatenated, not added" + (f"; {dear.why}" if dear else "")

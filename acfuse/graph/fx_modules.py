@@ -12,7 +12,8 @@ from acfuse.graph.another_mode import another_mode, told_otherwise
 from acfuse.graph.calls import Call
 from acfuse.graph.fx_operators import spatial_rank_of
 from acfuse.graph.fx_read import is_convolution, steps_of
-from acfuse.graph.fx_trace import Traced, outline, reading, trace
+from acfuse.graph.fx_trace import Traced, reading, trace
+from acfuse.graph.fx_values import outline
 from acfuse.graph.own_layers import has_hooks, is_layer
 from acfuse.graph.regions import as_layer, choose
 from acfuse.graph.steps import ConvStep, Graph, LinearSubmodule, Opaque, PerChannel

@@ -8,7 +8,6 @@ import dis
 import gc
 import inspect
 import operator
-import re
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch import Tensor, fx, nn
 from acfuse.errors import NotFusable, Reason
 from acfuse.files.pt2_graph import ProgramModule
 from acfuse.graph.calls import Call, signature
+from acfuse.graph.fx_layers import used_targets
 from acfuse.graph.fx_values import (
     ASSERTS,
     KNOWN,
@@ -30,6 +30,7 @@ from acfuse.graph.fx_values import (
     Value,
     function_name,
     is_seen,
+    outline,
     parts_made,
     type_of,
     types_told,
@@ -322,7 +323,7 @@ PATHS = 32  # through a forward
 
 
 @dataclass
-class _Path:
+class TracedPath:
     """One path through a forward: the graph, or the error with which it ended."""
 
     reader: _Reader
@@ -365,15 +366,9 @@ def trace(module: nn.Module, call: Call, inline: Collection[int] = ()) -> Traced
         return Traced(module, call, refusal=NotFusable(Reason.UNTRACEABLE, why))
     if isinstance(module, ProgramModule):
         _erase_unread(module.graph)
-        return Traced(module, call, module.graph, used=_used(module.graph))
-    paths: list[_Path] = []
-    pending: list[tuple[bool, ...]] = [()]
-    while pending and len(paths) < PATHS:
-        path = _follow(module, call, pending.pop(), inline)
-        paths.append(path)
-        known = len(path.reader.answers)
-        pending += [(*path.answers[:i], False) for i in range(known, len(path.answers))]
-    used = frozenset[str]().union(*(_used(path.reader.graph) for path in paths))
+        return Traced(module, call, module.graph, used=frozenset(used_targets(module.graph)))
+    paths, pending = followed(module, call, inline)
+    used = frozenset[str]().union(*(used_targets(path.reader.graph) for path in paths))
     called = frozenset[str]().union(*(_called(path.reader.graph) for path in paths))
     refusal, graph = _agreed(module, paths) if not pending else (DECIDES, None)
     decides = refusal is DECIDES
@@ -384,13 +379,22 @@ def trace(module: nn.Module, call: Call, inline: Collection[int] = ()) -> Traced
     return Traced(module, call, graph, refusal, **told, decides=decides, typed=typed)
 
 
-def _used(graph: fx.Graph) -> frozenset[str]:
-    """The modules and tensors that a forward uses, by name."""
-    return frozenset(str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr"))
+def followed(
+    module: nn.Module, call: Call, inline: Collection[int] = ()
+) -> tuple[list[TracedPath], bool]:
+    """The paths through a forward, within `reading`, and whether there are more than these."""
+    paths: list[TracedPath] = []
+    pending: list[tuple[bool, ...]] = [()]
+    while pending and len(paths) < PATHS:
+        path = _follow(module, call, pending.pop(), inline)
+        paths.append(path)
+        known = len(path.reader.answers)
+        pending += [(*path.answers[:i], False) for i in range(known, len(path.answers))]
+    return paths, bool(pending)
 
 
 def _called(graph: fx.Graph) -> frozenset[str]:
-    """The same, where a sequence is one module that is called."""
+    """What a forward uses, where a sequence is one module that is called."""
     uses = (n for n in graph.nodes if n.op in ("call_module", "get_attr"))
     return frozenset(str(n.meta.get("sequence", n.target)) for n in uses)
 
@@ -403,7 +407,7 @@ def _erase_unread(graph: fx.Graph) -> None:
 
 def _follow(
     module: nn.Module, call: Call, answers: tuple[bool, ...], inline: Collection[int]
-) -> _Path:
+) -> TracedPath:
     global _current
     error: Exception | None = None
     with watched_randomness() as drawn, torch.enable_grad():
@@ -419,13 +423,15 @@ def _follow(
         finally:
             _current = outer
         more = len(reader.asked) - len(answers)
-        return _Path(reader, (*answers[: len(reader.asked)], *[True] * more), error, drawn())
+        return TracedPath(reader, (*answers[: len(reader.asked)], *[True] * more), error, drawn())
 
 
 DECIDES = NotFusable(Reason.UNTRACEABLE, "its forward has data-dependent control flow")
 
 
-def _agreed(module: nn.Module, paths: list[_Path]) -> tuple[NotFusable | None, fx.Graph | None]:
+def _agreed(
+    module: nn.Module, paths: list[TracedPath]
+) -> tuple[NotFusable | None, fx.Graph | None]:
     """The graph that all paths through a forward agree on, or why there is none."""
     if any(path.drawn for path in paths):
         return NotFusable(Reason.RANDOM, "its forward draws random numbers"), None
@@ -450,29 +456,6 @@ def _agreed(module: nn.Module, paths: list[_Path]) -> tuple[NotFusable | None, f
     if odd is not None:  # torch.fx writes it into code, in quotes, as it is
         return NotFusable(Reason.UNTRACEABLE, f"{odd!r} cannot be written as code"), None
     return None, graph
-
-
-def outline(graph: fx.Graph) -> list[object]:
-    """What a graph does, to be compared. Tensors that it makes of nothing are numbered anew."""
-    numbers: dict[str, str] = {}
-
-    def told(value: object) -> object:
-        text = str(value)
-        return CONSTANTS.sub(lambda m: numbers.setdefault(m[0], f"constant {len(numbers)}"), text)
-
-    return [
-        (
-            n.op,
-            told(n.target) if n.op == "get_attr" else n.target,
-            told(n.name),
-            told(n.args),
-            told(n.kwargs),
-        )
-        for n in graph.nodes
-    ]
-
-
-CONSTANTS = re.compile(r"_tensor_constant\d+")
 
 
 def _assert(question: fx.Node, answer: bool, message: str) -> None:

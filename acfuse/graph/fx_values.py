@@ -7,7 +7,9 @@ values it gives what it always gave, to other threads as well.
 """
 
 import builtins
+import math
 import operator
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,6 +59,17 @@ class Value(fx.Proxy):
 
     def __index__(self) -> int:
         raise self._unreadable("it uses a size or a number of its input as a plain number")
+
+    def __ceil__(self) -> fx.Proxy:
+        return self._rounded(math.ceil)
+
+    def __floor__(self) -> fx.Proxy:
+        return self._rounded(math.floor)
+
+    def _rounded(self, how: Callable[[Any], int]) -> fx.Proxy:
+        if type_of(self.node) not in NUMBERS:  # of a tensor it would be a plain number
+            raise self._unreadable("it rounds a number of its input")
+        return self.tracer.create_proxy("call_function", how, (self,), {})
 
     def __len__(self) -> int:
         count = parts_made(self.node)
@@ -164,7 +177,12 @@ def _type_made(node: fx.Node) -> type | None:
         return ATTRIBUTES.get(str(node.args[1])) if reads[0] in TENSORS else None
     if node.target is operator.getitem and reads[0] is torch.Size:
         return int if isinstance(node.args[1], int) else torch.Size
-    if node.target in COMPARISONS and reads and set(reads) <= {int, torch.Size, torch.dtype}:
+    if node.target in NUMBER_OPERATIONS and reads and set(reads) <= NUMBERS:
+        plain = [a for a in (*node.args, *node.kwargs.values()) if not _isinstance(a, fx.Node)]
+        kinds = {*reads, *map(type, plain)}
+        made = NUMBER_OPERATIONS[node.target] or (float if float in kinds else int)
+        return made if kinds <= NUMBERS else None
+    if node.target in COMPARISONS and reads and set(reads) <= {int, float, torch.Size, torch.dtype}:
         return bool
     return Tensor if node.target in TENSOR_OPERATIONS and set(reads) & TENSORS else None
 
@@ -205,6 +223,12 @@ ATTRIBUTES: dict[str, type] = {
     "device": torch.device, "is_cuda": bool,
 }  # fmt: skip
 COMPARISONS = {operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge}
+NUMBERS = {int, float}
+NUMBER_OPERATIONS = {  # of sizes, and what they give; None: a float where one of them is
+    operator.add: None, operator.sub: None, operator.mul: None, operator.neg: None,
+    operator.floordiv: None, operator.mod: None, operator.truediv: float,
+    math.ceil: int, math.floor: int,
+}  # fmt: skip
 TENSOR_OPERATIONS = {
     operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul,
     operator.truediv, operator.itruediv, operator.neg, torch.add, torch.sub, torch.mul, torch.div,
@@ -220,3 +244,26 @@ def function_name(node: fx.Node) -> str:
     if node.op == "call_function":
         return getattr(node.target, "__name__", str(node.target))
     return str(node.target)
+
+
+def outline(graph: fx.Graph) -> list[object]:
+    """What a graph does, to be compared. Tensors that it makes of nothing are numbered anew."""
+    numbers: dict[str, str] = {}
+
+    def told(value: object) -> object:
+        text = str(value)
+        return CONSTANTS.sub(lambda m: numbers.setdefault(m[0], f"constant {len(numbers)}"), text)
+
+    return [
+        (
+            n.op,
+            told(n.target) if n.op == "get_attr" else n.target,
+            told(n.name),
+            told(n.args),
+            told(n.kwargs),
+        )
+        for n in graph.nodes
+    ]
+
+
+CONSTANTS = re.compile(r"_tensor_constant\d+")

@@ -3,8 +3,7 @@
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,14 +11,12 @@ from torch import Tensor, fx, nn
 from torch.fx.graph_module import _forward_from_src
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from acfuse.graph import copies
-from acfuse.graph.calls import Call, is_same
+from acfuse.graph.calls import is_same
 from acfuse.graph.combination import Move
 from acfuse.graph.fx_asserts import assert_arguments, assert_axes
+from acfuse.graph.fx_layers import used_targets
 from acfuse.graph.fx_read import metadata_only
-from acfuse.graph.images import as_rows
 from acfuse.graph.own_code import names_in_forward
-from acfuse.graph.rules_axes import made_smaller
 
 
 class FusedForward:
@@ -176,7 +173,8 @@ def rewrite_module(
     regions: Mapping[str, Sequence[NewLayer]],
     fixed: Mapping[str, object],
     keep: Collection[str] = (),
-    sites: Mapping[str, "LiveSite"] = EMPTY,
+    axes: Mapping[str, int] = EMPTY,
+    moves: Mapping[str, Sequence[Move]] = EMPTY,
 ) -> nn.Module:
     """`module` with each region's output made by new layers. Takes the given module apart.
 
@@ -185,24 +183,23 @@ def rewrite_module(
     that nobody calls any more are gone; new ones stand where the first of them stood. `fixed` are
     the arguments whose values the forward was read with (the class Tensor: that it is some tensor;
     a Rank: one of so many axes): with others it raises AssertionError.
-    Layers and tensors to `keep` stay, because others use them. `sites` says of a region
-    how many axes its sources must have, or AssertionError is raised, and what is done behind it.
+    Layers and tensors to `keep` stay, because others use them. `axes` says of a region how many
+    axes its sources must have, or AssertionError is raised, `moves` what is done behind it.
     """
     twin = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     returned = twin.graph_copy(graph, copied)
     twin.output(returned)
     by_name = {old.name: new for old, new in copied.items()}
-    before = _used_targets(twin)
+    before = used_targets(twin)
     unread = metadata_only(twin)
     for output in [n.name for n in graph.nodes if n.name in regions]:
         terms = regions[output]
         old = by_name[output]
         dead = nodes_between(old, [by_name[source] for source, _, _ in terms])
         sources = [(by_name[source], name) for source, name, _ in terms]
-        site = sites.get(output, LiveSite())
-        new = _insert(twin, sources, site.rows or None)
-        for move in site.moves:
+        new = _insert(twin, sources, axes.get(output))
+        for move in moves.get(output, ()):
             with twin.inserting_after(new):
                 new = _enlarge(twin, new, move)
         old.replace_all_uses_with(new)
@@ -213,7 +210,7 @@ def rewrite_module(
                 twin.erase_node(node)
     layers = {name: layer for s in regions.values() for _, name, layer in s if name and layer}
     assert_arguments(module, twin, fixed)
-    used = {*_used_targets(twin), *keep}
+    used = {*used_targets(twin), *keep}
     _exchange(module, before - used, used, layers)
     add_constants(module, twin)
     if _is_sequence(module, twin):  # it needs no other forward than its own
@@ -284,11 +281,6 @@ def _behind(nodes: Sequence[fx.Node], graph: fx.Graph) -> set[fx.Node]:
         if not found.isdisjoint(node.all_input_nodes):
             found.add(node)
     return found
-
-
-def _used_targets(graph: fx.Graph) -> set[str]:
-    """The modules and tensors that a forward uses, by name."""
-    return {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
 
 
 def _exchange(
@@ -382,60 +374,3 @@ def nodes_between(output: fx.Node, sources: Sequence[fx.Node]) -> list[fx.Node]:
             needed.add(node)
             stack.extend(node.all_input_nodes)
     return [node for node in output.graph.nodes if node in needed]
-
-
-def region_graph(output: fx.Node, sources: Sequence[fx.Node]) -> fx.Graph:
-    """The part of a forward that a region replaces, as a graph of its own: sources to output."""
-    alone = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {s: alone.placeholder(s.name) for s in sources}
-    for node in nodes_between(output, sources):
-        copied[node] = alone.node_copy(node, copied.__getitem__)
-    alone.output(copied[output])
-    return alone
-
-
-@dataclass(frozen=True)
-class LiveSite:
-    """Where in a live model a block stands.
-
-    `output` is the node of the sum in the `forward` of its module, `subgraph` the part of it that
-    is replaced, as a graph of its own. Where the forward could not be read, both are None, and
-    `ignore` names the layers behind the sum. `fixed` are the arguments with which the forward was
-    read, `keep` the layers and tensors that are used elsewhere as well, `taken` the modules
-    that were read in place, and whose layers it replaces. `call` is how the module is called,
-    `images` the (channels, spatial axes) of what it is given, where the forward tells. `rows` are
-    the axes of what it reads, if that has its channels last (0: any number). `moves` make its image
-    larger, behind the new layers.
-    """
-
-    output: str = ""
-    subgraph: fx.Graph | None = None
-    forward: fx.Graph | None = None
-    fixed: Mapping[str, object] = field(default_factory=dict)
-    keep: frozenset[str] = frozenset()
-    ignore: tuple[str, ...] = ()
-    taken: tuple[str, ...] = ()
-    call: Call | None = None
-    images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    rows: int | None = None
-    moves: tuple[Move, ...] = ()
-
-
-def replaced_layers(module: nn.Module, site: LiveSite) -> Callable[..., Tensor]:
-    """The part of a module's forward that a block replaces, in float64, as a function."""
-    module = copies.copied(module).eval()
-    if site.subgraph is not None:
-        add_constants(module, site.subgraph)
-        module = fx.GraphModule(module, copy.deepcopy(site.subgraph))
-    for name in site.ignore:
-        module.set_submodule(name, nn.Identity())
-    module = module.double().requires_grad_(False)
-
-    def run(*images: Tensor) -> Tensor:
-        with torch.no_grad():
-            given = images if site.rows is None else (as_rows(i, site.rows) for i in images)
-            result: Tensor = module(*(image.clone() for image in given))
-            result = made_smaller(result, site.moves)
-            return result if site.rows is None else result.flatten(0, -2)[: len(images[0])]
-
-    return run

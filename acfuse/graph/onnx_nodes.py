@@ -45,14 +45,17 @@ class Surroundings:
     """What can be known of the values that a graph's nodes read.
 
     `constants` are the tensors that stay as they are; `given` maps names that look like it, and are
-    not to be read, to the reason. `functions` are operators that the file itself defines.
+    not to be read, to the reason. `functions` are operators that the file itself defines. The
+    convolutions that make `fitted` values are read for the sizes that the `facts` give alone.
     """
 
     constants: Constants
     known: Mapping[str, Known]
     opset: int
     given: Mapping[str, str]
+    facts: Mapping[str, Known]
     functions: frozenset[tuple[str, str]] = frozenset()
+    fitted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,13 @@ class Place:
         image = self.image(index)
         if image.spatial_rank == 0:
             return image
-        if image.spatial_rank is None or self.spatial_rank not in (image.spatial_rank, None):
+        if image.spatial_rank is None:
             why = f"nothing tells that {image.value} is an image"
             raise NotFusable(Reason.ACTIVATION, why)
+        if self.spatial_rank not in (image.spatial_rank, None):
+            axes, own = image.spatial_rank + 2, (self.spatial_rank or 0) + 2
+            why = f"{image.value} has {axes} axes where what the convolutions read has {own}"
+            raise NotFusable(Reason.UNKNOWN_LAYER, why)
         return image
 
     def in_order(self, per_axis: Sequence[T]) -> Sequence[T]:
@@ -164,6 +171,8 @@ def _conv(place: Place) -> Made:
     if transposed and ("output_shape" in given or (same and place.around.opset < 11)):
         raise NotFusable(Reason.UNKNOWN_LAYER, "a transposed convolution of a stated output size")
     padding = _padding(given, (1,) * rank if transposed else stride)
+    if place.node.output[0] in place.around.fitted and not transposed:
+        padding = _fitted(place, padding, weight, stride, dilation)
     more = _per_axis(given, "output_padding", rank, default=0)
     settings = (stride, padding, dilation, transposed, more, given.get("group", 1))
     return rules.apply("convolution", place.image(), weight, bias, *settings)
@@ -187,9 +196,15 @@ def _gemm(place: Place) -> Made:
 
 
 def _matmul(place: Place) -> Made:
+    """A matrix for each row; of an image with its channels last, a 1x1 convolution."""
     if place.node.input[0] in place.around.constants:
         raise not_linear("a product of matrices other than x @ W")
-    return rules.apply("matmul", _rows(place), place.numbers(1))
+    matrix = place.numbers(1)
+    if place.perm[-1:] == (1,) and matrix.ndim == 2:
+        axes = len(place.perm) - 2
+        weight = matrix.t().reshape(*matrix.shape[::-1], *[1] * axes)
+        return rules.apply(f"conv{axes}d", place.image(), weight)
+    return rules.apply("matmul", _rows(place), matrix)
 
 
 def _rows(place: Place) -> Image:
@@ -199,6 +214,28 @@ def _rows(place: Place) -> Image:
         why = f"a matrix in opset {place.around.opset}, where an Add extends no bias"
         raise NotFusable(Reason.UNKNOWN_LAYER, why)
     return place.image()
+
+
+def _fitted(
+    place: Place, padding: Any, weight: Tensor, stride: Sequence[int], dilation: Sequence[int]
+) -> Any:
+    """Pads of which the last window ends where they end: the same for an image of a known size.
+
+    What lies behind that window is never read, and how far it reaches is nothing that the layer
+    computes. Arms that a file of one size pads differently then agree.
+    """
+    known = place.around.facts.get(place.node.input[0])
+    sizes = place.in_order(known.sizes)[2:] if known and known.sizes else ()
+    pads = ((0, 0),) * len(stride) if padding == "valid" else padding
+    if len(sizes) != len(stride) or isinstance(pads, str):
+        return padding
+    made = []
+    for (before, after), size, width, step, apart in zip(
+        pads, sizes, weight.shape[2:], stride, dilation, strict=True
+    ):
+        room = -1 if size is None else size + before + after - (apart * (width - 1) + 1)
+        made.append((before, after - room % step if room >= 0 and step > 0 else after))
+    return tuple(made)
 
 
 def _per_axis(given: Mapping[str, Any], key: str, count: int, default: int = 1) -> tuple[int, ...]:
@@ -243,7 +280,9 @@ def _batch_norm(place: Place) -> Made:
 def _arithmetic(place: Place) -> Made:
     kind, names, constants = place.node.op_type, place.node.input, place.around.constants
     images = [place.sized(i) for i, n in enumerate(names) if n not in place.around.constants]
-    dims = place.axes(images[0]) if images and constants.keys() & {*names} else 0
+    if not images:
+        raise NotFusable(Reason.ACTIVATION, f"{kind} works on constants")
+    dims = place.axes(images[0]) if constants.keys() & {*names} else 0
 
     def factor(index: int) -> Tensor:
         """A constant that meets an image, its channels second as well."""

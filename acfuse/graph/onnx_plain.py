@@ -1,10 +1,11 @@
 """An ONNX model in the plain form that is read: one that computes the same, said in fewer ways.
 
-Functions that hold layers are written out, nodes stand in order, sparse tensors are dense ones, and
-padding that follows from a size is written as numbers where the size is known.
+Functions that hold layers are written out, nodes stand in order, sparse tensors are dense ones,
+padding that follows from a size is written as numbers where the size is known, and a convolution
+has no axis that is put in for it alone.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ import onnx
 from onnx import helper, inliner, numpy_helper
 
 from acfuse.files.onnx_cost import all_graphs, subgraphs
+from acfuse.graph.onnx_flat import drop_axes
 from acfuse.graph.onnx_values import CONVOLUTIONS, Known, facts_of
 
 LARGEST_DENSE = 2**26  # numbers in all sparse tensors together, when they are written out
 
+SIZED = ("Conv", "AveragePool")  # what may be padded by its image's size
 LAYERS = (*CONVOLUTIONS, "BatchNormalization")  # functions without any are left as they are
 
 
@@ -27,6 +30,9 @@ def plain(model: onnx.ModelProto) -> onnx.ModelProto:
         _sort(graph)
     if any(n.op_type in LAYERS for f in made.functions for n in f.node):
         made = _written_out(made)
+    if drop_axes(made):
+        for graph in all_graphs(made.graph):
+            _sort(graph)
     dense = sum(_size(t.dims) for g in all_graphs(made.graph) for t in g.sparse_initializer)
     if dense <= LARGEST_DENSE:
         for graph in all_graphs(made.graph):
@@ -114,8 +120,8 @@ def _dense(tensor: onnx.SparseTensorProto) -> Any:
 
 
 def _pad(model: onnx.ModelProto) -> None:
-    """Writes the pads of convolutions that follow from a size, where that size is a fact."""
-    modes = [(n, _mode(n)) for n in model.graph.node if n.op_type == "Conv" and not n.domain]
+    """Writes the pads of layers that follow from a size, where that size is a fact."""
+    modes = [(n, _mode(n)) for n in model.graph.node if n.op_type in SIZED and not n.domain]
     sized = [(node, mode) for node, mode in modes if mode in (b"SAME_UPPER", b"SAME_LOWER")]
     if not sized:
         return
@@ -134,15 +140,18 @@ def _mode(node: onnx.NodeProto) -> bytes:
 
 
 def _pads(node: onnx.NodeProto, mode: bytes, known: Mapping[str, Known]) -> list[int] | None:
-    """The pads [all befores, all afters] of a convolution; None where they are not known.
+    """The pads [all befores, all afters] of a layer; None where they are not known.
 
-    Source: ONNX operators, "Conv", auto_pad.
+    Source: ONNX operators, "Conv" and "AveragePool", auto_pad.
     """
-    image, weight = (known.get(name) for name in node.input[:2])
-    if image is None or weight is None or not image.sizes or not weight.sizes:
-        return None
     given = {a.name: list(a.ints) for a in node.attribute}
-    sizes, kernel = image.sizes[2:], weight.sizes[2:]
+    image, weight = (known.get(name) for name in (*node.input, "", "")[:2])
+    if image is None or not image.sizes:
+        return None
+    kernel: Sequence[int | None] = given.get("kernel_shape", [])
+    if weight is not None:
+        kernel = (weight.sizes or ())[2:]
+    sizes = image.sizes[2:]
     ones = [1] * len(sizes)
     strides, dilations = given.get("strides", ones), given.get("dilations", ones)
     if {len(kernel), len(strides), len(dilations)} != {len(sizes)} or set(dilations) != {1}:

@@ -17,11 +17,18 @@ from acfuse.errors import NotFusable, Reason
 from acfuse.graph.images import not_linear
 from acfuse.graph.layouts import IMAGE, ROWS, Operation, Reading, axes_of
 from acfuse.graph.onnx_nodes import OPERATORS, Perm, Place, Surroundings, inverse
+from acfuse.graph.onnx_quantised import FLOAT_FIRST, QUANTISING
 from acfuse.graph.onnx_values import CONVOLUTIONS, Constants, Known, reads_within
 from acfuse.graph.steps import ChannelSlice, ConvStep, Graph, Opaque, PerChannel, Rule, Step
 
 CHANNELS_SECOND = (*CONVOLUTIONS, "AveragePool", "BatchNormalization")
 PASSING = ("Identity", "Dropout")
+# Linear as well, at least in part: a reader is not told that they are not.
+UNREAD = frozenset({
+    "Cast", "CumSum", "DepthToSpace", "Einsum", "Expand", "Flatten", "Gather",
+    "GlobalAveragePool", "ReduceMean", "ReduceSum", "Reshape", "Resize", "ScatterND",
+    "SpaceToDepth", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Upsample",
+})  # fmt: skip
 NO_RESULT = Opaque("a further output of a node is not linear")
 # The same in every order of axes, but for Split, which gives several values.
 ELEMENTWISE = frozenset(OPERATORS) - {*CHANNELS_SECOND, "Split", "Gemm", "MatMul"}
@@ -51,7 +58,7 @@ class _Builder:
         self.orders = _orders(graph)
         self.spatial_rank = _spatial_rank(graph, around.constants)
         axes = axes_of([*_operations(graph, around.constants)])
-        self.rows = frozenset(name for name, count in axes.items() if count == ROWS)
+        self.rows = {name for name, count in axes.items() if count == ROWS}
         self.values: dict[str, tuple[str, Perm]] = {}  # name -> the value that it is, in what order
         self.steps: list[Step] = []
         self.casts: dict[tuple[object, ...], str] = {}  # what is cast, and how -> the first one
@@ -99,6 +106,8 @@ class _Builder:
         order: Perm = ()
         try:
             order = _common_order([perm for _, perm in values])
+            if order:  # images all the same, with their channels last
+                self.rows -= {*reads, *node.output}
             made, reads = self._rules(Place(node, self.around, order, self.spatial_rank, self.rows))
         except NotFusable as refusal:
             made, order = [Opaque(refusal.why, refusal.code)], ()
@@ -185,6 +194,11 @@ class _Builder:
             raise NotFusable(Reason.UNKNOWN_LAYER, f"the file defines its own {node.op_type}")
         if node.op_type.startswith("Random"):
             raise NotFusable(Reason.RANDOM, f"{node.op_type} draws random numbers")
+        if node.op_type in (*QUANTISING, "DequantizeLinear"):
+            why = f"{node.op_type} works on quantised images: {FLOAT_FIRST}"
+            raise NotFusable(Reason.ACTIVATION, why)
+        if node.op_type in UNREAD:
+            raise NotFusable(Reason.ACTIVATION, f"no rule describes {node.op_type}")
         if node.op_type not in OPERATORS:
             raise not_linear(node.op_type)
         if node.op_type in CHANNELS_SECOND and place.perm:

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from acfuse.files.onnx_cost import all_graphs, subgraphs
+from acfuse.graph.onnx_quantised import dequantised
 
 Constants = Mapping[str, onnx.TensorProto]
 
@@ -20,7 +21,6 @@ LARGEST_FOLD = 2**24  # numbers in the constants that one node is evaluated on
 NOT_STORED_SINCE = 4  # from this IR version on, an initializer that is an input is but a default
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 # Operators that mean the same in every opset from 7 on (or differ in where their settings stand).
-# Not among them, on purpose: DequantizeLinear, so that quantised weights stay what they are.
 EVALUATED = frozenset({
     "Abs", "Add", "Cast", "CastLike", "Ceil",
     "Concat", "Constant", "ConstantOfShape", "Div", "Einsum", "Equal", "Exp",
@@ -58,19 +58,24 @@ def constants_of(
     opset: int,
     replaced: frozenset[str] = frozenset(),
     facts: Mapping[str, Known] = MappingProxyType({}),
+    *,
+    dequantise: bool = False,
 ) -> Constants:
     """The tensors that a graph holds or sees: initializers, and what follows from them.
 
     Small computations on constants (amounts of pads, a cast or transposed weight) are carried out.
     `replaced` names the initializers that are none: a caller may give others. Of a value that is
-    only asked for its type or for some of its sizes, the `facts` are enough.
+    only asked for its type or for some of its sizes, the `facts` are enough. With `dequantise`,
+    weights that are stored as integers are what a runtime makes of them.
     """
     own = {v.name for v in graph.input} | {o for node in graph.node for o in node.output}
     found = {name: tensor for name, tensor in outer.items() if name not in own}
     found |= {t.name: t for t in graph.initializer if t.name not in replaced}
     room = LARGEST_FOLDS + sum(_numbers(tensor) for tensor in graph.initializer)
     for node in graph.node:
-        if node.op_type in EVALUATED and node.domain in ("", "ai.onnx") and room > 0:
+        if node.domain not in ("", "ai.onnx") or room <= 0:
+            continue
+        if node.op_type in EVALUATED or (dequantise and node.op_type == "DequantizeLinear"):
             made = _evaluated(_told(node, found, facts), found, opset)
             room -= sum(map(_numbers, made.values()))
             found.update(made)
@@ -109,6 +114,8 @@ def _evaluated(
         return {}
     if sum(_numbers(found[n]) for n in names) > LARGEST_FOLD:
         return {}
+    if node.op_type == "DequantizeLinear":
+        return dequantised(node, found)
     try:
         values = {n: numpy_helper.to_array(found[n]) for n in names}
         if _made(node, [values[n] for n in names]) > LARGEST_FOLD:
@@ -276,7 +283,7 @@ def _seed(graph: onnx.GraphProto) -> None:
     stored = {t.name: t for t in stored_tensors(graph)}
     stated = {v.name: v for v in (*graph.input, *graph.output, *graph.value_info)}
     for node in graph.node:
-        if node.op_type not in CONVOLUTIONS or node.input[1] not in stored:
+        if node.op_type not in CONVOLUTIONS or not stored.keys() & {*node.input[1:2]}:
             continue
         weight = stored[node.input[1]]
         if len(weight.dims) < 3:

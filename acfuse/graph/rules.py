@@ -91,6 +91,8 @@ def conv(
     `padding` is a number, one for each axis, (before, after) for each axis, or "same" and "valid".
     """
     size = _kernel_size(weight)
+    if groups < 1 or len(weight) % groups:
+        raise NotFusable(Reason.SIZES, f"{len(weight)} channels are not {groups} groups")
     _check_bias(bias, len(weight))
     stride, dilation = _per_axis(stride, len(size)), _per_axis(dilation, len(size))
     pads = _pads(padding, size, dilation)
@@ -300,7 +302,7 @@ def passed(input: Image, memory_format: Any = None) -> None:
 
 
 def _kernel_size(weight: Any) -> tuple[int, ...]:
-    if not isinstance(weight, Tensor) or weight.ndim < 3:
+    if not isinstance(weight, Tensor) or weight.ndim < 3 or not weight.numel():
         raise NotFusable(Reason.SIZES, "its weight is the kernel of no convolution")
     return tuple(weight.shape[2:])
 

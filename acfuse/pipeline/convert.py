@@ -157,7 +157,7 @@ def checked_onnx(
     file = to_onnx(
         fused.network,
         job.inputs,
-        opset=job.opset,
+        opset=job.export_opset,
         dynamic=job.dynamic,
         metadata=provenance(job, source.file),
     )

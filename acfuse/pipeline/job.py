@@ -34,7 +34,7 @@ class Job:
     tolerance: Tolerance = field(default_factory=Tolerance)
     onnx: bool = True
     pt2: bool = False
-    opset: int = DEFAULT_OPSET
+    opset: int | None = None  # DEFAULT_OPSET for what is exported; an ONNX file's own
     dynamic: str = "batch"
     bn_eps: float | None = None
     fold_bn: bool = False
@@ -43,6 +43,7 @@ class Job:
     allow_empty: bool = False
     allow_nonfinite: bool = False
     fix_initializers: bool = False
+    no_runtime: bool = False
     dry_run: bool = False
 
     @property
@@ -64,6 +65,7 @@ class Job:
             "key": self.key is not None,
             "prefix": self.prefix is not None,
             "fix_initializers": self.fix_initializers,
+            "no_runtime": self.no_runtime,
             "allow_class": bool(self.allow_classes),
             "bn_eps": self.bn_eps is not None,
             "patterns": any(pattern.file is not None for pattern in self.patterns),
@@ -76,10 +78,17 @@ class Job:
             self.bn_eps,
             self.allow_nonfinite,
             self.fix_initializers,
+            self.no_runtime,
+            self.opset,
             frozenset(name for name, is_given in given.items() if is_given),
             self.prefix,
             self.inputs,
         )
+
+    @property
+    def export_opset(self) -> int:
+        """The opset of a file that is exported."""
+        return DEFAULT_OPSET if self.opset is None else self.opset
 
     @property
     def find_options(self) -> FindOptions:

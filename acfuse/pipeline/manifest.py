@@ -21,7 +21,6 @@ from acfuse.sources.base import SourceFile
 from acfuse.system.atomic_write import Written, sha256_of
 from acfuse.system.escape import as_json, one_line
 from acfuse.system.limits import LIMITS, Limits, parsed_json
-from acfuse.targets.onnx_export import DEFAULT_OPSET
 
 SCHEMA_VERSION = 1
 
@@ -69,6 +68,7 @@ def describe(
         "limits": vars_of(job.limits),
         "allow_nonfinite": job.allow_nonfinite,
         "fix_initializers": job.fix_initializers,
+        "no_runtime": job.no_runtime,
         "bn_eps": job.bn_eps,
         "fold_bn": job.fold_bn,
         "patterns": [
@@ -248,12 +248,13 @@ class Manifest:
             limits=Limits(**data["limits"]) if "limits" in data else LIMITS,
             allow_nonfinite=data.get("allow_nonfinite", False),
             fix_initializers=data.get("fix_initializers", False),
+            no_runtime=data.get("no_runtime", False),
             bn_eps=data["bn_eps"],
             fold_bn=data["fold_bn"],
             patterns=known_patterns(self.pattern_files, self.assume),
             onnx=data["onnx"] is not None,
             pt2=data.get("pt2", False),
-            opset=data["onnx"]["opset"] if data["onnx"] else DEFAULT_OPSET,
+            opset=data["onnx"]["opset"] if data["onnx"] else None,
             dynamic=data["onnx"]["dynamic"] if data["onnx"] else "batch",
             allow_empty=True,
         )  # fmt: skip

@@ -47,6 +47,10 @@ def verify_again(manifest: Manifest, job: Job, progress: Progress = silent) -> C
 def verify_files(job: Job, fused_path: Path, progress: Progress = silent) -> Conversion:
     """Proves that a fused file, of acfuse or of others, is the job's original."""
     again, reading = open_again(job, progress), job.reading_fused
+    if job.opset is not None and again.fused.onnx_original is None:
+        raise UsageError(
+            f"{job.source.name}: --opset has no effect here: it is for ONNX files. Remove it."
+        )
     given = again.source, again.fused, job.inputs, job.tolerance, progress
     held = held_in(fused_path, reading, *given)
     certificates = certified(held.fused, progress, by_others=True)
@@ -125,7 +129,11 @@ def compared_onnx(
         progress("exporting to ONNX once more")
         metadata = provenance(job, source.file)
         other = to_onnx(
-            fused.network, job.inputs, opset=job.opset, dynamic=job.dynamic, metadata=metadata
+            fused.network,
+            job.inputs,
+            opset=job.export_opset,
+            dynamic=job.dynamic,
+            metadata=metadata,
         )
         check = compare_programs(other.model, file)
         if not check.passed:
@@ -174,7 +182,7 @@ def _renewed(
     data = dict(manifest.data)
     data["onnx"] = {
         **(data["onnx"] or {}),
-        "opset": job.opset,
+        "opset": file.opset,
         "dynamic": job.dynamic,
         "inputs": list(file.inputs),
         "outputs": list(file.outputs),

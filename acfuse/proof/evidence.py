@@ -63,7 +63,7 @@ def evidence(
         return Evidence()
     with torch.random.fork_rng(devices=[]):
         try:
-            trial = _Trial(copied(model), copied(fused), findings.found, exact)
+            trial = _Trial(model, copied(model), copied(fused), findings.found, exact)
         except Exception as error:  # of whatever its attributes are
             why = f"it cannot be copied, to be run ({one_line(error, 200)})"
             return Evidence(tuple(Refused(b.where, Reason.NOT_RUN, why) for b in findings.found))
@@ -132,12 +132,14 @@ class _Trial:
 
     def __init__(
         self,
+        model: nn.Module,
         original: nn.Module,
         fused: nn.Module,
         found: Sequence[Block],
         exact: Callable[[Sequence[Block]], nn.Module],
     ) -> None:
-        self.original, self.fused, self.found, self.exact = original, fused, found, exact
+        self.model, self.original, self.fused = model, original, fused
+        self.found, self.exact = found, exact
         self.places: dict[str, list[Block]] = {}
         for block in found:
             self.places.setdefault(block.where, []).append(block)
@@ -145,6 +147,7 @@ class _Trial:
     def difference(self, path: str, groups: Sequence[Make]) -> str | None:
         """What the first inputs that the original takes show of a module; None if it takes none."""
         original, fused = self.original.get_submodule(path), self.fused.get_submodule(path)
+        fresh = partial(copied, self.model.get_submodule(path))
 
         def exact() -> nn.Module:
             return self.exact([b for b in self.found if _is_within(b.where, path)]).get_submodule(
@@ -152,7 +155,7 @@ class _Trial:
             )
 
         for group in groups:
-            said = [difference(original, fused, given, exact) for given in group()]
+            said = [difference(original, fused, given, exact, fresh) for given in group()]
             shown = [text for text in said if text is not None]
             if shown:
                 return next(filter(None, shown), "")

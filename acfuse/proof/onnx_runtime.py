@@ -154,10 +154,16 @@ def compare_files(
     inputs: Inputs | None,
     tolerance: Tolerance,
     limits: Limits,
+    otherwise: str = "",
 ) -> Check:
-    """A fused ONNX file beside the original, both in onnxruntime, optimiser off and on."""
+    """A fused ONNX file beside the original, both in onnxruntime, optimiser off and on.
+
+    `otherwise` is what a user may do where the original cannot be run.
+    """
     answers = partial(answers_in_onnx, fused, limits)
-    return compare_with_onnx(original, answers, inputs, tolerance, limits, named=True)
+    return compare_with_onnx(
+        original, answers, inputs, tolerance, limits, named=True, otherwise=otherwise
+    )
 
 
 def answers_in_onnx(
@@ -177,6 +183,7 @@ def compare_with_onnx(
     limits: Limits,
     *,
     named: bool = False,
+    otherwise: str = "",
 ) -> Check:
     """What a program gives beside an original ONNX file, output by output (by name if `named`).
 
@@ -190,8 +197,11 @@ def compare_with_onnx(
     given: list[Image] = [images(shapes, seed + sample, kinds) for sample in range(samples)]
 
     # One file after the other: each may take much memory.
-    answer = answers_in_onnx(original, limits, False)
-    true = [answer(image) for image in given]
+    try:
+        answer = answers_in_onnx(original, limits, False)
+        true = [answer(image) for image in given]
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}. {otherwise}".rstrip()) from error
     for image, result in _filled(answer, shapes, kinds, seed + 100, true):
         given.append(image)
         true.append(result)

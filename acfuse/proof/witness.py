@@ -93,13 +93,15 @@ def difference(
     fused: nn.Module,
     given: Given,
     exact: Callable[[], nn.Module],
+    fresh: Callable[[], nn.Module] | None = None,
 ) -> str | None:
     """What one call shows of two modules that should not differ, in words; "" if nothing.
 
     None: the original does not take such a call, which shows nothing. Numbers may differ by
     rounding: what looks larger may be no more than the original's own noise, and is compared in
-    float64, where `exact` gives the fused module with weights that were not rounded. The modules
-    are left with whatever the call does to them.
+    float64, where `exact` gives the fused module with weights that were not rounded, and `fresh` a
+    copy of the original: neither was called before, as a call may leave marks (a cache of sizes).
+    The modules are left with whatever the call does to them.
     """
     dtype = floating_dtype(original)
     is_coarse = torch.finfo(dtype).bits < 32  # its own rounding hides too much
@@ -115,11 +117,12 @@ def difference(
     is_noise = error <= OWN_FACTOR * compared(before, near)[1]
     if not is_noise and not is_coarse and error != FLIPPED:
         return said
-    true = seen(copied(original).double(), given.cast(torch.float64))
+    fresh = fresh or partial(copied, original)
+    true = seen(fresh().double(), given.cast(torch.float64))
     if true.failure:  # it pins a dtype
         return "" if is_noise else said
     wide = given.cast(torch.float64).moved(torch.float64)
-    near = seen(copied(original).double(), wide)
+    near = seen(fresh().double(), wide)
     unlike, error = compared(true, seen(exact(), given.cast(torch.float64)))
     limit = max(ALGEBRA_LIMIT, NOISE_FACTOR * compared(true, near)[1])
     return unlike or ("" if error <= limit else said)

@@ -38,9 +38,9 @@ class BareSource(Source):
     tensors: Mapping[str, Tensor] = field(repr=False)
     container: Container = field(default_factory=lambda: Container("state_dict"))
     file: SourceFile = field(default_factory=SourceFile)
-    ignores = dict.fromkeys(("prefix",), "it is for --model") | {
-        "fix_initializers": "it is for ONNX files"
-    }
+    ignores = dict.fromkeys(("prefix",), "it is for --model") | dict.fromkeys(
+        ("fix_initializers", "no_runtime"), "it is for ONNX files"
+    )
     hint = "Give --model with the network's code to look by algebra as well."
 
     def size(self, inputs: Inputs | None) -> Size:

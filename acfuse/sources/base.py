@@ -43,6 +43,8 @@ class OpenOptions:
     bn_eps: float | None = None
     allow_nonfinite: bool = False
     fix_initializers: bool = False
+    no_runtime: bool = False
+    opset: int | None = None
     asked: frozenset[str] = frozenset()
     prefix: str | None = None
     inputs: Inputs | None = None
@@ -188,6 +190,7 @@ class Source(ABC):
 
     file: SourceFile
     ignores: Mapping[str, str] = {}  # the settings that have no effect on it, with the reason
+    is_run = True  # whether what it computes may be compared by running it
     needs_inputs = False  # whether nothing can be proved without the shape of an input
     hint = ""  # what a user may do where nothing is found
 

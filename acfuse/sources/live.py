@@ -23,7 +23,8 @@ from acfuse.graph.copies import copied
 from acfuse.graph.fx_asserts import Rank
 from acfuse.graph.fx_operators import convolutions_of
 from acfuse.graph.fx_read import conv_of, is_norm
-from acfuse.graph.fx_write import FusedForward, replaced_layers
+from acfuse.graph.fx_sites import replaced_layers
+from acfuse.graph.fx_write import FusedForward
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
 from acfuse.proof import Check, Inputs, Tolerance, diagnose
@@ -70,7 +71,7 @@ class LiveSource(Source):
     file: SourceFile = field(default_factory=SourceFile)
     example: Given | None = field(default=None, repr=False)
     ignores = dict.fromkeys(("bn_eps",), "the model's own code decides that") | dict.fromkeys(
-        ("fix_initializers",), "it is for ONNX files"
+        ("fix_initializers", "no_runtime"), "it is for ONNX files"
     )
     needs_inputs = True
 

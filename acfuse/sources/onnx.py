@@ -1,8 +1,8 @@
 """ONNX files: they hold their graph and need no code; found by the same algebra."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,18 @@ from onnx import numpy_helper
 from torch import Tensor
 
 from acfuse.algebra import Value
-from acfuse.errors import AcfuseError, InputError, NotFusable, Reason
-from acfuse.files.onnx_cost import all_graphs, subgraphs
+from acfuse.errors import AcfuseError, InputError
+from acfuse.files.onnx_cost import all_graphs
 from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.records import ReadOptions
 from acfuse.files.tensor_check import USUAL_EPS, Norm
-from acfuse.files.write import Write
-from acfuse.findings import Block, Cost, Findings, Refused, Run, Size, Term
-from acfuse.graph.combination import Identity
-from acfuse.graph.onnx_nodes import FLOATS, Surroundings, is_training_dropout
+from acfuse.files.write import Write, copied
+from acfuse.findings import Block, Findings, Run, Size
+from acfuse.graph.onnx_nodes import FLOATS
+from acfuse.graph.onnx_opset import in_opset
 from acfuse.graph.onnx_plain import plain
-from acfuse.graph.onnx_read import OnnxSteps, steps_of
-from acfuse.graph.onnx_reference import reference
-from acfuse.graph.onnx_values import (
-    CONVOLUTIONS,
-    NOT_STORED_SINCE,
-    Constants,
-    constants_of,
-    facts_of,
-    known_values,
-    opset_of,
-    reads_within,
-    replaceable,
-    stored_tensors,
-)
-from acfuse.graph.onnx_write import Layers, Placed, lowered, put_back, read_anywhere, sweep
-from acfuse.graph.regions import choose, kernel_of, kernels
-from acfuse.graph.steps import Region
+from acfuse.graph.onnx_values import CONVOLUTIONS, opset_of, reads_within, stored_tensors
+from acfuse.graph.onnx_write import Placed, put_back, read_anywhere, sweep
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.onnx_plugins import cut, ends_before_plugins, plugins_of
 from acfuse.proof.onnx_program import compare_programs
@@ -47,31 +32,37 @@ from acfuse.proof.onnx_rewriting import Rewritten, compare_rewriting
 from acfuse.proof.onnx_runtime import compare_files
 from acfuse.proof.planted import Planted, planted_in_onnx
 from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, Weights, silent
+from acfuse.sources.onnx_find import find_in_model
 from acfuse.system.escape import one_line
 from acfuse.system.limits import LIMITS, Limits
 from acfuse.targets.onnx_export import OnnxFile, count_nodes
 
-OLDEST_OPSET = 7  # onnxruntime runs nothing older: there would be no proof
-FIXED = "if none does, give --fix-initializers"
-RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
-          "Bernoulli", "Multinomial")  # fmt: skip
-
+WITHOUT = "Give --no-runtime to prove it without running it."
+NOT_RUN = Check(
+    "onnx", True, 0.0, 0.0, compared=0,
+    note="the file was not run (--no-runtime): each block is proved for all inputs by its "
+    "certificate, and all else is the original's, node by node. That a runtime takes the file is "
+    "not shown",
+)  # fmt: skip
+EIGHT_BITS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 # Where operators read what may be infinite: Max and Min, as far as they are called in practice.
 BOUNDS = {"Clip": (1, 2), "Max": (0, 1), "Min": (0, 1), "Where": (1, 2), "Pad": (2,)}
-# What onnxruntime writes when it saves a file that it optimised, and nothing else can read.
-OPTIMISED = {"com.microsoft": ("FusedConv", "NhwcFusedConv"), "com.microsoft.nchwc": ("Conv",)}
 
 
 @dataclass(frozen=True)
 class OnnxSource(Source):
     """An ONNX model. The given one is untouched.
 
-    Raises InputError for one that is no valid ONNX.
+    `given` is the model as its file has it, where `model` is that in another opset; `path` is that
+    file, where it holds just this model. Raises InputError for one that is no valid ONNX.
     """
 
     model: onnx.ModelProto = field(repr=False)
     file: SourceFile = field(default_factory=SourceFile)
     limits: Limits = LIMITS
+    given: onnx.ModelProto | None = field(default=None, repr=False)
+    path: Path | None = None
+    is_run: bool = True
     ignores = dict.fromkeys(
         ("model", "model_args", "key", "prefix", "allow_class", "bn_eps", "patterns", "assume"),
         "an ONNX file needs none",
@@ -85,10 +76,24 @@ class OnnxSource(Source):
             for tensor in stored_tensors(graph):
                 _array(tensor)
 
+    def in_opset(self, opset: int) -> "OnnxSource":
+        """The same in another opset. Raises InputError where onnx's converter cannot make it."""
+        model = in_opset(self.original, opset, self.file.name)
+        if model is self.original:
+            return self
+        told = f"converted from opset {opset_of(self.original)} to {opset} by onnx's converter"
+        file = replace(self.file, notes=(*self.file.notes, told))
+        return replace(self, model=model, file=file, given=self.original, path=None)
+
     @cached_property
     def program(self) -> onnx.ModelProto:
         """The model in the form that is read and rewritten; it is run as it was given."""
         return plain(self.model)
+
+    @property
+    def original(self) -> onnx.ModelProto:
+        """What the result is compared with."""
+        return self.model if self.given is None else self.given
 
     @property
     def without_network(self) -> str:
@@ -98,20 +103,7 @@ class OnnxSource(Source):
         return size_of(self.program)
 
     def find(self, options: FindOptions) -> Findings:
-        graphs = _graphs(self.program)
-        obstacle = _obstacle(self.program, graphs)
-        if obstacle is not None:
-            return Findings((), (obstacle,))
-        found: list[Block] = []
-        refused: list[Refused] = []
-        for index, (graph, around) in enumerate(graphs):
-            # Graphs inside nodes stored no tensors before that version.
-            if graph is self.program.graph or self.program.ir_version >= NOT_STORED_SINCE:
-                blocks, left = _find_in_graph(graph, around, index, folds=options.fold_bn)
-                found += blocks
-                refused += left
-                refused += _optimised(graph)
-        return Findings(tuple(found), tuple(refused))
+        return find_in_model(self.program, folds=options.fold_bn)
 
     def fuse(self, findings: Findings) -> "OnnxFused":
         fused = onnx.ModelProto()
@@ -170,26 +162,38 @@ class OnnxFused(Fused):
         failed = [check for check in checks if not check.passed]
         if failed:
             return (failed[0],)  # another program is not run: it may not even be a valid one
-        if not blocks and self.model == self.source.model:
+        if self.is_unchanged:
             return checks  # the same file: there is nothing to run
+        if not self.source.is_run:
+            return (*checks, NOT_RUN)
         progress("both files in onnxruntime")
-        limits, files = self.source.limits, (self.source.model, self.model)
-        if plugins_of(self.source.model):  # what comes after them is the same, node by node
+        limits, files = self.source.limits, (self.source.original, self.model)
+        missing = plugins_of(self.source.model)
+        if missing:  # what comes after them is the same, node by node
             ends = ends_before_plugins(self.source.program)
-            if ends:
-                files = cut(self.source.program, ends), cut(self.model, ends)
-        return (*checks, compare_files(*files, inputs, tolerance, limits))
+            if not ends:
+                raise InputError(
+                    f"{self.source.file.name}: onnxruntime has no {', '.join(missing)}, and "
+                    f"nothing that could be run stands before it. {WITHOUT}"
+                )
+            files = cut(self.source.program, ends), cut(self.model, ends)
+        return (*checks, compare_files(*files, inputs, tolerance, limits, WITHOUT))
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether it is the file that was given."""
+        return not self.found and self.model == self.source.original
 
     def with_file(self, path: Path, read: ReadOptions, *, unchanged: bool = False) -> "OnnxFused":
         file, _ = read_onnx(path, ReadOptions(limits=read.limits))
         stored = with_tensors(self, file, path.name)
         if stored.program is not None and not stored.program.passed:
-            self._check_folds(file, path.name)
+            self._check_settings(file, path.name)
         return stored
 
     @property
     def onnx_original(self) -> onnx.ModelProto:
-        return self.source.model
+        return self.source.original
 
     @property
     def weights(self) -> Mapping[str, Weights]:
@@ -226,14 +230,22 @@ class OnnxFused(Fused):
         file, _ = read_onnx(path, ReadOptions(limits=read.limits))
         return planted_in_onnx(self.source.program, file, most)
 
-    def _check_folds(self, file: onnx.ModelProto, name: str) -> None:
-        """Raises InputError for a file that was right if `--fold-bn` were given, or were not."""
+    def _check_settings(self, file: onnx.ModelProto, name: str) -> None:
+        """Raises InputError for a file that is right with other settings, which it names."""
+        opset, source = opset_of(file), self.source
+        if opset != opset_of(self.model):
+            try:
+                source = self.source.in_opset(opset)
+            except InputError:  # it is not what the converter makes
+                return
         for folds in (False, True):
-            findings = self.source.find(FindOptions(fold_bn=folds))
-            if len(findings.found) == len(self.found):
+            findings = source.find(FindOptions(fold_bn=folds))
+            if source is self.source and len(findings.found) == len(self.found):
                 continue
-            other = self.source.fuse(findings)
+            other = source.fuse(findings)
             if compare_programs(other.model, file, other.certified).passed:
+                if source is not self.source:
+                    raise InputError(f"{name} is of opset {opset}. Give --opset {opset}.")
                 state, advice = ("with", "Give it") if folds else ("without", "Leave it out")
                 raise InputError(f"{name} was fused {state} --fold-bn. {advice}.")
 
@@ -256,7 +268,10 @@ class OnnxFused(Fused):
         return frozenset(name for p in placed for name in (p.weight, p.bias))
 
     def contents(self) -> Mapping[str, bytes | Write]:
-        return {"onnx": self.model.SerializeToString()}
+        path = self.source.path
+        if path is None or not self.is_unchanged:
+            return {"onnx": self.model.SerializeToString()}
+        return {"onnx": copied(path, self.source.file.digests[path], self.source.limits)}
 
 
 def fuse_onnx(model: onnx.ModelProto, *, fold_bn: bool = False) -> OnnxFused:
@@ -333,118 +348,6 @@ def _is_shapeless(value: onnx.ValueInfoProto) -> bool:
     return value.type.HasField("tensor_type") and not tensor.HasField("shape")
 
 
-def _obstacle(
-    model: onnx.ModelProto, graphs: Sequence[tuple[onnx.GraphProto, Surroundings]]
-) -> Refused | None:
-    """Why nothing of a model can be fused, whatever is in it."""
-    where = model.graph.name
-    opset = opset_of(model)
-    if opset < OLDEST_OPSET:
-        why = f"opset {opset} is older than what onnxruntime runs ({OLDEST_OPSET})"
-        return Refused(where, Reason.UNKNOWN_LAYER, why)
-    if model.training_info:
-        return Refused(where, Reason.UNKNOWN_LAYER, "the file describes a training as well")
-    for graph, around in graphs:
-        for node in graph.node:
-            if node.op_type in RANDOM:
-                why = f"{node.op_type} draws random numbers: nothing could be compared"
-                return Refused(node.output[0], Reason.RANDOM, why)
-            if is_training_dropout(node, around.constants):
-                why = "a Dropout is in training mode: nothing could be compared"
-                return Refused(node.output[0], Reason.RANDOM, why)
-    return None
-
-
-def _optimised(graph: onnx.GraphProto) -> list[Refused]:
-    """The first convolution that onnxruntime has put in place of another when it saved the file."""
-    for node in graph.node:
-        if node.op_type in OPTIMISED.get(node.domain, ()):
-            why = (
-                f"{node.op_type} of {node.domain} is onnxruntime's own: the file was saved after "
-                "its optimisation. Give the file from before it"
-            )
-            return [Refused(node.output[0], Reason.UNKNOWN_LAYER, why)]
-    return []
-
-
-def _graphs(model: onnx.ModelProto) -> list[tuple[onnx.GraphProto, Surroundings]]:
-    """Every graph of a model, those inside nodes first, with what can be known of its values."""
-    known, facts, opset = known_values(model), facts_of(model), opset_of(model)
-    functions = frozenset((f.domain, f.name) for f in model.functions)
-
-    def within(graph: onnx.GraphProto, outer: Constants) -> Iterator[Any]:
-        defaults = replaceable(graph, model.ir_version)
-        quantised = {a.tensor_name for a in graph.quantization_annotation}
-        given = {n: f"{n} is an input, which a caller may give ({FIXED})" for n in defaults}
-        given |= {n: f"{n} is quantised" for n in quantised}
-        made = {v.name: f"{v.name} is an input" for v in graph.input}
-        made |= {o: f"{o} is computed by {n.op_type}" for n in graph.node for o in n.output}
-        own = constants_of(graph, outer, opset, frozenset(given), facts)
-        for node in graph.node:
-            for inner in subgraphs(node):
-                yield from within(inner, own)
-        yield graph, Surroundings(own, known, opset, {**made, **given}, functions)
-
-    return list(within(model.graph, {}))
-
-
-@dataclass(frozen=True)
-class OnnxSite:
-    """Where in an ONNX model a block stands: the graph, the region, and the layers to put there."""
-
-    graph: int  # in the order of `all_graphs`
-    steps: OnnxSteps
-    region: Region
-    layers: Layers
-
-
-def _find_in_graph(
-    graph: onnx.GraphProto, around: Surroundings, index: int, *, folds: bool
-) -> tuple[list[Block], list[Refused]]:
-    """What is found and refused in one graph of a model."""
-    steps = steps_of(graph, around)
-    regions, misses = choose(steps.graph, folds=folds)
-    refused = [Refused(m.value, m.code, m.why) for m in misses]
-    found: list[Block] = []
-    for region in reversed(regions):
-        try:
-            dtype = _dtype_of(region, around)
-            values = kernels(steps.graph, region)
-            layers = lowered(values, dtype)
-            run = reference(graph, around, steps, region.output, tuple(values))
-        except NotFusable as refusal:
-            refused.append(Refused(region.output, refusal.code, refusal.why))
-            continue
-        terms = tuple(
-            Term(s)
-            if isinstance(v, Identity)
-            else Term(s, "conv", partial(kernel_of, steps.graph, region, s))
-            for s, v in values.items()
-        )
-        found.append(
-            Block(
-                region.output,
-                None,
-                terms,
-                dtype,
-                Cost(region.convolutions, region.multiply_adds, region.weights),
-                tuple(sorted(region.steps)),
-                lambda run=run: run,  # type: ignore[misc]
-                OnnxSite(index, steps, region, layers),
-                region.is_block,
-            )
-        )
-    return found, refused
-
-
-def _dtype_of(region: Region, around: Surroundings) -> torch.dtype:
-    """The dtype of what a region makes; that of all its weights, or the file would be invalid."""
-    known = around.known.get(region.output)
-    if known is None or known.kind not in FLOATS:
-        raise NotFusable(Reason.UNKNOWN_LAYER, f"nothing tells the type of {region.output}")
-    return FLOATS[known.kind]
-
-
 def with_tensors(fused: OnnxFused, file: onnx.ModelProto, name: str) -> OnnxFused:
     """A file in place of the fused model, with the tensors that it has for the new layers.
 
@@ -485,7 +388,7 @@ def _restored(placed: Placed, tensors: Mapping[str, onnx.TensorProto]) -> Placed
 
 
 def size_of(model: onnx.ModelProto) -> Size:
-    """How large an ONNX model is."""
+    """How large an ONNX model is; numbers that are stored in eight bits count as well."""
     tensors = [t for graph in all_graphs(model.graph) for t in stored_tensors(graph)]
-    numbers = sum(int(np.prod(t.dims)) for t in tensors if t.data_type in FLOATS)
+    numbers = sum(int(np.prod(t.dims)) for t in tensors if t.data_type in (*FLOATS, *EIGHT_BITS))
     return Size(sum(count_nodes(model, kind) for kind in CONVOLUTIONS), numbers)

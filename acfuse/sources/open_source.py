@@ -13,7 +13,7 @@ from acfuse.files.read import read_tensors
 from acfuse.files.tensor_check import check_numbers, norms_of
 from acfuse.files.user_code import build_model, fit_prefix, load_into, stripped
 from acfuse.graph.copies import unwrapped
-from acfuse.graph.onnx_values import with_fixed_inputs
+from acfuse.graph.onnx_values import opset_of, with_fixed_inputs
 from acfuse.proof.onnx_plugins import plugins_of
 from acfuse.proof.witness import example_of
 from acfuse.sources.bare import BareSource
@@ -53,12 +53,28 @@ def _open_onnx(path: Path, options: OpenOptions) -> OnnxSource:
                 "Remove it."
             )
         notes = (f"no inputs any more, but constants: {listed(fixed)}",)
+    whole = not notes and len(digests) == 1  # nothing that only stands in memory
     tensors, norms = numbers_of(model)
     odd = check_numbers(tensors, norms, path.name, allow_nonfinite=options.allow_nonfinite)
     missing = plugins_of(model)
-    if missing:
+    if missing and not options.no_runtime:
         odd = (*odd, f"onnxruntime has no {', '.join(missing)}: what is run ends before it")
-    return OnnxSource(model, SourceFile(path.name, digests, (*notes, *odd)), options.read.limits)
+    source = OnnxSource(
+        model,
+        SourceFile(path.name, digests, (*notes, *odd)),
+        options.read.limits,
+        path=path if whole else None,
+        is_run=not options.no_runtime,
+    )
+    if options.opset in (None, opset_of(model)):
+        return source
+    if missing or options.no_runtime:
+        raise UsageError(
+            f"{path.name}: --opset needs a run of the whole file: nothing else shows that onnx's "
+            "converter changed nothing. Leave it out"
+            f"{', or --no-runtime' if options.no_runtime else ''}."
+        )
+    return source.in_opset(options.opset)
 
 
 def _open_torch(path: Path, options: OpenOptions) -> LiveSource | BareSource:

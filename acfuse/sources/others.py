@@ -88,6 +88,10 @@ def held_in(
         raise own  # it has acfuse's own names, and does not fit
     if not file.is_program:
         return _by_numbers(file, fused, own)
+    if not source.is_run:
+        raise InputError(
+            f"{path.name} is not as acfuse writes it: it has to be run. Remove --no-runtime."
+        )
     check = _run(file, source, fused, inputs, tolerance, read.limits, progress)
     if check is None:
         told = (

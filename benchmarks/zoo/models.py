@@ -285,6 +285,7 @@ MODELS = (
     *_each("timm", "mobilenetv4_conv_small_050 ghostnetv2_100 hgnetv2_b0 efficientvit_b0"),
     *_each("doctr", "db_mobilenet_v3_large fast_tiny", SQUARE),
     *_folded("timm", "mobilenetv2_050 repghostnet_050"),
+    *_folded("timm", "tf_mobilenetv3_small_100 tf_efficientnet_b0"),
     *_folded("torchvision", "resnet18"),
     *_folded("ultralytics", "yolov10n", BOXES),
     *_each("timm", "fastvit_mci0", SQUARE),

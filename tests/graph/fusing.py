@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -40,6 +41,21 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.run(self, x)
+
+
+class NormAct(nn.BatchNorm2d):
+    """A norm that brings its activation: many libraries have one."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.ndim == 4, f"expected 4D input (got {x.ndim}D input)")
+        x = F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps
+        )
+        return self.act(self.drop(x))
 
 
 def conv(kernel: Any = 3, padding: Any = None, channels: Sequence[int] = (4, 4), **rest: Any):

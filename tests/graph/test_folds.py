@@ -14,23 +14,8 @@ from acfuse.patterns import PATTERNS
 from acfuse.rewrite import fused_copy
 from sample_models import awake
 from tests.bounds import assert_within, rounding
-from tests.graph.fusing import SHAPES, Net, assert_same, conv, norm
+from tests.graph.fusing import SHAPES, Net, NormAct, assert_same, conv, norm
 from tests.proof.proving import certified
-
-
-class NormAct(nn.BatchNorm2d):
-    """A norm that brings its activation: many libraries have one."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        torch._assert(x.ndim == 4, f"expected 4D input (got {x.ndim}D input)")
-        x = F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, self.eps
-        )
-        return self.act(self.drop(x))
 
 
 def folded(model: nn.Module) -> tuple[nn.Module, list[str]]:

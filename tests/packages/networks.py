@@ -66,8 +66,9 @@ def _ultralytics(name: str) -> nn.Module:
 
 
 def _transformers(name: str) -> nn.Module:
-    textnet = imported("transformers.models.textnet")
-    return textnet.TextNetModel(textnet.TextNetConfig())
+    folder, _, kind = name.partition(".")
+    package = imported(f"transformers.models.{folder}")
+    return getattr(package, f"{kind}Model")(getattr(package, f"{kind}Config")())
 
 
 _BUILD = {
@@ -95,7 +96,7 @@ BRANCHED = (
     Network("doctr", "textnet_tiny", 40, 16),
     Network("ultralytics", "yolov10n", 84, 83, (96, 64)),
     Network("ultralytics", "yolov9t", 228, 186, (96, 64)),
-    Network("transformers", "textnet", 40, 16),
+    Network("transformers", "textnet.TextNet", 40, 16),
 )
 
 PLAIN = (
@@ -103,6 +104,12 @@ PLAIN = (
     Network("timm", "mobilenetv2_100", 52, 52),
     Network("timm", "convnext_atto", 40, 40),
 )
+
+PADDED = (
+    Network("timm", "tf_mobilenetv3_small_100", 53, 53),
+    Network("transformers", "mobilenet_v1.MobileNetV1", 27, 27),
+)
+"""They pad by the size of their input."""
 
 
 def convolutions(model: nn.Module) -> int:

@@ -16,7 +16,7 @@ BY_NAME = ("repvgg_a0", "repvgg_d2se", "mobileone_s0", "fastvit_t8", "repghostne
            "lcnetv2_base")  # fmt: skip
 FOLDED = ("textnet_tiny", "yolov10n", "yolov9t")
 """Their converters take up lone BatchNorms as well."""
-RENAMED = ("repvit_m0_9", "textnet")
+RENAMED = ("repvit_m0_9", "textnet.TextNet")
 """Their converters give the layers other names, or there is none."""
 
 

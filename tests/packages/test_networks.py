@@ -22,7 +22,7 @@ from tests.graph.fusing import (
     same_bits,
 )
 from tests.packages.imports import undisturbed
-from tests.packages.networks import BRANCHED, PLAIN, Network, batch_norms, convolutions
+from tests.packages.networks import BRANCHED, PADDED, PLAIN, Network, batch_norms, convolutions
 
 WITHOUT_LONE = ("repvgg_a0", "repvgg_d2se", "mobileone_s0")  # each BatchNorm is inside a block
 LEFT = {"repvit_m0_9": bug("a BatchNorm in front of a linear layer stays")}
@@ -54,6 +54,15 @@ def test_leaves_no_more_batch_norms_than_the_packages_own_converter(case):
     counts = [batch_norms(m) for m in (case.model, fused, case.own) if m is not None]
     print(f"{case.network.name}: BatchNorms before, fused, by its own converter: {counts}")
     assert batch_norms(fused) <= counts[-1]
+
+
+@each(PADDED)
+def test_folds_every_batch_norm_where_the_padding_depends_on_the_size(case):
+    (image,) = images([case.shape])
+    fused = acfuse.fuse(case.model, image, fold_bn=True).model
+    assert convolutions(fused) == case.network.after
+    assert batch_norms(fused) == 0
+    assert_same(case.model, fused, [case.shape, (2, 3, 49, 66)])
 
 
 @each(PLAIN)

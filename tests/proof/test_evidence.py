@@ -93,6 +93,31 @@ def test_what_the_original_does_not_take_shows_nothing():
     assert difference(original, original, Given((IMAGE[:, :3],)), _not_needed) is None
 
 
+class Caching(nn.Module):
+    """Keeps a grid of the size of its last image, and how often it made one."""
+
+    size: tuple[int, ...] = ()
+    made = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Part()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.inner(x)
+        if y.shape[-2:] != self.size:
+            self.grid, self.size = torch.ones_like(y[:1]), tuple(y.shape[-2:])
+            self.made += 1
+        return y + self.grid
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_cache_of_sizes_is_the_same_in_each_dtype(dtype):
+    inner = awake(Caching(), 0).to(dtype)
+    fused = acfuse.fuse(nn.Sequential(inner, Caching().to(dtype)), IMAGE.to(dtype), fold_bn=True)
+    assert [block.where for block in fused.found] == ["0.inner", "1.inner"], fused.refused
+
+
 def test_a_block_that_cannot_be_run_is_refused_until_an_input_is_given():
     """Nothing tells that its image has to be as large as a tensor that it holds."""
 

@@ -658,14 +658,14 @@ LEFT_ALONE = {
         ],
         "channels",
     ),
-    "weights that were quantised": (
+    "weights that were quantised in blocks": (
         [
             node("DequantizeLinear", "q scale", "w"),
             node("Conv", "x w", "a", **PADDED),
             node("Conv", "x w1", "c"),
             node("Add", "a c", "y"),
         ],
-        [tensor("q", np.ones((4, 4, 3, 3)), np.int8), tensor("scale", 0.5)],
+        [tensor("q", np.ones((4, 4, 3, 3)), np.int8), tensor("scale", np.ones((4, 4, 3, 3)))],
         "computed by DequantizeLinear",
     ),
     "a BatchNormalization in training": (

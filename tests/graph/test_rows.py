@@ -1,0 +1,288 @@
+"""Linear layers: convolutions without axes, whose channels are last."""
+
+import warnings
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import acfuse
+from acfuse.errors import Reason
+from acfuse.proof import Tolerance
+from acfuse.proof.certificate import certify
+from sample_models import awake
+from tests.bounds import assert_within, rounding
+
+
+class Parallel(nn.Module):
+    """Two linear branches of one input."""
+
+    shape = (3, 4, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 7), nn.Linear(5, 7, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.a(x) - 0.5 * self.b(x))
+
+
+class Lora(nn.Module):
+    """A layer and its stored adapter, `W + s B A`."""
+
+    shape = (2, 3, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Linear(16, 24)
+        self.down, self.up = nn.Linear(16, 2, bias=False), nn.Linear(2, 24, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w(x) + 0.25 * self.up(self.down(x))
+
+
+class Written(nn.Module):
+    """The same as matrices, and a factor for each channel."""
+
+    shape = (2, 3, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.u, self.v = nn.Parameter(torch.randn(6, 9)), nn.Parameter(torch.randn(6, 9))
+        self.gamma = nn.Parameter(torch.rand(9) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ self.u + torch.matmul(x, self.v)) * self.gamma
+
+
+class Normed(nn.Module):
+    """A linear layer and a BatchNorm of all rows, as LeViT has them."""
+
+    shape = (2, 3, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn = nn.Linear(5, 7, bias=False), nn.BatchNorm1d(7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return self.bn(y.flatten(0, 1)).reshape_as(y)
+
+
+class Shaped(Normed):
+    """The same with the sizes written out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, rows, _ = x.shape
+        y = self.bn(self.linear(x).reshape(-1, 7))
+        return y.view(batch, rows, 7)
+
+
+class RepNorm(nn.Module):
+    """`BN(x) + alpha x` along the second of three axes. Source: arXiv:2405.11582."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.rand(1) + 0.5)
+        self.bn = nn.BatchNorm1d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2)
+        return (self.bn(x) + self.alpha * x).transpose(1, 2)
+
+
+class Slab(nn.Module):
+    """A norm of that kind and the linear layer behind it."""
+
+    shape = (2, 4, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = RepNorm(6), nn.Linear(6, 11)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x))
+
+
+class Around(nn.Module):
+    """Some channels go through an activation, the others around it. Source: arXiv:2505.21847."""
+
+    shape = (2, 4, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 16), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.up(x).split([4, 12], dim=-1)
+        return self.down(torch.cat([F.gelu(a), b], dim=-1))
+
+
+class AroundImages(nn.Module):
+    """The same of images, by slices."""
+
+    shape = (2, 6, 5, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Conv2d(6, 20, 1), nn.Conv2d(20, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        return self.down(torch.cat([F.silu(y[:, :5]), y[:, 5:]], dim=1))
+
+
+class Head(nn.Module):
+    """An image's features, two linear branches and a norm."""
+
+    shape = (3, 3, 9, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.a, self.b, self.bn = nn.Linear(8, 6), nn.Linear(8, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).mean((2, 3))
+        return F.relu(self.bn(self.a(x) + self.b(x)))
+
+
+def sequence() -> nn.Module:
+    """A head of linear layers with a BatchNorm."""
+    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+
+sequence.shape = (4, 5)  # type: ignore[attr-defined]
+NETS = [
+    Parallel, Lora, Written, Normed, Shaped, Slab, Around, AroundImages, Head, sequence,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_linear_layers_are_fused(make):
+    torch.manual_seed(0)
+    model = awake(make().eval(), 0)
+    fused = acfuse.fuse(model, torch.randn(make.shape), fold_bn=True)
+    assert fused.found
+    assert not any(isinstance(m, nn.BatchNorm1d) for m in fused.model.modules())
+    for block in fused.found:
+        for exhaustive in (False, True):
+            assert certify(block, fused.stored(block), exhaustive=exhaustive).passed
+    x = torch.randn(make.shape)
+    assert_within(fused.model(x), model(x), rounding(model, x, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_every_weight_of_a_linear_block_is_looked_at(make):
+    model = awake(make().eval(), 0)
+    fused = acfuse.fuse(model, torch.randn(make.shape), fold_bn=True)
+    for block in fused.found:
+        for i in range(len(block.terms)):
+            for name in ("kernel", "bias"):
+                stored = fused.stored(block)
+                numbers = getattr(stored[i], name)
+                nonzero = numbers.abs().flatten().nonzero().flatten().tolist()
+                for place in nonzero[:: len(nonzero) // 3 + 1]:
+                    number = numbers.view(-1)[place].clone()
+                    numbers.view(-1)[place] = 2 * 2.0**-23 * number.abs() + number
+                    assert not certify(block, stored).passed
+                    numbers.view(-1)[place] = number
+        assert certify(block, fused.stored(block)).passed
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["traced", "dynamo"])
+@pytest.mark.parametrize("make", [Parallel, Lora, Written, Around, Head, sequence])
+def test_matrices_of_onnx_files_are_fused(make, dynamo, tmp_path):
+    torch.manual_seed(0)
+    model, x = awake(make().eval(), 0), torch.randn(make.shape)
+    path = tmp_path / "m.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (x,), path, dynamo=dynamo, verbose=False)
+    original = onnx.load(path)
+    fused = acfuse.fuse_onnx(original, fold_bn=True)
+    folded = make is sequence and dynamo  # by the exporter
+    assert bool(fused.found) != folded
+    for block in fused.found:
+        assert certify(block, fused.stored(block)).passed
+    assert all(check.passed for check in fused.compare(None, Tolerance()))
+    feeds = {original.graph.input[0].name: x.numpy()}
+    before, after = (
+        onnxruntime.InferenceSession(m.SerializeToString()).run(None, feeds)[0]
+        for m in (original, fused.model)
+    )
+    bound = rounding(model, x, dtype=torch.float32)
+    assert_within(torch.from_numpy(np.array(after)), torch.from_numpy(np.array(before)), bound)
+
+
+def test_a_norm_of_the_second_axis_is_not_one_of_the_last():
+    """Rows of as many tokens as channels: the BatchNorm is over the tokens."""
+    model = awake(nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6)).eval(), 0)
+    fused = acfuse.fuse(model, torch.randn(2, 6, 5), fold_bn=True)
+    assert not fused.found
+    alone = acfuse.fuse(model, fold_bn=True)  # as a head of one row for each image
+    x = torch.randn(4, 5)
+    assert_within(alone.model(x), model(x), rounding(model, x, dtype=torch.float32))
+    with pytest.raises(AssertionError, match="axes"):
+        alone.model(torch.randn(2, 6, 5))
+
+
+def test_a_sum_of_a_row_and_an_image_is_left():
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.a, self.b = nn.Conv2d(3, 3, 1), nn.Linear(5, 5), nn.Linear(5, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) + self.a(x) + self.b(x)
+
+    model = Mixed().eval()
+    fused = acfuse.fuse(model, torch.randn(2, 3, 4, 5))
+    assert not fused.found
+    assert any(refused.code == Reason.NOT_PER_CHANNEL for refused in fused.refused)
+
+
+def test_a_factor_of_more_axes_than_the_rows_is_asserted():
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 7), nn.Linear(5, 7)
+            self.gamma = nn.Parameter(torch.rand(1, 1, 7) + 0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.a(x) + self.b(x)) * self.gamma
+
+    model = Scaled().eval()
+    fused = acfuse.fuse(model, torch.randn(2, 3, 5))
+    assert len(fused.found) == 1
+    assert len(list(fused.model.parameters())) == 2
+    x = torch.randn(2, 3, 5)
+    assert_within(fused.model(x), model(x), rounding(model, x, dtype=torch.float32))
+    with pytest.raises(AssertionError, match="axes"):
+        fused.model(torch.randn(3, 5))  # the original gives it three axes
+
+
+def test_low_rank_pairs_stay_because_one_matrix_would_be_larger():
+    model = nn.Sequential(nn.Linear(32, 2), nn.Linear(2, 32)).eval()
+    fused = acfuse.fuse(model, torch.randn(3, 32))
+    assert not fused.found
+    assert [refused.code for refused in fused.refused] == [Reason.COST]
+
+
+def test_flattened_rows_of_another_shape_are_not_put_back():
+    class Other(Normed):
+        def forward(self, x: Tensor, like: Tensor) -> Tensor:
+            y = self.linear(x)
+            return self.bn(y.flatten(0, 1)).reshape_as(like)
+
+    model = awake(Other().eval(), 0)
+    fused = acfuse.fuse(model, (torch.randn(2, 3, 5), torch.randn(3, 2, 7)), fold_bn=True)
+    x, like = torch.randn(2, 3, 5), torch.randn(6, 7)
+    assert_within(
+        fused.model(x, like), model(x, like), rounding(model, x, like, dtype=torch.float32)
+    )
+    assert fused.model(x, like).shape == (6, 7)
