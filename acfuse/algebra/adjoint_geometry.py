@@ -8,6 +8,7 @@ decides, which `make prove` is about; what is new here has statements of its own
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import prod
 
 from acfuse.algebra.geometry import Axis, Geometry
 from acfuse.errors import NotFusable, Reason
@@ -53,7 +54,8 @@ class AdjointGeometry:
     @property
     def weights(self) -> int:
         """Numbers of a real layer's kernel."""
-        return self.of.weights
+        per_group = self.out_channels // self.of.groups
+        return self.in_channels * per_group * prod(map(_layer_taps, self.axes))
 
     @property
     def pixels(self) -> Fraction:
@@ -112,3 +114,32 @@ class AdjointGeometry:
             words = {Reason.PADDED_MIDDLE: CUT_OFF, Reason.CHANNELS: follows}
             raise NotFusable(refusal.code, words.get(refusal.code, refusal.why)) from None
         return AdjointGeometry(of, f.shifts or g.shifts)  # proved: adjoint-channels-and-bias
+
+
+def crops(live: Axis, *, symmetric: bool) -> tuple[int, int]:
+    """The least that a real layer can cut off of a trimmed axis, (before, after).
+
+    It may add to its output at the end (`output_padding`), by less than a step of its own, and
+    with `symmetric` to what it cuts off there as well.
+    """
+    before, after = max(live.before, 0), live.after
+    if symmetric:
+        before = max(before, after)
+    added = before - after if symmetric else -after
+    if added < max(live.stride, dilation_at(live, before, after)):
+        return before, after
+    return before, before if symmetric else 0
+
+
+def dilation_at(live: Axis, before: int, after: int) -> int:
+    """The dilation that a layer can have whose window is grown to these pads."""
+    meets = (before - live.before) % live.spacing == (after - live.after) % live.spacing == 0
+    return live.spacing if meets else 1
+
+
+def _layer_taps(axis: Axis) -> int:
+    """How many taps a real layer needs, its dilation taken out."""
+    live = axis.trim()
+    before, after = crops(live, symmetric=True)
+    window = live.taps + before - live.before + after - live.after
+    return (window - 1) // dilation_at(live, before, after) + 1

@@ -80,12 +80,12 @@ class Conv:
     @property
     def weights(self) -> int:
         """Numbers of its kernel."""
-        return self.geometry.weights
+        return self.weight.numel()
 
     @property
     def multiply_adds(self) -> int | Fraction:
         """Per output pixel."""
-        return self.geometry.multiply_adds
+        return self.weights * self.geometry.pixels if self.transposed else self.weights
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from acfuse.algebra.adjoint import Adjoint, Value
+from acfuse.algebra.adjoint_geometry import crops, dilation_at
 from acfuse.algebra.geometry import Axis
 from acfuse.algebra.layers import Conv
 from acfuse.algebra.linear_conv import on_axes
@@ -70,8 +71,8 @@ def lower(value: Value, dtype: torch.dtype, *, symmetric: bool = True) -> ConvLa
     dilation, growth = [], []
     for axis in value.geometry.axes:
         live = axis.trim()
-        before, after = (_crops if transposed else _pads)(live, symmetric=symmetric)
-        dilation.append(_dilation(live, before, after))
+        before, after = (crops if transposed else _pads)(live, symmetric=symmetric)
+        dilation.append(dilation_at(live, before, after))
         growth.append((before - axis.before, after - axis.after))
     kernel = value.of if isinstance(value, Adjoint) else value
     grown = kernel.grow(growth) if growth else kernel.regroup(1)
@@ -95,24 +96,3 @@ def _pads(live: Axis, *, symmetric: bool) -> tuple[int, int]:
     """The least padding that a convolution can have there."""
     before, after = max(live.before, 0), max(live.after, 0)
     return (max(before, after),) * 2 if symmetric else (before, after)
-
-
-def _crops(live: Axis, *, symmetric: bool) -> tuple[int, int]:
-    """The least that a transposed layer can cut off there, (before, after).
-
-    It may add to its output at the end (`output_padding`), by less than a step of its own, and
-    with `symmetric` to what it cuts off there as well.
-    """
-    before, after = max(live.before, 0), live.after
-    if symmetric:
-        before = max(before, after)
-    added = before - after if symmetric else -after
-    if added < max(live.stride, _dilation(live, before, after)):
-        return before, after
-    return before, before if symmetric else 0
-
-
-def _dilation(live: Axis, before: int, after: int) -> int:
-    """The dilation that a layer can have whose window is grown to these pads."""
-    meets = (before - live.before) % live.spacing == (after - live.after) % live.spacing == 0
-    return live.spacing if meets else 1

@@ -287,10 +287,11 @@ def _exchange(
     module: nn.Module, unused: set[str], used: set[str], layers: Mapping[str, nn.Module]
 ) -> None:
     """Takes the unused layers out of a module, under all their names, and puts the new ones in."""
+    present = [*module.modules()]  # held, so that no new one is taken for one of these by its id
     owners = {t.rpartition(".")[0] for t in used if not _is_module(module, t)} - {""}
     keep = {id(module.get_submodule(t)) for t in (*used, *owners) if _is_module(module, t)}
     keep -= {id(module)}
-    gone = set()
+    gone: set[int] = set()
     for target in unused:
         if _is_module(module, target):
             gone.add(id(module.get_submodule(target)))
@@ -309,16 +310,13 @@ def _exchange(
     # A layer that takes the place of another stands at its path, in whatever container that is.
     placed = set()
     for name, layer in layers.items():
-        owner, _, last = name.rpartition(".")
-        if _is_module(module, name):
-            if owner and id(module.get_submodule(owner)) in gone:  # all that is left of it
-                above, _, own_name = owner.rpartition(".")
-                module.get_submodule(above)._modules[own_name] = nn.Module().eval()
-            module.get_submodule(owner)._modules[last] = layer
+        if _is_module(module, name) or "." in name:
+            _owner_of(module, name, gone)._modules[name.rpartition(".")[2]] = layer
             placed.add(name)
     names = list(module._modules)
     keep |= {id(layer) for layer in layers.values()}
     _prune(module, gone - keep, keep)
+    del present
     first = next((i for i, name in enumerate(names) if name not in module._modules), len(names))
     children = list(module._modules.items())
     new = [(name, layer) for name, layer in layers.items() if name not in placed]
@@ -327,6 +325,16 @@ def _exchange(
     place = sum(n in module._modules for n in names[:first])
     module._modules.clear()
     module._modules.update([*children[:place], *new, *children[place:]])
+
+
+def _owner_of(module: nn.Module, name: str, gone: set[int]) -> nn.Module:
+    """What is to hold a new layer; it is all that is left of a module on the path that is gone."""
+    for part in name.split(".")[:-1]:
+        held = module._modules.get(part)
+        if held is None or id(held) in gone:
+            held = module._modules[part] = nn.Module().eval()
+        module = held
+    return module
 
 
 def _emptied(module: nn.Module, path: str) -> None:

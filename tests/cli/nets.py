@@ -203,3 +203,30 @@ class Dear(nn.Module):
         for part in self.parts:
             x = torch.relu(part(x))
         return self.block(x)
+
+
+class UpBlock(nn.Module):
+    """Two transposed convolutions that double the size, with a norm each."""
+
+    def __init__(self, taken: int, given: int) -> None:
+        super().__init__()
+        self.wide = nn.ConvTranspose2d(taken, given, 4, 2, 1, bias=False)
+        self.small = nn.ConvTranspose2d(taken, given, 2, 2)
+        self.wide_bn, self.small_bn = nn.BatchNorm2d(given), nn.BatchNorm2d(given)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wide_bn(self.wide(x)) + self.small_bn(self.small(x))
+
+
+class Decoder(nn.Module):
+    """Two such blocks, and a lone transposed convolution with its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = UpBlock(3, 6), UpBlock(6, 4)
+        self.last = nn.ConvTranspose2d(4, 2, 3, 2, 1, output_padding=1)
+        self.last_bn = nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.second(torch.relu(self.first(x))))
+        return self.last_bn(self.last(y))

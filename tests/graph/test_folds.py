@@ -30,6 +30,41 @@ def folded(model: nn.Module) -> tuple[nn.Module, list[str]]:
     return fused, left
 
 
+class Inside(nn.Module):
+    """A convolution that stands in a list of a module of its own."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([conv(1, 0, (4, 2), bias=False)])
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.parts[0](x)
+
+
+def test_a_convolution_in_a_list_of_a_module_keeps_its_place() -> None:
+    gain = nn.Parameter(torch.rand(2, 1, 1))
+    fused, _ = folded(Net(lambda m, x: m.g * m.a(x), a=Inside(), g=gain))
+    assert [n for n, m in fused.named_modules() if isinstance(m, nn.Conv2d)] == ["a.parts.0"]
+
+
+def test_two_convolutions_of_a_fold_stand_side_by_side() -> None:
+    up = nn.ConvTranspose2d(2, 2, 1, 2, bias=False)
+
+    class Arm(Inside):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.up(self.parts[0](x))
+
+    def run(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return m.c(m.n(torch.relu(m.b(x)) + m.a(torch.relu(x))))
+
+    parts = {"a": Arm(up=up), "b": nn.ConvTranspose2d(4, 2, 1, 2), "n": norm(2)}
+    fused, left = folded(Net(run, c=conv(1, 0, (2, 2)), **parts))
+    assert sum(isinstance(m, nn.ConvTranspose2d) for m in fused.modules()) == 2
+    assert left == []
+
+
 @pytest.mark.parametrize(
     ("run", "left"),
     [

@@ -178,6 +178,11 @@ REFUSED = {
     ),
     "dearer": (pair(a=up(4, padding=1, groups=2), b=up(2)), Reason.COST),
     "side_by_side": (pair(lambda m, x: torch.cat([m.a(x), m.b(x)], 1)), Reason.CONCATENATED),
+    "no_layer_of_its_window": (
+        Net(lambda m, x: m.n(m.a(x)), n=norm(6),
+            a=up(1, (4, 1), dilation=(1, 2), output_padding=(3, 1))),
+        None,
+    ),
     "more_weights": (
         Net(lambda m, x: m.c(m.a(x)), a=up(2, channels=(4, 2), bias=False), c=conv(1, 0, (2, 30))),
         Reason.COST,
@@ -187,7 +192,9 @@ REFUSED = {
 
 @pytest.mark.parametrize(("net", "code"), REFUSED.values(), ids=list(REFUSED))
 def test_what_is_no_transposed_convolution_stays(net, code):
-    refused(net, code, shapes=((2, 4, 5, 8),))
+    refused(net, *filter(None, [code]), shapes=((2, 4, 5, 8),))
+    if code is None:
+        assert find_in_module(net.eval(), PATTERNS, folds=True).found == ()
 
 
 def test_outputs_that_only_broadcast_to_one_size_stay():

@@ -34,7 +34,8 @@ OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "gcd": "min"}
 # What decides no map: limits of memory, costs, and channels of layers that nothing is done to.
 APART = {"reach", "spacing", "lowered_taps", "multiply_adds", "_too_large", "__post_init__",
-         "taps", "stride", "identity", "affine", "without_shift", "pixels", "weights"}  # fmt: skip
+         "taps", "stride", "identity", "affine", "without_shift", "pixels", "weights",
+         "crops", "dilation_at", "_layer_taps"}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -478,7 +478,7 @@ ONE_TRANSPOSED = {
         node("ConvTranspose", "x t2", "c", **HALVES),
     ),
     "other pads at either end": enlarged(
-        node("ConvTranspose", "x t4 b", "a", pads=[2, 0, 0, 2], **HALVES),
+        node("ConvTranspose", "x w3 b", "a", pads=[1, 0, 0, 1], **HALVES),
         node("ConvTranspose", "x t2", "c", kernel_shape=[2, 2], **HALVES),
     ),
     "output_padding": enlarged(
