@@ -117,6 +117,12 @@ def named_shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]
     for name, shape in inputs.shapes:
         if name is None and free:
             name = free.pop(0)
+        variable = [n for n, p in parameters.items() if p.kind is p.VAR_POSITIONAL]
+        if variable and (name is None or name in variable):
+            raise UsageError(
+                f"--input-shape: the model takes any number of {variable[0]}, and inputs are given "
+                "by name. Write a module around it whose forward names them, for --model."
+            )
         if name is None or not (name in parameters or takes_any):
             known = [n for n, p in parameters.items() if p.kind not in VARIABLE]
             given_for = f"{shape} is given for {name}" if name else f"{shape} is one too many"

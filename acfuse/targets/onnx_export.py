@@ -1,6 +1,7 @@
 """From a live model to one ONNX file, checked by ONNX's own checker."""
 
 import contextlib
+import functools
 import io
 import logging
 import warnings
@@ -15,6 +16,7 @@ from torch.utils import _pytree
 
 from acfuse.errors import AcfuseError, InputError, Reason
 from acfuse.files.onnx_cost import all_graphs
+from acfuse.graph.copies import copied
 from acfuse.proof.exported import dynamic_dims
 from acfuse.proof.running import Inputs, cast, floating_dtype, images, kinds_of, named_shapes
 
@@ -66,7 +68,11 @@ def to_onnx(
     axes = dynamic_dims(shapes, dynamic)
     given = example(model, shapes, axes, inputs)
     names = [_input_name(n, len(shapes)) for n in shapes]
-    outputs = _output_names(model, given)
+    with torch.no_grad():
+        result = model(**given)
+    if any(isinstance(leaf, Mapping) for leaf in _pytree.tree_leaves(result)):
+        model, result = _with_plain_results(model), plain_result(result)
+    outputs = _output_names(result)
     free = {n: {i: dimension(i, n, shapes) for i in axes[n]} for n in shapes}
     export = _exported if opset >= OLDEST_EXPORTED else _traced
     with quiet():
@@ -157,9 +163,34 @@ def _input_name(parameter: str, count: int) -> str:
     return "input" if count == 1 and parameter in GENERIC_NAMES else parameter
 
 
-def _output_names(model: nn.Module, given: Mapping[str, Tensor]) -> list[str]:
-    with torch.no_grad():
-        result = model(**given)
+def plain_result(value: Any) -> Any:
+    """A result, with a dict in place of each mapping of a class that torch does not know.
+
+    ONNX has tensors with names, and no containers: in the file, both are the same.
+    """
+
+    def plain(leaf: Any) -> Any:
+        is_dict = isinstance(leaf, Mapping)
+        return {key: plain_result(part) for key, part in leaf.items()} if is_dict else leaf
+
+    return _pytree.tree_map(plain, value)
+
+
+def _with_plain_results(model: nn.Module) -> nn.Module:
+    """A copy of a model, with the same tensors, that gives dicts in place of other mappings."""
+    tensors = (*model.parameters(), *model.buffers())
+    twin: Any = copied(model, {id(tensor): tensor for tensor in tensors})
+    own = twin.forward
+
+    @functools.wraps(own)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return plain_result(own(*args, **kwargs))
+
+    twin.forward = forward
+    return twin  # type: ignore[no-any-return]
+
+
+def _output_names(result: Any) -> list[str]:
     if isinstance(result, Tensor):
         return ["output"]
     leaves, _ = _pytree.tree_flatten_with_path(result)
