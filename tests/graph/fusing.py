@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,11 +19,6 @@ from tests.bounds import assert_within, rounding
 from tests.proof.proving import certified
 
 SHAPES = ((1, 4, 13, 16), (3, 4, 12, 9), (2, 4, 7, 10))
-
-
-def bug(reason: str) -> pytest.MarkDecorator:
-    """Marks a test that shows a mistake which is still there. It fails when the mistake is gone."""
-    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 class Net(nn.Module):

@@ -16,7 +16,6 @@ from tests.bounds import assert_within, rounding
 from tests.graph.fusing import (
     assert_same,
     assert_same_bits,
-    bug,
     images,
     run_convolutions,
     same_bits,
@@ -25,12 +24,11 @@ from tests.packages.imports import undisturbed
 from tests.packages.networks import BRANCHED, PADDED, PLAIN, Network, batch_norms, convolutions
 
 WITHOUT_LONE = ("repvgg_a0", "repvgg_d2se", "mobileone_s0")  # each BatchNorm is inside a block
-LEFT = {"repvit_m0_9": bug("a BatchNorm in front of a linear layer stays")}
 
 
-def each(networks: Sequence[Network], **marks: pytest.MarkDecorator) -> pytest.MarkDecorator:
-    """A test for each of these networks, some of them marked."""
-    params = [pytest.param(n, id=n.name, marks=marks.get(n.name, ())) for n in networks]
+def each(networks: Sequence[Network]) -> pytest.MarkDecorator:
+    """A test for each of these networks."""
+    params = [pytest.param(n, id=n.name) for n in networks]
     return pytest.mark.parametrize("case", params, indirect=True, scope="module")
 
 
@@ -46,7 +44,7 @@ def test_fuses_what_the_packages_own_converter_fuses(case):
         assert convolutions(fused) <= convolutions(case.own)
 
 
-@each([n for n in (*BRANCHED, *PLAIN) if n.name not in WITHOUT_LONE], **LEFT)
+@each([n for n in (*BRANCHED, *PLAIN) if n.name not in WITHOUT_LONE])
 def test_leaves_no_more_batch_norms_than_the_packages_own_converter(case):
     fused = acfuse.fuse(case.model, fold_bn=True).model
     assert convolutions(fused) == case.network.after
