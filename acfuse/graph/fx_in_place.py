@@ -10,12 +10,14 @@ That nobody notices is not assumed: all forwards around both are read before and
 and must do the same on each of their paths.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -28,7 +30,7 @@ from acfuse.graph.fx_modules import Analysis, ModuleReader
 from acfuse.graph.fx_operators import CONVOLUTIONS
 from acfuse.graph.fx_read import is_norm
 from acfuse.graph.fx_sites import NormSite
-from acfuse.graph.fx_trace import TracedPath, followed, reading
+from acfuse.graph.fx_trace import Traced, TracedPath, followed, reading
 from acfuse.graph.fx_values import METADATA, METADATA_ATTRIBUTES, TENSORS, outline, type_of
 from acfuse.graph.fx_write import NewLayer, nodes_between, rewrite_module
 from acfuse.graph.own_layers import has_hooks, is_layer
@@ -97,10 +99,9 @@ def _pairs_of(
     called = [(n, m) for n, m in module.named_modules() if id(module) in users.get(id(m), ())]
     if id(module) in reader.inlined or not any(_is_convolution(m) for _, m in called):
         return
-    if analysis.graph is not None and not any(
-        _is_convolution(m) and id(m) in reader.analyses for _, m in called
-    ):
-        return  # what it calls are torch's own layers, and its regions fold them
+    unread = [m for _, m in called if id(m) in reader.analyses and not _is_read(reader, m)]
+    if analysis.graph is not None and not unread:
+        return  # its regions fold what it calls
     known = analysis.traced.decides or analysis.graph is not None
     if not known or not _is_called_one_way(reader, analysis):
         return
@@ -115,6 +116,11 @@ def _pairs_of(
         site = _norm_site(reader, layers[1], norm)
         if site is not None:
             yield Pair(module, convolution, site, _alone(module, convolution, site))
+
+
+def _is_read(reader: ModuleReader, module: nn.Module) -> bool:
+    """Whether a module's forward is one graph."""
+    return reader.analyses[id(module)].graph is not None
 
 
 def _is_called_one_way(reader: ModuleReader, analysis: Analysis) -> bool:
@@ -262,10 +268,19 @@ def _norm_site(reader: ModuleReader, norm: nn.Module, name: str) -> NormSite | N
     if is_layer(norm):
         return NormSite(name) if is_norm(norm) else None
     analysis = reader.analyses.get(id(norm))
-    if analysis is None or analysis.graph is None or analysis.traced.graph is None:
+    if analysis is None or not _is_called_one_way(reader, analysis):
         return None
+    return (
+        _site_of_paths(reader, analysis, name)
+        if analysis.traced.decides
+        else _site_in(name, analysis)
+    )
+
+
+def _site_in(name: str, analysis: Analysis) -> NormSite | None:
+    """The norm with which a forward begins, as long as nothing else reads what it makes."""
     steps, forward = analysis.graph, analysis.traced.graph
-    if len(steps.inputs) != 1 or not _is_called_one_way(reader, analysis):
+    if steps is None or forward is None or len(steps.inputs) != 1:
         return None
     value = first = steps.inputs[0]
     if first in steps.mutated or first in analysis.traced.writes:
@@ -279,6 +294,54 @@ def _norm_site(reader: ModuleReader, norm: nn.Module, name: str) -> NormSite | N
     site = NormSite(name, value, first, forward)
     inside = nodes_between(nodes[value], [nodes[first]])
     return site if value != first and not any("constant" in n.meta for n in inside) else None
+
+
+def _site_of_paths(reader: ModuleReader, analysis: Analysis, name: str) -> NormSite | None:
+    """The norm that a module is as a whole, whichever path its forward takes; or None.
+
+    With gradients, some write the norm out (detectron2's frozen one).
+    """
+    norm, call = analysis.traced.module, analysis.traced.call
+    sites: list[NormSite] = []
+    answers: list[Tensor] = []
+    for path in _complete(norm, call) or ():
+        graph = path.reader.graph
+        _in_float64(graph)
+        way = Analysis(Traced(norm, call, graph), None, None)
+        reader.read_steps(norm, way)
+        site = _site_in(name, way)
+        steps = way.graph
+        if site is None or steps is None or site.output != steps.output:
+            return None
+        width = steps.widths.get(site.output)
+        if width is None:
+            return None
+        sites.append(site)
+        answers.append(_scale_and_shift(norm, graph, *width))
+    apart = max((float((one - answers[0]).abs().max()) for one in answers), default=math.inf)
+    return sites[0] if apart <= SAME * float(answers[0].abs().max()) else None
+
+
+SAME = 2.0**-40  # of the largest: formulas that are equal differ by a few roundings of float64
+
+
+def _in_float64(graph: fx.Graph) -> None:
+    """Makes a graph ask no input for its dtype: all is computed in float64 where it is read."""
+    asked = [n for n in graph.nodes if n.target is getattr and n.args[1] == "dtype"]
+
+    def known(node: fx.Node) -> Any:
+        return torch.float64 if node in asked else node
+
+    for user in {user: None for node in asked for user in node.users}:
+        user.args, user.kwargs = fx.node.map_arg((user.args, user.kwargs), known)
+
+
+def _scale_and_shift(norm: nn.Module, graph: fx.Graph, channels: int, axes: int) -> Tensor:
+    """What a graph that is one factor and one shift per channel makes of zeros and of ones."""
+    network = fx.GraphModule(copied(norm).double(), graph)
+    image = torch.zeros(1, channels, *[1] * axes, dtype=torch.float64)
+    with torch.no_grad():
+        return torch.stack([network(image.clone()), network(image + 1)])
 
 
 def _alone(module: nn.Module, convolution: str, norm: NormSite) -> fx.Graph:
@@ -361,11 +424,19 @@ def _tensors(module: nn.Module) -> dict[int, Tensor]:
 
 def without_norm(norm: nn.Module, site: NormSite) -> nn.Module:
     """What is left of the module that a site names, without its norm. Takes the module apart."""
-    if site.forward is None:
+    returned = {site.output} if site.forward is None else _returned(site.forward)
+    if returned == {site.output}:  # it is the norm, and no more
         return nn.Identity().train(norm.training)
+    assert site.forward is not None
     left = nn.Module().train(norm.training)  # a norm no more, whatever class it had
     left._modules, left._parameters = norm._modules, norm._parameters
     read = used_targets(site.forward)
     left._buffers = {name: tensor for name, tensor in norm._buffers.items() if name in read}
     taken: Mapping[str, Sequence[NewLayer]] = {site.output: [(site.source, None, None)]}
     return rewrite_module(left, site.forward, taken, {})
+
+
+def _returned(graph: fx.Graph) -> set[str]:
+    """What a forward returns, if that is one value."""
+    returned = next(node for node in graph.nodes if node.op == "output").args[0]
+    return {returned.name} if isinstance(returned, fx.Node) else set()

@@ -76,11 +76,11 @@ class ModuleReader:
             call = Call.default(module, guessed=module is not self.model)
         analysis = Analysis(self._read_forward(module, call), None, Opaque(""))
         self.analyses[id(module)] = analysis
-        self._read_steps(module, analysis)
+        self.read_steps(module, analysis)
         inline = self._to_be_inlined(analysis) if self.folds else set()
         if inline:
             inlined = Analysis(trace(module, analysis.traced.call, inline), None, Opaque(""))
-            self._read_steps(module, inlined)
+            self.read_steps(module, inlined)
             if inlined.graph is not None:
                 analysis.apart = analysis.graph
                 analysis.traced, analysis.graph = inlined.traced, inlined.graph
@@ -129,7 +129,8 @@ class ModuleReader:
         traced = Traced(module, Call.default(module), refusal=refusal)
         self.analyses[id(module)] = Analysis(traced, None, Opaque(refusal.why, refusal.code))
 
-    def _read_steps(self, module: nn.Module, analysis: Analysis) -> None:
+    def read_steps(self, module: nn.Module, analysis: Analysis) -> None:
+        """Adds the steps of a forward that was read."""
         traced = analysis.traced
         if traced.graph is not None:
             if self.folds:

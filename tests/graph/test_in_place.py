@@ -208,6 +208,35 @@ def plain(m, x):
     return torch.relu(m.n(m.a(x)))
 
 
+class Frozen(nn.Module):
+    """A norm of four buffers, written out where there are gradients, with another eps by `off`."""
+
+    def __init__(self, channels: int, off: float = 0.0) -> None:
+        super().__init__()
+        self.eps, self.off = 1e-5, off
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.linspace(0.5, 1.5, channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.requires_grad:
+            known = self.running_mean, self.running_var, self.weight, self.bias
+            return F.batch_norm(x, *known, training=False, eps=self.eps)
+        scale = self.weight * (self.running_var + self.eps + self.off).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.reshape(1, -1, 1, 1).to(x.dtype) + shift.reshape(1, -1, 1, 1).to(x.dtype)
+
+
+def test_a_norm_that_decides_how_to_compute_the_same_is_folded():
+    fused = folded(Net(plain, a=conv(channels=(4, 6), groups=2, stride=2), n=Frozen(6)))
+    assert type(fused.n) is nn.Identity
+    assert [*fused.state_dict()] == ["a.weight", "a.bias"]
+
+
+def test_a_norm_that_computes_something_else_with_gradients_stays():
+    model = Net(plain, a=conv(), n=Frozen(4, off=1e-6)).double()
+    assert type(acfuse.fuse(model, fold_bn=True).model.n) is Frozen
+
+
 class Two(Net):
     """A norm that is skipped, if the caller says so."""
 
