@@ -32,9 +32,10 @@ Layer = Conv | Pad | AvgPool
 
 @dataclass(frozen=True)
 class ConvStep:
-    """The value goes through a layer that is a convolution."""
+    """The value goes through a layer that is a convolution, and has so many `axes` (None: any)."""
 
     layer: Layer
+    axes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -335,7 +336,7 @@ class Combiner:
         """What a rule makes of what it reads."""
         match rule:
             case ConvStep(layer):
-                return self._convolved(read[0], layer)
+                return self._convolved(read[0].of_axes(rule.axes), layer)
             case PerChannel(by):
                 return self._scaled(read[0], by).of_axes(rule.axes)
             case Moved(move):

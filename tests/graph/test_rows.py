@@ -59,6 +59,20 @@ class Written(nn.Module):
         return (x @ self.u + torch.matmul(x, self.v)) * self.gamma
 
 
+class Products(nn.Module):
+    """The same as operators of matrices, which take two axes only."""
+
+    shape = (4, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.u, self.v = nn.Parameter(torch.randn(6, 9)), nn.Parameter(torch.randn(9, 6))
+        self.bias = nn.Parameter(torch.randn(9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.u, beta=0.5, alpha=-2) + torch.mm(x, self.v.t())
+
+
 class Normed(nn.Module):
     """A linear layer and a BatchNorm of all rows, as LeViT has them."""
 
@@ -175,7 +189,7 @@ def sequence() -> nn.Module:
 
 sequence.shape = (4, 5)  # type: ignore[attr-defined]
 NETS = [
-    Parallel, Lora, Written, Normed, Shaped, Slab, Merge, Around, AroundImages, Head, sequence,
+    Parallel, Lora, Written, Products, Normed, Shaped, Slab, Merge, Around, AroundImages, Head, sequence,
 ]  # fmt: skip
 
 
