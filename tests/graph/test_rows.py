@@ -189,7 +189,8 @@ def sequence() -> nn.Module:
 
 sequence.shape = (4, 5)  # type: ignore[attr-defined]
 NETS = [
-    Parallel, Lora, Written, Products, Normed, Shaped, Slab, Merge, Around, AroundImages, Head, sequence,
+    Parallel, Lora, Written, Products, Normed, Shaped, Slab, Merge, Around, AroundImages, Head,
+    sequence,
 ]  # fmt: skip
 
 
