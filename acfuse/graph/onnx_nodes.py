@@ -207,6 +207,14 @@ def _matmul(place: Place) -> Made:
     return rules.apply("matmul", _rows(place), matrix)
 
 
+def _depth_to_space(place: Place) -> Made:
+    """A pixel shuffle; in its other mode, channels are in another order."""
+    mode = place.attributes.get("mode", b"DCR").decode()
+    if mode != "CRD" or place.perm:
+        raise not_linear(f"a DepthToSpace of mode {mode}")
+    return rules.apply("pixel_shuffle", place.image(), place.attributes["blocksize"])
+
+
 def _rows(place: Place) -> Image:
     if place.perm:
         raise NotFusable(Reason.NOT_PER_CHANNEL, "its rows are the channels of an image")
@@ -393,6 +401,7 @@ OPERATORS: dict[str, Callable[[Place], Made]] = {
     **dict.fromkeys(CONVOLUTIONS, _conv),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Sum"), _arithmetic),
     "BatchNormalization": _batch_norm,
+    "DepthToSpace": _depth_to_space,
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Neg": lambda place: rules.apply("neg", place.image()),

@@ -25,13 +25,14 @@ CHANNELS_SECOND = (*CONVOLUTIONS, "AveragePool", "BatchNormalization")
 PASSING = ("Identity", "Dropout")
 # Linear as well, at least in part: a reader is not told that they are not.
 UNREAD = frozenset({
-    "Cast", "CumSum", "DepthToSpace", "Einsum", "Expand", "Flatten", "Gather",
+    "Cast", "CumSum", "Einsum", "Expand", "Flatten", "Gather",
     "GlobalAveragePool", "ReduceMean", "ReduceSum", "Reshape", "Resize", "ScatterND",
     "SpaceToDepth", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Upsample",
 })  # fmt: skip
+OF_SOME_AXES = ("DepthToSpace", "Gemm", "MatMul")
 NO_RESULT = Opaque("a further output of a node is not linear")
 # The same in every order of axes, but for Split, which gives several values.
-ELEMENTWISE = frozenset(OPERATORS) - {*CHANNELS_SECOND, "Split", "Gemm", "MatMul"}
+ELEMENTWISE = frozenset(OPERATORS) - {*CHANNELS_SECOND, "Split", *OF_SOME_AXES}
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ def _operations(graph: onnx.GraphProto, constants: Constants) -> Iterator[Operat
             reading = Reading(ROWS)
         elif node.op_type == "BatchNormalization":
             reading, reads = Reading(alike=True, norm=True), reads[:1]
-        elif node.op_type in (*CHANNELS_SECOND, "Pad"):
+        elif node.op_type in (*CHANNELS_SECOND, "Pad", "DepthToSpace"):
             reading = Reading(IMAGE)
         elif node.op_type in OPERATORS and node.op_type != "MatMul":
             reading = Reading(alike=True)

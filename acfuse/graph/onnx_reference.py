@@ -1,6 +1,6 @@
 """The nodes of a region, run one by one by onnx's own reference implementation."""
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from acfuse.errors import NotFusable, Reason
+from acfuse.graph.combination import Move
 from acfuse.graph.images import as_rows
 from acfuse.graph.onnx_nodes import Perm, Surroundings, inverse
 from acfuse.graph.onnx_read import OnnxSteps
+from acfuse.graph.rules_axes import made_smaller
 from acfuse.system.escape import one_line
 
 REFERENCE_OPSET = 15
@@ -30,9 +32,11 @@ def reference(
     steps: OnnxSteps,
     output: str,
     sources: tuple[str, ...],
+    moves: Sequence[Move] = (),
 ) -> Run:
     """The nodes of a region, run one by one by onnx's reference implementation in float64.
 
+    What `moves` make larger at its end is given as it was before.
     Raises NotFusable for nodes of an older opset that it does not run.
     """
     views = {name: s for s in sources for name in steps.views[s]}
@@ -78,7 +82,7 @@ def reference(
         answer = torch.from_numpy(np.array(results[0], dtype=np.float64))
         if output in steps.graph.axes:
             return answer.flatten(0, -2)[: len(images[0])]
-        return _turned(answer, inverse(order))
+        return made_smaller(_turned(answer, inverse(order)), moves)
 
     return run
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from acfuse.algebra import Value, lower
 from acfuse.algebra.lower import ConvLayer
 from acfuse.files.onnx_cost import all_graphs
-from acfuse.graph.combination import IDENTITY, Identity
+from acfuse.graph.combination import IDENTITY, Identity, Move
 from acfuse.graph.onnx_nodes import PAD_MODES, inverse
 from acfuse.graph.onnx_read import OnnxSteps
 from acfuse.graph.onnx_values import NOT_STORED_SINCE
@@ -53,7 +53,7 @@ def lowered(kernels: Mapping[str, Value | Identity], like: torch.dtype) -> Layer
 def put_back(
     graph: onnx.GraphProto,
     steps: OnnxSteps,
-    regions: Sequence[tuple[Region, Layers]],
+    regions: Sequence[tuple[Region, Layers, Sequence[Move]]],
     model: onnx.ModelProto,
     opset: int,
 ) -> list[Placed]:
@@ -63,9 +63,9 @@ def put_back(
     """
     names = _Names(model)
     places = {output: i for i, node in enumerate(graph.node) for output in node.output}
-    writers = [_Writer(places, steps, region, names, opset) for region, _ in regions]
-    for writer, (_, layers) in zip(writers, regions, strict=True):
-        writer.write(layers)
+    writers = [_Writer(places, steps, region, names, opset) for region, _, _ in regions]
+    for writer, (_, layers, moves) in zip(writers, regions, strict=True):
+        writer.write(layers, moves)
     made = {w.region.output: w.nodes for w in writers}
     gone = {value for w in writers for value in w.region.steps}
     nodes: list[onnx.NodeProto] = []
@@ -111,6 +111,11 @@ def attributes(layer: ConvLayer, kind: str) -> dict[str, Any]:
     return settings
 
 
+def shuffle(move: Move) -> dict[str, Any]:
+    """The attributes of the DepthToSpace that a pixel shuffle is."""
+    return {"blocksize": move.scale[0], "mode": "CRD"}
+
+
 class _Names:
     """Names that nothing in a model has yet, whichever graph it is in."""
 
@@ -147,11 +152,13 @@ class _Writer:
         self.tensors: list[onnx.TensorProto] = []
         self.placed: list[Placed] = []
 
-    def write(self, layers: Layers) -> None:
+    def write(self, layers: Layers, moves: Sequence[Move]) -> None:
         """One convolution for each source, their sum, and the order of axes that the output had."""
         output = self.region.output
         order = self.steps.views[output][output]
-        target = self.names.free(f"{output}_image") if order else output
+        image = self.names.free(f"{output}_image") if order else output
+        small = [self.names.free(f"{output}_small") for _ in moves]
+        target = [*small, image][0]
         parts: list[str] = []
         for source, layer in layers.items():
             read = self._image(source)
@@ -170,8 +177,10 @@ class _Writer:
         while len(parts) > 1:  # Add, not Sum: before opset 8 only Add extends its operands
             result = target if len(parts) == 2 else self.names.free(f"{output}_part")
             parts = [self._node("Add", parts[:2], result), *parts[2:]]
+        for move, *names in zip(moves, small, [*small[1:], image], strict=True):
+            self._node("DepthToSpace", names[:1], names[1], **shuffle(move))
         if order:
-            self._node("Transpose", [target], output, perm=order)
+            self._node("Transpose", [image], output, perm=order)
 
     def _image(self, source: str) -> str:
         """The name under which a source can be read here, channels second."""

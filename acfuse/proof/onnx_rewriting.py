@@ -12,9 +12,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from acfuse.files.onnx_cost import all_graphs
+from acfuse.graph.combination import Move
 from acfuse.graph.onnx_nodes import Perm, inverse
 from acfuse.graph.onnx_values import NOT_STORED_SINCE
-from acfuse.graph.onnx_write import MODES, Placed, attributes, read_anywhere
+from acfuse.graph.onnx_write import MODES, Placed, attributes, read_anywhere, shuffle
 from acfuse.proof.onnx_program import Walk, fault, found_in_words
 from acfuse.proof.outputs import Check
 
@@ -32,6 +33,7 @@ class Rewritten:
     output: str
     order: Perm
     terms: Sequence[tuple[Mapping[str, Perm], Placed | None]]
+    moves: Sequence[Move] = ()
 
 
 def compare_rewriting(
@@ -89,6 +91,8 @@ class _Reading:
         where, name = f"node {self.block.output}", self.block.output
         if self.block.order:
             name = self._before_transpose(name, self.block.order)
+        for move in reversed(self.block.moves):
+            name = self._before(name, "DepthToSpace", shuffle(move))
         convs: dict[str, onnx.NodeProto] = {}
         added: list[str] = []
         for part in self._summands(name):
@@ -137,10 +141,15 @@ class _Reading:
 
     def _before_transpose(self, name: str, perm: Perm) -> str:
         """What a Transpose of just that order reads; nothing if there is none."""
+        return self._before(name, "Transpose", {"perm": [*perm]})
+
+    def _before(self, name: str, kind: str, settings: Mapping[str, Any]) -> str:
+        """What a node of just that kind and settings reads; nothing if there is none."""
         node = self._new(name)
-        if node is None or node.op_type != "Transpose" or node.domain:
+        if node is None or node.op_type != kind or node.domain:
             return ""
-        return node.input[0] if self._take(node) == {"perm": [*perm]} else ""
+        given = {k: v.decode() if isinstance(v, bytes) else v for k, v in self._take(node).items()}
+        return node.input[0] if given == settings else ""
 
     def _is_image(self, name: str, views: Mapping[str, Perm]) -> bool:
         """Whether a value is the image of a source, its channels second."""

@@ -117,7 +117,7 @@ class OnnxSource(Source):
             blocks = [b for b in findings.found if b.site.graph == index]
             if not blocks:
                 continue
-            regions = [(b.site.region, b.site.layers) for b in blocks]
+            regions = [(b.site.region, b.site.layers, b.site.moves) for b in blocks]
             steps, opset = blocks[0].site.steps, opset_of(fused)
             placed = iter(put_back(graph, steps, regions, fused, opset))
             for b in blocks:
@@ -375,7 +375,7 @@ def rewritten(block: Block, layers: Sequence[Placed | None]) -> Rewritten:
     """What a block has to be in the fused file."""
     views, output = block.site.steps.views, block.site.region.output
     terms = zip((views[term.source] for term in block.terms), layers, strict=True)
-    return Rewritten(output, views[output][output], [*terms])
+    return Rewritten(output, views[output][output], [*terms], block.site.moves)
 
 
 def _restored(placed: Placed, tensors: Mapping[str, onnx.TensorProto]) -> Placed:

@@ -11,7 +11,7 @@ import torch
 from acfuse.errors import NotFusable, Reason
 from acfuse.files.onnx_cost import subgraphs
 from acfuse.findings import Block, Cost, Findings, Refused, Term
-from acfuse.graph.combination import Identity
+from acfuse.graph.combination import Identity, Move
 from acfuse.graph.onnx_nodes import FLOATS, Surroundings, is_training_dropout
 from acfuse.graph.onnx_quantised import FLOAT_FIRST, quantises_images
 from acfuse.graph.onnx_read import OnnxSteps, steps_of
@@ -26,7 +26,7 @@ from acfuse.graph.onnx_values import (
     replaceable,
 )
 from acfuse.graph.onnx_write import Layers, lowered
-from acfuse.graph.regions import choose, kernel_of, kernels
+from acfuse.graph.regions import choose, kernel_of, kernels, planned
 from acfuse.graph.steps import Opaque, Region
 
 OLDEST_OPSET = 7  # onnxruntime runs nothing older: there would be no proof
@@ -125,6 +125,7 @@ class OnnxSite:
     steps: OnnxSteps
     region: Region
     layers: Layers
+    moves: tuple[Move, ...] = ()
 
 
 Found = tuple[list[Block], list[Refused]]
@@ -175,7 +176,8 @@ def _find_in_graph(
             dtype = _dtype_of(region, around)
             values = kernels(steps.graph, region)
             layers = lowered(values, dtype)
-            run = reference(graph, around, steps, region.output, tuple(values))
+            moves = planned(steps.graph, region).moves
+            run = reference(graph, around, steps, region.output, tuple(values), moves)
         except NotFusable as refusal:
             refused.append(Refused(region.output, refusal.code, refusal.why))
             continue
@@ -194,7 +196,7 @@ def _find_in_graph(
                 Cost(region.convolutions, region.multiply_adds, region.weights),
                 tuple(sorted(region.steps)),
                 lambda run=run: run,  # type: ignore[misc]
-                OnnxSite(index, steps, region, layers),
+                OnnxSite(index, steps, region, layers, moves),
                 region.is_block,
             )
         )

@@ -1,5 +1,8 @@
 """Sums and 1x1 convolutions around what makes images larger and changes no pixel."""
 
+import warnings
+
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,9 +10,11 @@ from torch.nn import functional as F
 
 import acfuse
 from acfuse.errors import Reason
+from acfuse.proof import Tolerance
 from acfuse.proof.certificate import certify
 from sample_models import awake
 from tests.bounds import assert_within, rounding
+from tests.graph.onnx_files import answers
 
 
 class Shuffled(nn.Module):
@@ -118,3 +123,26 @@ def test_a_convolution_of_more_than_a_pixel_does_not_pass():
     fused = acfuse.fuse(Wide().eval(), torch.randn(2, 3, 6, 7))
     assert not fused.found
     assert any("pixel shuffle" in refused.why for refused in fused.refused)
+
+
+@pytest.mark.parametrize("dynamo", [False, True], ids=["traced", "dynamo"])
+@pytest.mark.parametrize("make", [Shuffled, Grouped])
+def test_a_depth_to_space_of_a_file_is_a_pixel_shuffle(make, dynamo, tmp_path):
+    torch.manual_seed(0)
+    model, image = awake(make().eval(), 0), torch.randn(2, 3, 6, 7)
+    path = tmp_path / "m.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (image,), path, dynamo=dynamo, verbose=False)
+    original = onnx.load(path)
+    fused = acfuse.fuse_onnx(original)
+    (block,) = fused.found
+    assert block.convolutions[1] == 1
+    assert certify(block, fused.stored(block)).passed
+    assert all(check.passed for check in fused.compare(None, Tolerance()))
+    (before,), (after,) = answers(original, image), answers(fused.model, image)
+    assert_within(after, before, rounding(model, image, dtype=torch.float32))
+    (shuffle, *_) = [n for n in fused.model.graph.node if n.op_type == "DepthToSpace"]
+    mode = next(a for a in shuffle.attribute if a.name == "mode")
+    mode.s = b"DCR"
+    assert not all(check.passed for check in fused.compare(None, Tolerance()))
