@@ -177,7 +177,7 @@ class _Writer:
         while len(parts) > 1:  # Add, not Sum: before opset 8 only Add extends its operands
             result = target if len(parts) == 2 else self.names.free(f"{output}_part")
             parts = [self._node("Add", parts[:2], result), *parts[2:]]
-        for move, *names in zip(moves, small, [*small[1:], image], strict=True):
+        for move, *names in zip(moves, small, [*small, image][1:], strict=True):
             self._node("DepthToSpace", names[:1], names[1], **shuffle(move))
         if order:
             self._node("Transpose", [image], output, perm=order)
