@@ -55,6 +55,7 @@ def unit_in_last_place(exact: Tensor, dtype: torch.dtype) -> Tensor:
     info = torch.finfo(dtype)
     _, exponent = torch.frexp(exact)
     spacing = torch.ldexp(torch.full_like(exact, info.eps / 2), exponent)
+    spacing[exact == 0] = 0.0  # whose exponent is that of 1/2 to frexp
     return spacing.clamp_min(info.tiny * info.eps)
 
 

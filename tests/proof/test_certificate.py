@@ -115,6 +115,20 @@ def test_a_bias_that_is_wrong_is_seen_where_biases_cancel():
         layer.bias.data = right
 
 
+@pytest.mark.parametrize("number", [2.0**-148, 1e-9, 2.0**-25])
+def test_a_bias_that_should_be_zero_is_that(number):
+    """However small it is: no unit of a number near 1 is that of zero."""
+    torch.manual_seed(0)
+    arms = {"a": conv(3, bias=False), "b": conv(1, bias=False)}
+    result = acfuse.fuse(Net(lambda m, x: m.a(x) + m.b(x), **arms).eval())
+    (block,) = result.found
+    assert certified(result.model, block).passed
+    result.model.get_submodule(block.names[0]).bias.data[1] = number
+    certificate = certified(result.model, block)
+    assert certificate.wrong == 1
+    assert "bias[1] is" in certificate.fault
+
+
 def test_rounding_is_measured_where_layers_write_through_views():
     """Moved copies of what a view reads would lead nowhere, and any answer would be noise."""
 
