@@ -39,7 +39,8 @@ def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Mis
     layers = split_layers(graph)
     while layers:
         parts = with_parts(graph, layers)
-        chosen, plans, misses = _chosen(parts, folds=folds)
+        own_parts = frozenset(part.value for own in layers.values() for part in own)
+        chosen, plans, misses = _chosen(parts, folds=folds, parts=own_parts)
         used = {v: own for v, own in layers.items() if _takes_part(parts, own, chosen)}
         if used == layers:
             chosen += [*_other_parts(parts, used, chosen)]
@@ -47,6 +48,13 @@ def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Mis
         layers = used
     chosen, plans, misses = _chosen(graph, folds=folds)
     return chosen, explain(graph, plans, chosen, misses)
+
+
+def _goes_beside(region: Region, parts: frozenset[str]) -> bool:
+    """Whether what went around something goes beside it now, and costs less there."""
+    before, after = region.multiply_adds
+    (old, new), taken = region.convolutions, parts & (region.steps - {region.output})
+    return bool(taken) and 1 < new == old and after < before
 
 
 def _takes_up(graph: Graph, region: Region) -> bool:
@@ -75,7 +83,13 @@ def _other_parts(
             yield _region(graph, value, Option(own, {}))
 
 
-def _chosen(graph: Graph, *, folds: bool) -> tuple[list[Region], dict[str, Plan], dict[str, Miss]]:
+def _chosen(
+    graph: Graph, *, folds: bool, parts: frozenset[str] = frozenset()
+) -> tuple[list[Region], dict[str, Plan], dict[str, Miss]]:
+    """The regions, the plans that they are from, and what was refused.
+
+    One that takes up some `parts` of layers is a block if it multiplies less, of as many layers.
+    """
     kept: frozenset[str] = frozenset()
     while True:
         plans, misses = plans_of(graph, kept)
@@ -86,6 +100,7 @@ def _chosen(graph: Graph, *, folds: bool) -> tuple[list[Region], dict[str, Plan]
         # What leads to a value that is kept for all its readers may still be absorbed with it.
         readers = graph.readers
         kept |= {v for v in twice if not any(r.value in twice for r in readers.get(v, []))}
+    regions = [replace(r, is_block=r.is_block or _goes_beside(r, parts)) for r in regions]
     chosen = [r for r in regions if r.is_block or (folds and not r.adds and _takes_up(graph, r))]
     return chosen, plans, misses
 
@@ -173,9 +188,6 @@ def _region(graph: Graph, output: str, option: Option) -> Region:
     cost, _, weights = cost_of(option.value)
     added = sum(len(s.rule.signs) - 1 for s in steps if isinstance(s.rule, Sum))
     saves = before > solid or (0 < before == solid and added > len(option.value) - 1)
-    # Or as many convolutions of fewer weights: what went around an activation goes beside it.
-    dense = sum(_multiply_adds(step) for step in steps if step.is_convolution)
-    saves = saves or (1 < before == solid and cost_of(option.value)[0] < dense)
     return Region(
         output,
         tuple(option.value),
