@@ -143,7 +143,8 @@ def _plan_step(graph: Graph, step: Step, options: list[list[Option]]) -> tuple[P
         try:
             value = Combiner(graph, numbers=False).apply(step.rule, [o.value for o in taken])
         except NotFusable as refusal:
-            miss = miss or Miss(step.value, refusal.code, refusal.why)
+            if not expanded:  # the fullest come first: what they can be, others need not
+                miss = miss or Miss(step.value, refusal.code, refusal.why)
         else:
             cost, operations, weights = cost_of(value)
             paid = cost * value.pixels, operations, weights
