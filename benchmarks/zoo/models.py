@@ -198,9 +198,11 @@ def _each(package: str, names: str, *shapes: tuple[int, ...], **options: Any) ->
         yield Model(package, name, shapes or (WIDE,), options)
 
 
-def _folded(package: str, names: str, shape: tuple[int, ...] = WIDE) -> Iterator[Model]:
+def _folded(
+    package: str, names: str, shape: tuple[int, ...] = WIDE, **options: Any
+) -> Iterator[Model]:
     for name in names.split():
-        yield Model(package, name, (shape,), fold_bn=True)
+        yield Model(package, name, (shape,), options, fold_bn=True)
 
 
 RESNET = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1],
@@ -267,7 +269,8 @@ MODELS = (
     *_folded("torchvision", "mobilenet_v2"),
     *_folded("ultralytics", "yolo11n", BOXES),
     *_each("doctr", "textnet_tiny"),
-    *_each("timm", "levit_128s levit_conv_128s efficientvit_m0", SQUARE, img_size=64),
+    *_each("timm", "efficientvit_m0", SQUARE, img_size=64),
+    *_folded("timm", "levit_128s levit_conv_128s", SQUARE, img_size=64),
     *_each("timm", "poolformerv2_s12 caformer_s18", SQUARE),
     *_each("timm", "fastvit_t8", SQUARE),
     *_each("timm", "ghostnetv3_050 ghostnet_050 lcnet_050 resnet10t starnet_s050"),
