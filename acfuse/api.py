@@ -164,7 +164,7 @@ def _shape(given: Any) -> Shape:
 
 
 def _is_conv(layer: object) -> bool:
-    return isinstance(layer, nn.modules.conv._ConvNd)
+    return isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
 
 
 def convert(source: str | Path, *, input_shape: Shape | None = None, **options: Any) -> Conversion:

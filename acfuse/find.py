@@ -174,7 +174,7 @@ class _Finder:
             parts |= {**module._parameters, **module._buffers}
             keep = frozenset(name for name, part in parts.items() if id(part) in self.needed)
             lost = [n for n, layer in layers.items() if is_convolution(layer)]
-            lost += [n for n, p in module._parameters.items() if p is not None and p.ndim > 2]
+            lost += [n for n, p in module._parameters.items() if p is not None and p.ndim > 1]
             new = [term for term in found.terms if term.name is not None]
             grows = len({*lost} - keep) < len(new)  # what replaces nothing is one layer more
             if keep and (found.site.forward is None or grows):
@@ -213,7 +213,7 @@ class _Finder:
         nodes = block.site.subgraph.nodes if block.site.subgraph else ()
         tensors += [tensor_at(module, node) for node in nodes if node.op == "get_attr"]
         for tensor in tensors:
-            if isinstance(tensor, Tensor) and tensor.ndim > 2 and id(tensor) not in self.needed:
+            if isinstance(tensor, Tensor) and tensor.ndim > 1 and id(tensor) not in self.needed:
                 yield id(tensor), tensor.numel()
 
     def _visit(self, module: nn.Module, done: set[int]) -> None:

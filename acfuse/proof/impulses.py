@@ -137,7 +137,7 @@ def _confirmed(
     per_group = claimed.shape[1]
     noise = (NOISE * claimed.abs().flatten(1).amax(1)).view(-1, *[1] * (claimed.ndim - 1))
     hidden: list[int] = []
-    side = math.ceil(PLACES ** (1 / len(output)))  # of one image: faster than several small ones
+    side = math.ceil(PLACES ** (1 / max(len(output), 1)))  # one image is faster than several
     larger = [max(n, side) for n in output]
     zeros = run(*_blank(geometries, larger, 1))
     for low in range(0, per_group, FEW):
@@ -171,11 +171,12 @@ def _apart(
     """
     geometry = geometries[index]
     assert isinstance(geometry, Geometry)
-    images = _blank(geometries, output, 1)
+    batch = 1 if output else PLACES  # a row is a single place
+    images = _blank(geometries, output, batch)
     size, groups, count = images[index].shape[2:], geometry.groups, claimed.shape[1]
     generator = torch.Generator().manual_seed(0)
-    numbers = torch.randn((1, groups, count, *size), generator=generator, dtype=torch.float64)
-    images[index].view(1, groups, -1, *size)[:, :, slots] = AMPLITUDE * numbers
+    numbers = torch.randn((batch, groups, count, *size), generator=generator, dtype=torch.float64)
+    images[index].view(batch, groups, -1, *size)[:, :, slots] = AMPLITUDE * numbers
     answer = (run(*images) - zeros) / AMPLITUDE
     alone = replace(geometry, in_channels=groups * count).without_shift()
     expected = LinearConv(claimed, claimed.new_zeros(len(claimed)), alone)(numbers.flatten(1, 2))

@@ -85,7 +85,7 @@ def _in_one(
 
 
 def _is_weight(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.ndim >= 3
+    return tensor.is_floating_point() and tensor.ndim >= 2
 
 
 def _at_largest(change: Callable[[Tensor], Tensor], *, of: Callable[[Tensor], bool]) -> Change:

@@ -337,3 +337,35 @@ def test_a_norm_that_several_layers_read_keeps_its_factors():
 def test_a_norm_of_several_axes_keeps_its_factors():
     model = nn.Sequential(nn.LayerNorm((3, 8)), nn.Linear(8, 4)).eval()
     assert not acfuse.fuse(model, torch.randn(2, 3, 8), fold_bn=True).found
+
+
+@pytest.mark.parametrize("make", NETS)
+def test_a_fused_network_of_rows_is_verified_and_a_changed_one_is_not(make):
+    torch.manual_seed(0)
+    model = awake(make().eval(), 0)
+    fused = acfuse.fuse(model, torch.randn(make.shape), fold_bn=True)
+    proofs = acfuse.verify(model, fused.model, make.shape, fold_bn=True)
+    assert proofs.passed, proofs.fault
+    for name in fused.found[0].names:
+        fused.model.get_submodule(name).weight.data.view(-1)[0] *= 1 + 2.0**-18
+    assert not acfuse.verify(model, fused.model, make.shape, fold_bn=True).passed
+
+
+@pytest.mark.parametrize("channels", [65, 150])
+def test_matrices_of_many_channels_are_certified_by_random_rows(channels):
+    torch.manual_seed(0)
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(channels, 70), nn.Linear(channels, 70, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.a(x) + self.b(x))
+
+    fused = acfuse.fuse(Wide().eval(), torch.randn(3, channels))
+    (block,) = fused.found
+    (stored,) = fused.stored(block)
+    assert certify(block, [stored]).passed
+    stored.kernel[41, channels - 1] *= 1 + 2.0**-21
+    assert not certify(block, [stored]).passed
