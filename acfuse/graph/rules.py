@@ -117,13 +117,18 @@ def matmul(input: Any, other: Any) -> ConvStep:
     return linear(input, other.t())
 
 
+def mm(input: Any, other: Any) -> ConvStep:
+    """The same of rows of two axes, and of no others."""
+    return replace(matmul(input, other), axes=2)
+
+
 def addmm(bias: Any, input: Any, other: Any, *, beta: Any = 1, alpha: Any = 1) -> ConvStep:
-    """The same with a bias: `beta * b + alpha * x @ W`. Shapes: b [out] or [1, out]."""
+    """The same again with a bias: `beta * b + alpha * x @ W`. Shapes: b [out] or [1, out]."""
     plain = isinstance(bias, Tensor) and isinstance(other, Tensor) and other.ndim == 2
     if not plain or bias.numel() != other.shape[1] or bias.shape[-1] != bias.numel():
         raise not_linear("a product of matrices other than b + x @ W")
-    layer = matmul(input, alpha * other).layer
-    return ConvStep(replace(layer, bias=beta * bias.reshape(-1)))
+    product = mm(input, alpha * other)
+    return replace(product, layer=replace(product.layer, bias=beta * bias.reshape(-1)))
 
 
 def conv_transpose(
@@ -360,7 +365,7 @@ RULES: dict[str, Callable[..., Rule | Parts | None]] = {
     "convolution": convolution,
     "linear": linear,
     "matmul": matmul,
-    "mm": matmul,
+    "mm": mm,
     "addmm": addmm,
     "permute": permute,
     "pixel_shuffle": pixel_shuffle,
