@@ -144,7 +144,7 @@ def verify(
         expected = LiveSource.of(original, example_of(original, inputs)).fuse(findings)
     left = expected.findings
     names = dict(fused.named_modules(remove_duplicate=False))
-    there = tuple(b for b in left.found if all(_is_conv(names.get(name)) for name in b.names))
+    there = tuple(b for b in left.found if all(_is_layer(names.get(name)) for name in b.names))
     findings = replace(left, found=there)
     given = replace(
         expected,
@@ -163,7 +163,8 @@ def _shape(given: Any) -> Shape:
     raise UsageError(f"{given!r} is no shape: give sizes of at least one, as (1, 3, 224, 224).")
 
 
-def _is_conv(layer: object) -> bool:
+def _is_layer(layer: object) -> bool:
+    """Whether it is a layer of one of the kinds that blocks become."""
     return isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
 
 

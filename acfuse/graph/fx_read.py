@@ -44,6 +44,7 @@ from acfuse.graph.steps import (
     Layer,
     LinearSubmodule,
     Opaque,
+    PerChannel,
     Rule,
     Step,
     planned_rule,
@@ -82,6 +83,7 @@ class _Builder:
         self.children, self.spatial_rank = children, spatial_rank
         self.names: dict[fx.Node, str] = {}  # node -> value; passing nodes share a name
         self.constants: dict[fx.Node, Any] = {}
+        self.rows: dict[fx.Node, fx.Node] = {}  # the first value that has the same rows
         self.parts: dict[fx.Node, Parts] = {}  # of a node that gives several results
         self.steps: list[Step] = []
         self.metadata = metadata_only(graph)
@@ -125,16 +127,18 @@ class _Builder:
                 reads = [n for n in node.all_input_nodes if n not in self.constants]
                 yield Operation(node, reads, reading)
 
-    def _rows(self, node: fx.Node) -> fx.Node:
-        """The first of the values that have the same axes before the channels as this one."""
-        while self.axes.get(node) == ROWS:
-            reads = [n for n in node.all_input_nodes if n not in self.constants]
-            reading = reading_of(node, self.module, self.children)
-            same = reading is not None and reading.each
-            if not same or len(reads) != 1 or self.axes.get(reads[0]) != ROWS:
-                break
-            node = reads[0]
-        return node
+    def _keeps_rows(self, node: fx.Node, rule: Rule | None) -> bool:
+        """Whether a node gives one row for each that it reads: a layer, or factors of one axis.
+
+        A constant of more axes may give rows more of them, or repeat these.
+        """
+        reads = [n for n in node.all_input_nodes if n not in self.constants]
+        if len(reads) != 1 or not self.axes.get(node) == self.axes.get(reads[0]) == ROWS:
+            return False
+        reading = reading_of(node, self.module, self.children)
+        plain = rule is None or isinstance(rule, ConvStep | PerChannel)
+        known = plain and (not isinstance(rule, PerChannel) or rule.axes is None)
+        return known and reading is not None and reading.each
 
     def _spatial_axes(self, node: fx.Node) -> int | None:
         """How many spatial axes a value has, none where it is read in several ways."""
@@ -188,6 +192,9 @@ class _Builder:
             rule = Opaque(refusal.why, refusal.code, channels=normalised(node))
         if node.name in self.mutated:
             rule = Opaque(f"{node.name} is overwritten in place", Reason.IN_PLACE)
+        if self._keeps_rows(node, rule):
+            read = next(n for n in node.all_input_nodes if n not in self.constants)
+            self.rows[node] = self.rows.get(read, read)
         if rule is None:  # another name for what it reads
             self.names[node] = images[0].value
             if callable(made):
@@ -224,8 +231,8 @@ class _Builder:
         """What a node stands for in the arguments of a rule."""
         if node in self.names:
             axes = self._spatial_axes(node)
-            parts, rows = self.parts.get(node), (id(self.graph), self._rows(node).name)
-            return Image(self.names[node], axes, parts=parts, rows=rows)
+            rows = id(self.graph), self.rows.get(node, node).name
+            return Image(self.names[node], axes, parts=self.parts.get(node), rows=rows)
         return self._constant(node)
 
     def _called(self, node: fx.Node) -> tuple[Rule | None, Sequence[Image]]:

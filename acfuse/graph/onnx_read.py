@@ -140,12 +140,12 @@ class _Builder:
         matrix = next((s for s in self.steps if rows and s.value == reads[0]), None)
         alone = reads and self.readers[reads[0]] == 1 and reads[0] not in self.needed
         match matrix, made[0]:
-            case Step(_, images, ConvStep(Conv(bias=None) as layer)), PerChannel(by) if (
+            case Step(_, images, ConvStep(Conv(bias=None) as layer) as product), PerChannel(by) if (
                 alone and not layer.stride and node.op_type == "Add" and by.channels
             ):
                 assert isinstance(by.shift, Tensor)
                 self.steps.remove(matrix)
-                return [ConvStep(replace(layer, bias=by.shift))], images
+                return [replace(product, layer=replace(layer, bias=by.shift))], images
         return made, reads
 
     def _twin(self, node: onnx.NodeProto) -> str:

@@ -118,17 +118,17 @@ def matmul(input: Any, other: Any) -> ConvStep:
 
 
 def mm(input: Any, other: Any) -> ConvStep:
-    """The same of a matrix alone."""
+    """The same of rows of two axes, and of no others."""
     return replace(matmul(input, other), axes=2)
 
 
 def addmm(bias: Any, input: Any, other: Any, *, beta: Any = 1, alpha: Any = 1) -> ConvStep:
-    """The same with a bias: `beta * b + alpha * x @ W`. Shapes: b [out] or [1, out]."""
+    """The same again with a bias: `beta * b + alpha * x @ W`. Shapes: b [out] or [1, out]."""
     plain = isinstance(bias, Tensor) and isinstance(other, Tensor) and other.ndim == 2
     if not plain or bias.numel() != other.shape[1] or bias.shape[-1] != bias.numel():
         raise not_linear("a product of matrices other than b + x @ W")
-    step = mm(input, alpha * other)
-    return replace(step, layer=replace(step.layer, bias=beta * bias.reshape(-1)))
+    product = mm(input, alpha * other)
+    return replace(product, layer=replace(product.layer, bias=beta * bias.reshape(-1)))
 
 
 def conv_transpose(

@@ -39,17 +39,17 @@ def with_parts(graph: Graph, layers: Mapping[str, tuple[Step, ...]]) -> Graph:
     for step in graph.steps:
         if step.value in parts:
             whole = graph.by_value[parts[step.value]]
-            steps.append(Step(step.value, whole.reads, ConvStep(_part(whole, step))))
+            steps.append(Step(step.value, whole.reads, _part(whole, step)))
         elif step.value not in layers:
             steps.append(step)
     return replace(graph, steps=tuple(steps))
 
 
-def _part(whole: Step, part: Step) -> Conv:
+def _part(whole: Step, part: Step) -> ConvStep:
     match whole.rule, part.rule:
-        case ConvStep(Conv() as layer), ChannelSlice() as rule:
+        case ConvStep(Conv() as layer) as own_rule, ChannelSlice() as rule:
             taken = rule.channels(len(layer.weight))
             own = slice(taken.start, taken.stop, taken.step)  # a view: no weight is copied
             bias = None if layer.bias is None else layer.bias[own]
-            return replace(layer, weight=layer.weight[own], bias=bias)
+            return replace(own_rule, layer=replace(layer, weight=layer.weight[own], bias=bias))
     raise ValueError(f"{whole.value} is no convolution that {part.value} takes a part of")

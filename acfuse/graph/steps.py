@@ -32,7 +32,10 @@ Layer = Conv | Pad | AvgPool
 
 @dataclass(frozen=True)
 class ConvStep:
-    """The value goes through a layer that is a convolution, and has so many `axes` (None: any)."""
+    """The value goes through a layer that is a convolution.
+
+    What it reads must have so many `axes` (None: as many as the layer takes).
+    """
 
     layer: Layer
     axes: int | None = None
@@ -53,7 +56,7 @@ class PerChannel:
 
 @dataclass(frozen=True)
 class Moved:
-    """The value with its pixels elsewhere."""
+    """The value with its pixels elsewhere; what else it reads tells a shape alone."""
 
     by: Move
 
@@ -340,6 +343,9 @@ class Combiner:
             case PerChannel(by):
                 return self._scaled(read[0], by).of_axes(rule.axes)
             case Moved(move):
+                if any(set(like) - set(read[0]) for like in read[1:]):
+                    why = f"{move.name}: it has the shape of what it is not made from"
+                    raise NotFusable(Reason.SIZES, why)
                 if move.merged > 1 and self._width(read[0]) % move.merged:
                     why = f"{move.merged} channels cannot be made one in {self._width(read[0])}"
                     raise NotFusable(Reason.CHANNELS, why)

@@ -369,3 +369,81 @@ def test_matrices_of_many_channels_are_certified_by_random_rows(channels):
     assert certify(block, [stored]).passed
     stored.kernel[41, channels - 1] *= 1 + 2.0**-21
     assert not certify(block, [stored]).passed
+
+
+class Matrices(nn.Module):
+    """Products that torch has for rows of two axes alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 7)
+        self.w, self.v = nn.Parameter(torch.randn(5, 7)), nn.Parameter(torch.randn(7, 4))
+        self.b = nn.Parameter(torch.randn(7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.mm(x, self.w) + torch.addmm(self.b, x, self.w, beta=0.5, alpha=2)
+        return (y + self.linear(x)).mm(self.v)
+
+
+def test_a_product_of_matrices_takes_no_other_rows():
+    model = Matrices().double().eval()
+    fused = acfuse.fuse(model)
+    assert len(fused.found) == 1
+    x = torch.randn(3, 5, dtype=torch.float64)
+    assert_within(fused.model(x), model(x), rounding(model, x, dtype=torch.float64))
+    for shape in ((5,), (2, 3, 5)):
+        other = torch.randn(shape, dtype=torch.float64)
+        for either in (model, fused.model):
+            with pytest.raises((RuntimeError, AssertionError)):
+                either(other)
+
+
+class Reshaped(nn.Module):
+    """Flattened rows that are put into another shape than they had."""
+
+    def __init__(self, shape: str) -> None:
+        super().__init__()
+        self.first, self.linear, self.bn = nn.Linear(6, 6), nn.Linear(6, 6), nn.BatchNorm1d(6)
+        self.last, self.extra = nn.Linear(6, 6), nn.Parameter(torch.randn(1, 7, 6))
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        u = self.first(x)
+        match self.shape:
+            case "two sizes":
+                return (self.bn(self.linear(u).flatten(0, 1)).reshape(x.shape[0], -1),)
+            case "four sizes":
+                y = self.bn(self.linear(u).flatten(0, 1))
+                return (y.reshape(x.shape[0], x.shape[1], x.shape[2], -1),)
+            case "before a constant":
+                v = u + self.extra  # of more rows, where x has one for each image
+                y = self.bn(self.linear(v).flatten(0, 1))
+                return y.reshape(u.shape[0], u.shape[1], -1), self.last(F.relu(v))
+        v = self.linear(u)  # the shape is that of what is not among what it is made from
+        return self.bn(self.last(v).flatten(0, 1)).reshape_as(u), v
+
+
+@pytest.mark.parametrize("shape", ["two sizes", "four sizes", "before a constant", "of another"])
+def test_only_what_puts_flattened_rows_back_undoes_that(shape):
+    model = awake(Reshaped(shape).double().eval(), 0)
+    fused = acfuse.fuse(model, torch.randn(2, 7, 6, dtype=torch.float64), fold_bn=True)
+    assert all(block.names != ("linear",) for block in fused.found)
+    read = shape in ("before a constant", "of another")  # the others are no reshape that is known
+    assert {refused.code for refused in fused.refused} == ({Reason.SIZES} if read else set())
+    for rows in (1, 7):
+        x = torch.randn(2, rows, 6, dtype=torch.float64)
+        assert_within(fused.model(x), model(x), rounding(model, x, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("make", [Parallel, Normed, Around])
+def test_linear_blocks_of_a_fused_model_are_certified(make):
+    model = awake(make().eval(), 0)
+    fused = acfuse.fuse(model, fold_bn=True)
+    proofs = acfuse.verify(model, fused.model, make.shape, fold_bn=True)
+    assert proofs.passed
+    assert len(proofs.certificates) == len(fused.found) > 0
+    layer = fused.model.get_submodule(fused.found[-1].names[-1])
+    with torch.no_grad():
+        layer.weight[0, 0] += 1
+    failed = acfuse.verify(model, fused.model, fold_bn=True)
+    assert not all(certificate.passed for certificate in failed.certificates)
