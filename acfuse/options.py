@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from acfuse.system.limits import Limits
+from acfuse.system.threads import prepare_threads
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -158,11 +159,19 @@ OUTPUT_OPTIONS = (
     option("-o", "--output", type=click.Path(path_type=Path), help="File or directory."),
     option("-f", "--force", is_flag=True, help="Replace files that exist."),
 )
+
+
+def _prepare(context: click.Context, parameter: click.Parameter, count: int | None) -> None:
+    prepare_threads(count)
+
+
 COMMON_OPTIONS = (
     option("--format", type=click.Choice(["text", "json"]), default="text",
             help="What stdout gets."),
     option("-q", "--quiet", is_flag=True, help="Say only what went wrong."),
     click.option("-v", "--verbose", count=True, help="Say more."),
+    option("--threads", type=click.IntRange(min=1), callback=_prepare, expose_value=False,
+            help="Compute with so many threads; as many as there are processors else."),
 )  # fmt: skip
 
 

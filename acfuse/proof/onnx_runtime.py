@@ -1,7 +1,6 @@
 """ONNX files run in onnxruntime, within bounds on memory and time, beside a PyTorch model."""
 
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +32,7 @@ from acfuse.proof.running import (
     named_kinds,
 )
 from acfuse.system.limits import LIMITS, Limits
+from acfuse.system.threads import threads
 
 LARGEST_IMAGE = 2**28  # numbers in an input that nobody asked for
 SHOWN = 3  # inputs for an output that shows nothing on the usual ones
@@ -91,7 +91,8 @@ def session_of(
         levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
     )
     options.log_severity_level = 4
-    options.intra_op_num_threads = max(1, min(4, os.cpu_count() or 1))
+    options.intra_op_num_threads = min(4, threads())
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # The last allocator that was registered is that of the next session.
     onnxruntime.create_and_register_allocator(
         onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0,
