@@ -233,10 +233,12 @@ class Geometry:
         """A factor and a shift for each output channel."""
         return replace(self, shifts=self.shifts or shifts)
 
-    def repeated(self, times: int) -> "Geometry":
+    def repeated(self, times: int) -> "Geometry":  # proved: repeated-channels
         """The same where each channel is so many channels, of which none sees another."""
-        channels = self.out_channels * times, self.in_channels * times
-        return replace(self, out_channels=channels[0], in_channels=channels[1])
+        # proved: repeated-channels
+        return replace(
+            self, out_channels=self.out_channels * times, in_channels=self.in_channels * times
+        )
 
     def without_shift(self) -> "Geometry":
         """The same without its bias."""

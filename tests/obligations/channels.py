@@ -57,6 +57,37 @@ def channels_and_bias(code: ModuleType) -> Iterator[Claim]:
 
 
 @obligation
+def repeated_channels(code: ModuleType) -> Iterator[Claim]:
+    """Where each channel is up to four, the whole takes and gives as many times what it did.
+
+    Two of its channels may meet exactly if those that they were made of may, for all groups of 12.
+    """
+    taken, given_, shifts = z3.Ints("f_in f_out f_shifts")
+    point, count = code.Axis(1, 1, 0, 0, (0,)), 12
+    for times in range(1, 5):
+        f = layer(code, point, channels=(Int(given_), Int(taken)), shifts=Int(shifts))
+        for path in explored(code, lambda f=f, times=times: f.repeated(times), ()):
+            if refused(path):  # too large to be proved
+                continue
+            whole = path.result
+            same = (
+                term(whole.in_channels) == times * taken,
+                term(whole.out_channels) == times * given_,
+            )
+            bias = (term(whole.shifts) != 0) == (shifts != 0)
+            yield Claim(f"{times} times", path.conditions, z3.And(*same, bias))
+        for number in (n for n in range(1, count + 1) if count % n == 0):
+            f = layer(code, point, channels=(count, count), groups=number)
+            for path in explored(code, lambda f=f, times=times: f.repeated(times), ()):
+                size, wide = count // path.result.groups, times * count // path.result.groups
+                met = all(
+                    (out // wide == into // wide) == (out // times // size == into // times // size)
+                    for out, into in product(range(times * count), repeat=2)
+                )
+                yield Claim(f"{times} times in {number}", (), z3.BoolVal(met))
+
+
+@obligation
 def groups(code: ModuleType) -> Iterator[Claim]:
     """The groups of a sum or a chain are the most that keep apart only what never meets.
 
