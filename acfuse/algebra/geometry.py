@@ -235,7 +235,6 @@ class Geometry:
 
     def repeated(self, times: int) -> "Geometry":  # proved: repeated-channels
         """The same where each channel is so many channels, of which none sees another."""
-        # proved: repeated-channels
         return replace(
             self, out_channels=self.out_channels * times, in_channels=self.in_channels * times
         )
