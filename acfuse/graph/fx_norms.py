@@ -7,7 +7,7 @@ for each channel. These are the next layer's, if that alone reads them.
 from torch import fx, nn
 from torch.nn import functional as F
 
-from acfuse.graph.fx_operators import LAST, operator_of
+from acfuse.graph.fx_operators import LAST, call_of_layer, operator_of
 from acfuse.graph.own_layers import has_hooks, is_layer
 
 
@@ -51,5 +51,5 @@ def _is_of_rows(layer: nn.LayerNorm | nn.RMSNorm) -> bool:
 
 def _is_linear(module: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return isinstance(module.get_submodule(str(node.target)), nn.Linear)
+        return call_of_layer(module.get_submodule(str(node.target)))[0] in LAST
     return operator_of(node) in LAST

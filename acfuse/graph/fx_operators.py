@@ -24,8 +24,6 @@ POOL = "kernel_size stride padding ceil_mode count_include_pad"
 # The operator that a layer calls on its input, and the attributes that are its other arguments.
 LAYERS: dict[type[nn.Module], tuple[str, str]] = {
     nn.Linear: ("linear", "weight bias"),
-    nn.modules.conv._ConvTransposeNd:
-        ("conv_transpose2d", "weight bias stride padding output_padding groups dilation"),
     nn.modules.batchnorm._BatchNorm:
         ("batch_norm", "weight bias running_mean running_var training momentum eps"),
     nn.PixelShuffle: ("pixel_shuffle", "upscale_factor"),
@@ -73,6 +71,11 @@ def operator_of(node: fx.Node) -> str | None:
         own = node.target.namespace == "aten"
         return NAMES.get(function_name(node).rstrip("_")) if own else None
     return FUNCTIONS.get(node.target)
+
+
+def call_of_layer(layer: nn.Module) -> tuple[str, str]:
+    """The operator that a layer calls, and the attributes that are its settings; "" if unknown."""
+    return next((call for kind, call in LAYERS.items() if isinstance(layer, kind)), ("", ""))
 
 
 def spatial_rank_of(module: nn.Module, graph: fx.Graph | None = None) -> int | None:
@@ -165,9 +168,9 @@ def reading_of(
     name, args = call_of(node)
     if node.op == "call_module":
         layer = module.get_submodule(str(node.target))
-        if isinstance(layer, (*CONVOLUTIONS, *NORMS)):
+        if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED, *NORMS)):
             return Reading(IMAGE)
-        name = next((name for kind, (name, _) in LAYERS.items() if isinstance(layer, kind)), "")
+        name, _ = call_of_layer(layer)
     if name in LAST:
         return Reading(ROWS, each=True)
     if name in ("permute", "transpose"):

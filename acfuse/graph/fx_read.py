@@ -25,9 +25,9 @@ from acfuse.graph.fx_norms import normalised
 from acfuse.graph.fx_operators import (
     ACTIVATIONS,
     CONVOLUTIONS,
-    LAYERS,
     TRANSPOSED,
     call_of,
+    call_of_layer,
     reading_of,
     spatial_rank_of,
 )
@@ -90,6 +90,8 @@ class _Builder:
         for node in graph.nodes:
             if self._is_constant(node):
                 self.constants[node] = None
+        read = {node: reading_of(node, self.module, children) for node in graph.nodes}
+        self.readings = {node: reading for node, reading in read.items() if reading is not None}
         self.axes = axes_of([*self._operations()])
 
     def build(self) -> Graph:
@@ -121,9 +123,8 @@ class _Builder:
         )
 
     def _operations(self) -> Iterator[Operation]:
-        for node in self.graph.nodes:
-            reading = reading_of(node, self.module, self.children)
-            if reading is not None and node not in self.constants:
+        for node, reading in self.readings.items():
+            if node not in self.constants:
                 reads = [n for n in node.all_input_nodes if n not in self.constants]
                 yield Operation(node, reads, reading)
 
@@ -135,7 +136,7 @@ class _Builder:
         reads = [n for n in node.all_input_nodes if n not in self.constants]
         if len(reads) != 1 or not self.axes.get(node) == self.axes.get(reads[0]) == ROWS:
             return False
-        reading = reading_of(node, self.module, self.children)
+        reading = self.readings.get(node)
         plain = rule is None or isinstance(rule, ConvStep | PerChannel)
         known = plain and (not isinstance(rule, PerChannel) or rule.axes is None)
         return known and reading is not None and reading.each
@@ -277,7 +278,7 @@ def layer_rule(layer: Any, spatial_rank: int | None = None) -> Rule | None:
         return ConvStep(conv_of(layer))
     if isinstance(layer, tuple(TRANSPOSED)):
         return ConvStep(conv_of(layer))
-    name, attributes = next((v for k, v in LAYERS.items() if isinstance(layer, k)), ("", ""))
+    name, attributes = call_of_layer(layer)
     if not name:
         raise _not_known(kind)
     pads = getattr(layer, "padding", None)  # of a pad: both ends of each axis

@@ -39,11 +39,11 @@ def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Mis
     layers = split_layers(graph)
     while layers:
         parts = with_parts(graph, layers)
-        own_parts = frozenset(part.value for own in layers.values() for part in own)
-        chosen, plans, misses = _chosen(parts, folds=folds, parts=own_parts)
-        used = {v: own for v, own in layers.items() if _takes_part(parts, own, chosen)}
+        taken = frozenset(part.value for own in layers.values() for part in own)
+        chosen, plans, misses = _chosen(parts, folds=folds, parts=taken)
+        used = {v: own for v, own in layers.items() if _takes_part(own, chosen)}
         if used == layers:
-            chosen += [*_other_parts(parts, used, chosen)]
+            chosen += [*_other_parts(parts, taken, chosen)]
             return chosen, explain(parts, plans, chosen, misses)
         layers = used
     chosen, plans, misses = _chosen(graph, folds=folds)
@@ -64,23 +64,22 @@ def _takes_up(graph: Graph, region: Region) -> bool:
     return len(layers) > 1 or not all(isinstance(rule, ConvStep | Moved) for rule in rules)
 
 
-def _takes_part(graph: Graph, parts: Sequence[Step], regions: Sequence[Region]) -> bool:
-    """Whether a region makes what follows of some part of a layer, and all has its place then."""
+def _takes_part(parts: Sequence[Step], regions: Sequence[Region]) -> bool:
+    """Whether some part of a layer has become part of a block."""
     within = [r for r in regions for part in parts if part.value in r.steps - {r.output}]
     return any(region.is_block for region in within)
 
 
 def _other_parts(
-    graph: Graph, layers: Mapping[str, Sequence[Step]], regions: Sequence[Region]
+    graph: Graph, parts: frozenset[str], regions: Sequence[Region]
 ) -> Iterator[Region]:
     """The parts of layers that no region takes up, each of which is a layer now."""
-    taken = frozenset().union(*(region.steps for region in regions))
-    for value in (part.value for own in layers.values() for part in own):
-        if value not in taken:
-            step = graph.by_value[value]
+    left = parts.difference(*(region.steps for region in regions))
+    for step in graph.steps:
+        if step.value in left:
             read = [LinearCombination({source: IDENTITY}) for source in step.reads]
             own = Combiner(graph, numbers=False).apply(step.rule, read)
-            yield _region(graph, value, Option(own, {}))
+            yield _region(graph, step.value, Option(own, {}))
 
 
 def _chosen(

@@ -13,9 +13,7 @@ from acfuse.graph.combination import Move
 from acfuse.graph.images import Image, Parts, are_ints, not_linear
 from acfuse.graph.steps import ChannelSlice, Concat, ConvStep, Moved, Rule
 
-COPIES = (
-    1e-11  # how far copies of a pixel may be off that is computed at each place, of the largest
-)
+COPIES = 1e-11  # of the largest number: how far copies may be off that are computed each
 END = 2**31 - 1  # the end of a slice from here on is that of the axis
 
 
