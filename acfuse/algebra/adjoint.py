@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from acfuse.algebra.adjoint_geometry import AdjointGeometry
 from acfuse.algebra.geometry import Geometry
-from acfuse.algebra.linear_conv import LinearConv, extend
+from acfuse.algebra.linear_conv import LinearConv, each, extend
 
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -62,9 +62,7 @@ class Adjoint:
 
         Shapes: scale and shift [out], or plain numbers.
         """
-        out = self.geometry.out_channels
-        scale = torch.as_tensor(scale, dtype=torch.float64, device=self.bias.device).expand(out)
-        shift = torch.as_tensor(shift, dtype=torch.float64, device=self.bias.device).expand(out)
+        scale, shift = each(scale, self.bias), each(shift, self.bias)
         grouped = self.kernel.reshape(self.groups, -1, *self.kernel.shape[1:])
         factors = scale.reshape(self.groups, 1, -1, *[1] * len(self.stride))
         kernel = (grouped * factors).reshape(self.kernel.shape)

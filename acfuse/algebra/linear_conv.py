@@ -122,9 +122,7 @@ class LinearConv:
 
         Shapes: scale and shift [out], or plain numbers.
         """
-        out = self.geometry.out_channels
-        scale = torch.as_tensor(scale, dtype=torch.float64, device=self.bias.device).expand(out)
-        shift = torch.as_tensor(shift, dtype=torch.float64, device=self.bias.device).expand(out)
+        out, scale, shift = len(self.bias), each(scale, self.bias), each(shift, self.bias)
         return LinearConv(
             self.kernel * scale.reshape(out, *[1] * (self.kernel.ndim - 1)),
             self.bias * scale + shift,
@@ -186,6 +184,11 @@ class LinearConv:
         convolve = CONVOLUTIONS[len(self.taps)]
         kernel, bias = self.kernel.to(image.dtype), self.bias.to(image.dtype)
         return convolve(padded, kernel, bias, self.stride, groups=self.groups)
+
+
+def each(number: Tensor | float, bias: Tensor) -> Tensor:
+    """A number, or one for each channel of a bias, as the latter; float64."""
+    return torch.as_tensor(number, dtype=torch.float64, device=bias.device).expand(len(bias))
 
 
 def on_axes(index: Iterable[Any]) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import z3
 
 from acfuse.algebra.adjoint_geometry import AdjointGeometry
+from tests.obligations.channels import of_two
 from tests.obligations.meaning import Window, Word, axis, inside, is_border, window
 from tests.obligations.stating import (
     BORDER,
@@ -21,7 +22,7 @@ from tests.obligations.stating import (
     refused,
     seen_with_another,
 )
-from tests.obligations.symbolic import Int, Term, term
+from tests.obligations.symbolic import Int, Term
 from tests.obligations.verdicts import Claim
 
 STATED: Stated = {}
@@ -187,16 +188,4 @@ def adjoint_channels_and_bias(code: ModuleType) -> Iterator[Claim]:
         sums = z3.And(taken[0] == taken[1], given_[0] == given_[1], as_many)
         carried = z3.Or(shifts[0] == 0, stride == 1)
         chains = z3.And(given_[0] == taken[1], as_many, carried)
-        for where, run, fits, last in (
-            ("sum", lambda f=f, g=g: f + g, sums, 0),
-            ("chain", lambda f=f, g=g: f.then(g), chains, 1),
-        ):
-            for path in explored(code, run, ()):
-                if refused(path):
-                    yield Claim(f"{where} refused", path.conditions, z3.Not(fits))
-                    continue
-                whole = path.result
-                same = (term(whole.in_channels) == taken[0],
-                        term(whole.out_channels) == given_[last])  # fmt: skip
-                bias = z3.Or(*(shift != 0 for shift in shifts)) == (term(whole.shifts) != 0)
-                yield Claim(where, path.conditions, z3.And(fits, *same, bias))
+        yield from of_two(code, (f, g), (sums, chains), taken, given_, shifts)

@@ -1,8 +1,9 @@
 """Channels, groups and the bias, of sums and of chains."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from types import ModuleType
+from typing import Any
 
 import z3
 
@@ -23,6 +24,28 @@ STATED: Stated = {}
 obligation = entered_in(STATED)
 
 
+def of_two(
+    code: ModuleType, pair: tuple[Any, Any], fits: tuple[Term, Term], taken: Sequence[Term],
+    given_: Sequence[Term], shifts: Sequence[Term],
+) -> Iterator[Claim]:  # fmt: skip
+    """Sum and chain of two layers are made exactly if they fit, and are of the whole's channels.
+
+    They may have a bias exactly if one of both may.
+    """
+    f, g = pair
+    runs = (("sum", lambda: f + g, 0), ("chain", lambda: f.then(g), 1))
+    for (where, run, last), fit in zip(runs, fits, strict=True):
+        for path in explored(code, run, ()):
+            if refused(path):
+                yield Claim(f"{where} refused", path.conditions, z3.Not(fit))
+                continue
+            whole = path.result
+            same = (term(whole.in_channels) == taken[0],
+                    term(whole.out_channels) == given_[last])  # fmt: skip
+            bias = z3.Or(*(shift != 0 for shift in shifts)) == (term(whole.shifts) != 0)
+            yield Claim(where, path.conditions, z3.And(fit, *same, bias))
+
+
 @obligation
 def channels_and_bias(code: ModuleType) -> Iterator[Claim]:
     """Branches add exactly if they take and give the same channels, on as many axes.
@@ -41,19 +64,7 @@ def channels_and_bias(code: ModuleType) -> Iterator[Claim]:
         as_many = axes[0] == axes[1]
         sums = z3.And(taken[0] == taken[1], given_[0] == given_[1], as_many)
         chains = z3.And(given_[0] == taken[1], as_many)
-        for where, run, fits, last in (
-            ("sum", lambda f=f, g=g: f + g, sums, 0),
-            ("chain", lambda f=f, g=g: f.then(g), chains, 1),
-        ):
-            for path in explored(code, run, ()):
-                if refused(path):
-                    yield Claim(f"{where} refused", path.conditions, z3.Not(fits))
-                    continue
-                whole = path.result
-                same = (term(whole.in_channels) == taken[0],
-                        term(whole.out_channels) == given_[last])  # fmt: skip
-                bias = z3.Or(*(shift != 0 for shift in shifts)) == (term(whole.shifts) != 0)
-                yield Claim(where, path.conditions, z3.And(fits, *same, bias))
+        yield from of_two(code, (f, g), (sums, chains), taken, given_, shifts)
 
 
 @obligation
