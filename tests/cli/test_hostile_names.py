@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from acfuse import cli
+from acfuse.commands.shown import progress_of
 from tests.cli.command import Stream, run
 from tests.cli.project import make_project, own_module, state, trained
 
@@ -123,7 +123,7 @@ def test_in_the_progress_line_of_a_terminal(verbose):
     stream = Stream(terminal=True)
     with redirect_stderr(stream):
         for name in NAMES.values():
-            with cli._progress("loading", quiet=False, verbose=verbose) as progress:
+            with progress_of("loading", quiet=False, verbose=verbose) as progress:
                 progress(f"certificate of {name}")
     for name in NAMES.values():
         assert name.isprintable() or name not in stream.getvalue()

@@ -1,0 +1,1 @@
+"""The commands, a module for each subject: click. Heavy modules are imported when one runs."""

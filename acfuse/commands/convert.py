@@ -1,0 +1,111 @@
+"""convert, inspect and export-onnx."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from acfuse.commands.jobs import job_again, job_of
+from acfuse.commands.shown import progress_of, show
+from acfuse.errors import Exit
+from acfuse.options import (
+    COMMON_OPTIONS,
+    INPUT_OPTIONS,
+    MODEL_OPTIONS,
+    ONNX_OPTIONS,
+    OUTPUT_OPTIONS,
+    RUNTIME_OPTIONS,
+    SHAPE_OPTIONS,
+    option,
+    takes,
+)
+from acfuse.system.escape import safe
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS)
+@option("--pt2", is_flag=True, help="Write a program of torch.export (.pt2) as well.")
+@option("--no-onnx", is_flag=True, help="Write the checkpoint alone.")
+@option("--allow-empty", is_flag=True, help="Succeed where there is nothing to fuse.")
+@option("-n", "--dry-run", is_flag=True, help="Find and prove, write nothing.")
+def convert(source: Path, format: str, quiet: bool, verbose: int, **options: Any) -> None:
+    """Fuse a checkpoint: find the blocks, prove equality, write checkpoint, ONNX and manifest."""
+    _early_output_checks(source, options)
+    with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
+        from acfuse import report
+        from acfuse.pipeline.convert import convert as run
+
+        conversion = run(job_of(source, options), progress)
+    show(conversion, format, quiet, report)
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@takes(MODEL_OPTIONS, SHAPE_OPTIONS, COMMON_OPTIONS)
+def inspect(source: Path, format: str, quiet: bool, verbose: int, **options: Any) -> None:
+    """Show what would be fused, what not, and why. Writes nothing."""
+    with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose):
+        from acfuse import report
+        from acfuse.pipeline.convert import inspect as run
+
+        seen = run(job_of(source, {**options, "dry_run": True}))
+    if format == "json":
+        report.print_json(report.describe_findings(seen))
+    else:
+        report.print_findings(seen)
+    if not seen.findings.found:
+        sys.exit(Exit.NOTHING)
+
+
+@click.command("export-onnx")
+@click.argument("source", type=click.Path(path_type=Path), required=False)
+@takes(MODEL_OPTIONS, INPUT_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS)
+def export_onnx(
+    source: Path | None, format: str, quiet: bool, verbose: int, **options: Any
+) -> None:
+    """Write the ONNX file of the last conversion again, or of any checkpoint as it is."""
+    _early_export_checks(source, options)
+    with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
+        from acfuse import report
+        from acfuse.pipeline import replay
+        from acfuse.pipeline.manifest import Manifest
+
+        if source is None:
+            manifest = Manifest.only(Path.cwd())
+            job = job_again(manifest, options)
+            path = replay.export_again(manifest, job, options["output"], progress)
+        else:
+            path = replay.export_file(job_of(source, options), progress)
+    if format == "json":
+        report.print_json({"written": [str(path)]})
+    elif not quiet:
+        click.echo(f"wrote   {safe(path)}  ({path.stat().st_size:,} bytes)")
+
+
+def _early_output_checks(source: Path, options: dict[str, Any]) -> None:
+    """What is wrong with the paths is said before PyTorch is loaded."""
+    from acfuse.pipeline.paths import Paths, fused_path
+    from acfuse.system.atomic_write import check_outputs
+
+    if options["dry_run"]:
+        return
+    paths = Paths.beside(fused_path(source, options["output"]))
+    wanted = paths.wanted(onnx=not options["no_onnx"], pt2=options["pt2"])
+    check_outputs(wanted, [source], force=options["force"])
+
+
+def _early_export_checks(source: Path | None, options: dict[str, Any]) -> None:
+    """The same for the ONNX file alone; without a source, it is that of the only manifest."""
+    from acfuse.pipeline.paths import MANIFEST, again_path, exported_path
+    from acfuse.system.atomic_write import check_outputs
+
+    output, force = options["output"], options["force"]
+    if source is not None:
+        check_outputs([exported_path(source, output)], [source], force=force)
+        return
+    manifests = [*Path.cwd().glob(f"*{MANIFEST}")]
+    if len(manifests) == 1:  # otherwise, that is the error
+        own = [again_path(manifests[0], output), *(manifests if output is None else [])]
+        check_outputs(own, [], force=force or output is None)

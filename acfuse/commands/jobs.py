@@ -1,0 +1,84 @@
+"""What a command is asked to do: a job of its options, or the last one changed by them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from acfuse.system.limits import LIMITS
+
+if TYPE_CHECKING:
+    from acfuse.pipeline.job import Job
+    from acfuse.pipeline.manifest import Manifest
+
+
+def job_again(manifest: "Manifest", options: dict[str, Any]) -> "Job":
+    """The manifest's job, changed by flags and variables: it was not made by the configuration.
+
+    Tolerances are no part of a conversion: those may come from the configuration as well.
+    """
+    context = click.get_current_context()
+    spoken = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    own = {
+        name: value
+        for name, value in options.items()
+        if name in ("atol", "rtol") or context.get_parameter_source(name) in spoken
+    }
+    if own.get("patterns") or own.get("assume"):
+        own = {"patterns": manifest.pattern_files, "assume": manifest.assume, **own}
+    job = manifest.job(_changes(own))
+    seed, samples = own.get("seed"), own.get("samples")
+    if job.inputs is not None:
+        seed = job.inputs.seed if seed is None else seed
+        job = replace(
+            job, inputs=replace(job.inputs, seed=seed, samples=samples or job.inputs.samples)
+        )
+    return job
+
+
+def _changes(options: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a job that options change."""
+    from acfuse.patterns import known_patterns
+    from acfuse.proof import Inputs, Tolerance
+
+    plain = ("model", "model_args", "key", "prefix", "sha256", "bn_eps", "opset", "dynamic")
+    changes: dict[str, Any] = {name: options.get(name) for name in plain}
+    flags = ("force", "allow_nonfinite", "fix_initializers", "no_runtime")
+    changes |= {name: options.get(name) or None for name in flags}
+    packages = (f"{name}:*" for name in options.get("allow_package") or ())
+    changes["allow_classes"] = (*(options.get("allow_class") or ()), *packages) or None
+    changes["tolerance"] = Tolerance(options.get("atol"), options.get("rtol"))
+    if options.get("limit"):
+        changes["limits"] = replace(LIMITS, **dict(options["limit"]))
+    if options.get("patterns") or options.get("assume"):
+        changes["patterns"] = known_patterns(
+            options.get("patterns") or (), options.get("assume") or ()
+        )
+    if options.get("input_shape") or options.get("inputs"):
+        named = [(n, s, *kind) for n, s, *kind in options.get("input_shape") or ()]
+        inputs = Inputs(
+            tuple((name, shape) for name, shape, *_ in named),
+            options.get("seed") or 0,
+            options.get("samples") or 3,
+            tuple(kind[0] if kind else "" for _, _, *kind in named),
+        )
+        file = options.get("inputs")
+        changes["inputs"] = inputs if file is None else inputs.with_file(file)
+    return changes
+
+
+def job_of(source: Path, options: dict[str, Any]) -> "Job":
+    from acfuse.pipeline.job import Job
+
+    job = Job(
+        source,
+        output=options.get("output"),
+        onnx=not options.get("no_onnx", False),
+        pt2=options.get("pt2", False),
+        fold_bn=options.get("fold_bn", False),
+        allow_empty=options.get("allow_empty", False),
+        dry_run=options.get("dry_run", False),
+    )
+    return replace(job, **{k: v for k, v in _changes(options).items() if v is not None})
