@@ -37,6 +37,11 @@ class AdjointGeometry:
         return self.of.out_channels
 
     @property
+    def groups(self) -> int:
+        """Channel groups that do not see each other."""
+        return self.of.groups
+
+    @property
     def axes(self) -> tuple[Axis, ...]:
         """The axes of the convolution that it is the adjoint of."""
         return self.of.axes
@@ -54,7 +59,7 @@ class AdjointGeometry:
     @property
     def weights(self) -> int:
         """Numbers of a real layer's kernel."""
-        per_group = self.out_channels // self.of.groups
+        per_group = self.out_channels // self.groups
         return self.in_channels * per_group * prod(map(_layer_taps, self.axes))
 
     @property

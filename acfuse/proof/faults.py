@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from acfuse.algebra import Value
 from acfuse.findings import Block, Run
 from acfuse.graph.fx_read import is_convolution, is_norm
-from acfuse.proof.certificate import ULP_LIMIT, rows
-from acfuse.proof.impulses import read_out, unit_in_last_place
+from acfuse.proof.certificate import ULP_LIMIT
+from acfuse.proof.impulses import read_out, rows, unit_in_last_place
 
 Mistake = Callable[[nn.Module], None]
 NO_EPS = sys.float_info.min  # changes no variance in float64, and torch 2.10 runs none with 0

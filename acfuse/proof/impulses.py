@@ -1,62 +1,44 @@
-"""The kernel of an affine map that commutes with shifts, read out of it.
+"""The kernel of an affine map that commutes with shifts, read out of it by impulses.
 
-Impulses read it to the last digit, one image for each input channel. Where a kernel is known that
-the map should have, a few images of random numbers show nearly all of it: two affine maps that
-agree on numbers which nobody chose are one map. What that leaves open is a bound on the error of
-any weight, and the input channels in which some weight is not large beside it are read by impulses.
+They read it to the last digit, one image for each input channel.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from acfuse.algebra import AdjointGeometry, Axis, Geometry, LinearConv, Planned, Value, adjoint_of
+from acfuse.algebra import (
+    Adjoint,
+    AdjointGeometry,
+    Axis,
+    Geometry,
+    LinearConv,
+    Planned,
+    Value,
+    adjoint_of,
+)
 from acfuse.algebra.adjoint import by_output
 from acfuse.algebra.linear_conv import on_axes
-from acfuse.findings import Run, Term
+from acfuse.findings import Run
 
 AMPLITUDE = 2.0**400  # of impulses: beside their answers no bias is large, and none is infinite
 NOISE = 64 * 2.0**-53  # of float64 sums, relative to the largest weight of an output channel
 ROOM = 64  # the most that images are enlarged by for layers that need it
 CHUNK = 2**24  # numbers in one batch of impulses
-FEW = 64  # channels that are given random numbers at a time; fewer are read as fast by impulses
-PLACES = 64  # of an output, at the least, at which random numbers are compared
-SURE = 4  # no weight is further off than so many times the worst difference at all these places
-
-
-@dataclass(frozen=True)
-class Claims:
-    """The kernels that a map should have, and the dtype in which they are stored.
-
-    Those of transposed convolutions are not asked for: an impulse shows every tap of one at once.
-    """
-
-    terms: Sequence[Term]
-    geometries: Sequence[Planned | None]
-    dtype: torch.dtype
-
-    def kernel(self, index: int) -> Tensor | None:
-        """A claimed kernel, if it has the shape that is stored, and enough channels to matter."""
-        geometry = self.geometries[index]
-        if not isinstance(geometry, Geometry) or geometry.in_channels // geometry.groups <= FEW:
-            return None
-        value = self.terms[index].value
-        fits = value is not None and value.geometry.without_shift() == geometry.without_shift()
-        return value.kernel if fits and value is not None else None
+# A kernel with its output channels first, and those of its channels that impulses have to read.
+Hidden = Callable[[int, Sequence[int]], tuple[Tensor, Sequence[int]] | None]
+EXPONENT = 0x7FF0000000000000  # the bits of float64 that are its exponent
 
 
 def unit_in_last_place(exact: Tensor, dtype: torch.dtype) -> Tensor:
     """The spacing of a dtype's numbers around each value; that of the subnormals near zero."""
     info = torch.finfo(dtype)
-    _, exponent = torch.frexp(exact)
-    spacing = torch.ldexp(torch.full_like(exact, info.eps / 2), exponent)
-    spacing[exact == 0] = 0.0  # whose exponent is that of 1/2 to frexp
-    return spacing.clamp_min(info.tiny * info.eps)
+    power_of_two = (exact.view(torch.int64) & EXPONENT).view(torch.float64)  # 2^floor(log2 |x|)
+    return power_of_two.mul_(info.eps).clamp_min_(info.tiny * info.eps)
 
 
 def room_for(run: Run, geometries: Sequence[Planned | None]) -> int:
@@ -67,7 +49,7 @@ def room_for(run: Run, geometries: Sequence[Planned | None]) -> int:
     room = 0
     while room < ROOM:
         try:
-            run(*_blank(geometries, _impulse_output(geometries, room), 1))
+            run(*blank(geometries, _impulse_output(geometries, room), 1))
         except RuntimeError:
             room = 2 * room + 1
         else:
@@ -79,7 +61,7 @@ def read_out(
     run: Run,
     geometries: Sequence[Planned | None],
     room: int = 0,
-    claims: Claims | None = None,
+    hidden: Hidden | None = None,
 ) -> list[Value | None]:
     """The convolutions that an affine, shift-invariant map is.
 
@@ -88,7 +70,8 @@ def read_out(
     The images give `room` more places than it takes to see an impulse. These are so large that a
     bias, or terms of it that cancel, take no digit from the weights.
 
-    With `claims`, channels are read only where random numbers do not show enough of them.
+    `hidden` tells of each kernel, by its place, what it is and which of its channels are left to be
+    read; None: all of them.
     """
     solid = [i for i, g in enumerate(geometries) if g is not None]
     output = _impulse_output(geometries, room)
@@ -97,93 +80,40 @@ def read_out(
     for i in solid:
         geometry = geometries[i]
         assert geometry is not None
-        zero = run(*_blank(geometries, output, 1))
+        zero = run(*blank(geometries, output, 1))
         middle = tuple(n // 2 for n in zero.shape[2:])
         own_bias = zero[0][on_axes(middle)] if bias is None else torch.zeros_like(bias)
         bias = own_bias if bias is None else bias
-        if isinstance(geometry, AdjointGeometry):
-            kernel = _read_spread(run, geometries, i, output, zero)
-            none = kernel.new_zeros(len(kernel))
-            values[i] = adjoint_of(LinearConv(kernel, none, geometry.of), own_bias)
-            continue
-        claimed = claims.kernel(i) if claims is not None else None
-        if claims is None or claimed is None:
-            kernel = _read_kernel(run, geometries, i, output, zero)
-        else:
-            kernel = _confirmed(run, geometries, i, output, zero, claimed, claims.dtype)
-        shifted = geometry if bool(own_bias.any()) else geometry.without_shift()
-        values[i] = LinearConv(kernel, own_bias, shifted)
+        known = hidden(i, output) if hidden is not None else None
+        channels = range(geometry.in_channels // geometry.groups) if known is None else known[1]
+        read = _read_spread if isinstance(geometry, AdjointGeometry) else _read_kernel
+        kernel = read(run, geometries, i, output, zero, channels) if channels else None
+        if known is not None:
+            kernel = known[0] if kernel is None else _with_channels(known[0], kernel, channels)
+        assert kernel is not None
+        values[i] = _value(kernel, own_bias, geometry)
     return values
 
 
-def _confirmed(
-    run: Run,
-    geometries: Sequence[Planned | None],
-    index: int,
-    output: Sequence[int],
-    zero: Tensor,
-    claimed: Tensor,
-    dtype: torch.dtype,
-) -> Tensor:
-    """A claimed kernel, with what random numbers do not show of it read by impulses.
-
-    If a weight of an output channel were off by e, so would that channel be at each place, by e
-    times another normal number: at 64 places all below r with a chance of less than (r / e)^64. So
-    e is at most 4 r, where r is the worst difference that was seen, which is rounding. A channel of
-    the input is read where that is more than half a unit in the last place of some weight, and more
-    than what float64 sums may be off. Few channels at a time are given numbers, because the
-    rounding grows with the number of terms.
-    """
-    per_group = claimed.shape[1]
-    noise = (NOISE * claimed.abs().flatten(1).amax(1)).view(-1, *[1] * (claimed.ndim - 1))
-    hidden: list[int] = []
-    side = math.ceil(PLACES ** (1 / max(len(output), 1)))  # one image is faster than several
-    larger = [max(n, side) for n in output]
-    zeros = run(*_blank(geometries, larger, 1))
-    for low in range(0, per_group, FEW):
-        slots = slice(low, min(low + FEW, per_group))
-        part = claimed[:, slots]
-        off = SURE * _apart(run, geometries, index, larger, zeros, part, slots)
-        off = off.view(-1, *[1] * (claimed.ndim - 1))
-        weak = (unit_in_last_place(part, dtype) < 2 * off) & (off > noise)
-        hidden += (low + weak.transpose(0, 1).flatten(1).any(1).nonzero().flatten()).tolist()
-        if len(hidden) > per_group // 2:
-            return _read_kernel(run, geometries, index, output, zero)
-    if not hidden:
-        return claimed
-    kernel = claimed.clone()
-    kernel[:, hidden] = _read_kernel(run, geometries, index, output, zero, hidden)[:, hidden]
-    return kernel
+def _with_channels(rows: Tensor, read: Tensor, channels: Sequence[int]) -> Tensor:
+    """A kernel in which some channels are those that were read."""
+    rows = rows.clone()
+    rows[:, list(channels)] = read
+    return rows
 
 
-def _apart(
-    run: Run,
-    geometries: Sequence[Planned | None],
-    index: int,
-    output: Sequence[int],
-    zeros: Tensor,
-    claimed: Tensor,
-    slots: slice,
-) -> Tensor:
-    """How far a map is from a kernel of some channels, on normal numbers, at worst in each output.
+def _value(rows: Tensor, bias: Tensor, geometry: Planned) -> Value:
+    """The convolution, transposed or not, whose kernel has its output channels first."""
+    if isinstance(geometry, AdjointGeometry):
+        kernel = by_output(rows, geometry.groups)
+        return adjoint_of(LinearConv(kernel, kernel.new_zeros(len(kernel)), geometry.of), bias)
+    return LinearConv(rows, bias, geometry if bool(bias.any()) else geometry.without_shift())
 
-    `slots` says which channels of every group these are.
-    """
-    geometry = geometries[index]
-    assert isinstance(geometry, Geometry)
-    batch = 1 if output else PLACES  # a row is a single place
-    images = _blank(geometries, output, batch)
-    size, groups, count = images[index].shape[2:], geometry.groups, claimed.shape[1]
-    generator = torch.Generator().manual_seed(0)
-    numbers = torch.randn((batch, groups, count, *size), generator=generator, dtype=torch.float64)
-    images[index].view(batch, groups, -1, *size)[:, :, slots] = AMPLITUDE * numbers
-    answer = (run(*images) - zeros) / AMPLITUDE
-    alone = replace(geometry, in_channels=groups * count).without_shift()
-    expected = LinearConv(claimed, claimed.new_zeros(len(claimed)), alone)(numbers.flatten(1, 2))
-    if answer.shape != expected.shape:
-        return torch.full((len(claimed),), math.inf, dtype=torch.float64)
-    apart = (answer - expected).abs().nan_to_num(nan=math.inf)
-    return apart.transpose(0, 1).flatten(1).amax(1)
+
+def rows(value: Value, kernel: Tensor | None = None) -> Tensor:
+    """Its kernel (or one like it) with the output channels first: [out, in / groups, *taps]."""
+    kernel = value.kernel if kernel is None else kernel
+    return by_output(kernel, value.groups) if isinstance(value, Adjoint) else kernel
 
 
 def _impulse_output(geometries: Sequence[Planned | None], room: int) -> list[int]:
@@ -248,7 +178,18 @@ def image_size(geometry: Planned, output: Sequence[int]) -> tuple[int, ...]:
     )
 
 
-def _blank(geometries: Sequence[Planned | None], output: Sequence[int], batch: int) -> list[Tensor]:
+def output_size(geometry: Planned, image: Sequence[int]) -> tuple[int, ...]:
+    """The size of what it gives for an image of this size."""
+    spread = isinstance(geometry, AdjointGeometry)
+    ends = ((a.stride, a.taps - a.before - a.after) for a in geometry.axes)
+    return tuple(
+        (n - 1) * stride + end if spread else (n - end) // stride + 1
+        for n, (stride, end) in zip(image, ends, strict=True)
+    )
+
+
+def blank(geometries: Sequence[Planned | None], output: Sequence[int], batch: int) -> list[Tensor]:
+    """Images of zeros that give an output of this size."""
     out = next(g.out_channels for g in geometries if g is not None)
     images = []
     for g in geometries:
@@ -265,23 +206,22 @@ def _read_kernel(
     index: int,
     output: Sequence[int],
     zero: Tensor,
-    channels: Sequence[int] | None = None,
+    channels: Sequence[int],
 ) -> Tensor:
-    """A kernel by impulses; with `channels`, those of a group alone, and zeros elsewhere."""
+    """Some channels of a kernel, of each group alike, by impulses: [out, channels, *taps]."""
     geometry = geometries[index]
     assert isinstance(geometry, Geometry)
     per_group, groups = geometry.in_channels // geometry.groups, geometry.groups
     taps = tuple(a.taps for a in geometry.axes)
-    kernel = torch.zeros(geometry.out_channels, per_group, *taps, dtype=torch.float64)
+    kernel = torch.zeros(geometry.out_channels, len(channels), *taps, dtype=torch.float64)
     size = image_size(geometry, output)
     starts = [_impulse_start(a, geometry.border) for a in geometry.axes]
     step = max(1, CHUNK // (geometry.in_channels * math.prod(size)))
     for phase in product(*(range(a.stride) for a in geometry.axes)):
         pixel = tuple(s + p for s, p in zip(starts, phase, strict=True))
-        wanted = range(per_group) if channels is None else channels
-        for low in range(0, len(wanted), step):
-            slots = wanted[low : low + step]
-            images = _blank(geometries, output, len(slots))
+        for low in range(0, len(channels), step):
+            slots = channels[low : low + step]
+            images = blank(geometries, output, len(slots))
             image = images[index].view(len(slots), groups, per_group, *size)
             for i, slot in enumerate(slots):
                 image[i, :, slot][on_axes(pixel)] = AMPLITUDE
@@ -293,7 +233,7 @@ def _read_kernel(
                     for p, n, a in zip(pixel, place, geometry.axes, strict=True)
                 )
                 if all(0 <= i < n for i, n in zip(t, taps, strict=True)):
-                    tap: Any = (slice(None), list(slots), *t)
+                    tap: Any = (slice(None), slice(low, low + len(slots)), *t)
                     kernel[tap] = answer[on_axes(place)]
     return kernel
 
@@ -304,26 +244,27 @@ def _read_spread(
     index: int,
     output: Sequence[int],
     zero: Tensor,
+    channels: Sequence[int],
 ) -> Tensor:
-    """The kernel of a transposed convolution: all that one impulse is spread to."""
+    """The same of a transposed convolution: all that one impulse is spread to."""
     geometry = geometries[index]
     assert isinstance(geometry, AdjointGeometry)
-    groups, per_group = geometry.of.groups, geometry.in_channels // geometry.of.groups
+    groups, per_group = geometry.groups, geometry.in_channels // geometry.groups
     size, taps = image_size(geometry, output), geometry.of.taps
-    rows = torch.zeros(geometry.out_channels, per_group, *taps, dtype=torch.float64)
+    kernel = torch.zeros(geometry.out_channels, len(channels), *taps, dtype=torch.float64)
     pixel = tuple(map(_spread_start, geometry.axes))
     begins = [a.stride * p - a.before for p, a in zip(pixel, geometry.axes, strict=True)]
     window = tuple(slice(b, b + n) for b, n in zip(begins, taps, strict=True))
     numbers = max(geometry.in_channels * math.prod(size), zero[0].numel())
     step = max(1, CHUNK // numbers)
-    for low in range(0, per_group, step):
-        slots = range(low, min(low + step, per_group))
-        images = _blank(geometries, output, len(slots))
+    for low in range(0, len(channels), step):
+        slots = channels[low : low + step]
+        images = blank(geometries, output, len(slots))
         image = images[index].view(len(slots), groups, per_group, *size)
         for i, slot in enumerate(slots):
             image[i, :, slot][on_axes(pixel)] = AMPLITUDE
         answer = (run(*images) - zero).transpose(0, 1) / AMPLITUDE  # [out, slots, *output]
         seen = answer[on_axes(window)]
         there = tuple(slice(n) for n in seen.shape[2:])  # of another size, as much as there is
-        rows[:, slots.start : slots.stop][on_axes(there)] = seen
-    return by_output(rows, groups)
+        kernel[:, low : low + len(slots)][on_axes(there)] = seen
+    return kernel
