@@ -86,9 +86,9 @@ def certify(
         return Certificate(where, math.inf, math.inf, count, fault="two runs of it differ")
     answers = [run(*images) for images in probes]
     for images, given in zip(probes, answers, strict=True):
-        expected = _output_of(stored, images)
-        if given.shape != expected:
-            sizes = f"{tuple(given.shape[2:])} and {expected[2:]}"
+        wanted = _output_of(stored, images)
+        if given.shape != wanted:
+            sizes = f"{tuple(given.shape[2:])} and {wanted[2:]}"
             fault = f"outputs of {sizes} for inputs of {tuple(images[0].shape[2:])}: padding?"
             return Certificate(where, math.inf, math.inf, count, fault=fault)
     claims = Claims(run, block.terms, geometries, block.dtype)

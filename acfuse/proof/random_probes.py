@@ -34,7 +34,7 @@ class Claims:
     dtype: torch.dtype
 
     def hidden(self, index: int, output: Sequence[int]) -> tuple[Tensor, Sequence[int]] | None:
-        """A claimed kernel, output channels first, and the input channels that are still to be read.
+        """A claimed kernel, output channels first, and the input channels that are left to be read.
 
         None where all of them are, as nothing is claimed that has the shape of what is stored.
         `output` is the size of output that impulses need.
@@ -80,7 +80,7 @@ class _Probe:
             whole = len(channels) == self.kernel.shape[1]
             part = self.kernel if whole else self.kernel[:, channels]
             off = SURE * self.apart(channels, part)
-            # Weights below it have a unit in the last place that is less than twice what may be off.
+            # Weights below it have a unit in the last place of less than twice what may be off.
             least = torch.exp2(torch.ceil(torch.log2(2 * off / info.eps)))
             least[(off <= noise) | (2 * off <= info.tiny * info.eps)] = 0.0
             weak = part.abs() < least.view(-1, *[1] * (part.ndim - 1))
