@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from acfuse.commands.jobs import job_again, job_of
+from acfuse.commands.jobs import check_first, job_again, job_of
 from acfuse.commands.shown import progress_of, show
 from acfuse.errors import Exit
 from acfuse.options import (
@@ -33,6 +33,7 @@ from acfuse.system.escape import safe
 def convert(source: Path, format: str, quiet: bool, verbose: int, **options: Any) -> None:
     """Fuse a checkpoint: find the blocks, prove equality, write checkpoint, ONNX and manifest."""
     _early_output_checks(source, options)
+    check_first(source, options)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import report
         from acfuse.pipeline.convert import convert as run
@@ -46,11 +47,13 @@ def convert(source: Path, format: str, quiet: bool, verbose: int, **options: Any
 @takes(MODEL_OPTIONS, SHAPE_OPTIONS, COMMON_OPTIONS)
 def inspect(source: Path, format: str, quiet: bool, verbose: int, **options: Any) -> None:
     """Show what would be fused, what not, and why. Writes nothing."""
+    options["dry_run"] = True
+    check_first(source, options)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
         from acfuse.pipeline.convert import inspect as run
 
-        seen = run(job_of(source, {**options, "dry_run": True}))
+        seen = run(job_of(source, options))
     if format == "json":
         report.print_json(report.describe_findings(seen))
     else:
@@ -67,6 +70,7 @@ def export_onnx(
 ) -> None:
     """Write the ONNX file of the last conversion again, or of any checkpoint as it is."""
     _early_export_checks(source, options)
+    check_first(source, options)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import report
         from acfuse.pipeline import replay

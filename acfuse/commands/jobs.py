@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from acfuse.system.limits import LIMITS
+from acfuse.system.limits import LIMITS, Limits
 
 if TYPE_CHECKING:
     from acfuse.pipeline.job import Job
@@ -19,13 +19,7 @@ def job_again(manifest: "Manifest", options: dict[str, Any]) -> "Job":
 
     Tolerances are no part of a conversion: those may come from the configuration as well.
     """
-    context = click.get_current_context()
-    spoken = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
-    own = {
-        name: value
-        for name, value in options.items()
-        if name in ("atol", "rtol") or context.get_parameter_source(name) in spoken
-    }
+    own = _spoken(options)
     if own.get("patterns") or own.get("assume"):
         own = {"patterns": manifest.pattern_files, "assume": manifest.assume, **own}
     job = manifest.job(_changes(own))
@@ -36,6 +30,39 @@ def job_again(manifest: "Manifest", options: dict[str, Any]) -> "Job":
             job, inputs=replace(job.inputs, seed=seed, samples=samples or job.inputs.samples)
         )
     return job
+
+
+def _spoken(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were not given by the configuration, and tolerances."""
+    context = click.get_current_context()
+    spoken = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    return {
+        name: value
+        for name, value in options.items()
+        if name in ("atol", "rtol") or context.get_parameter_source(name) in spoken
+    }
+
+
+def _limits(options: dict[str, Any]) -> Limits:
+    return replace(LIMITS, **dict(options.get("limit") or ()))
+
+
+def check_first(source: Path | None, options: dict[str, Any], fused: Path | None = None) -> None:
+    """What is wrong with the files and the network's name is said before PyTorch is loaded."""
+    from acfuse.pipeline.early import check_early
+    from acfuse.pipeline.paths import only_manifest
+
+    if source is None:
+        only_manifest(Path.cwd())
+    own = _spoken(options) if source is None else options
+    names = ("model", "model_args", "inputs", "sha256")
+    check_early(
+        source,
+        fused,
+        **{name: own.get(name) for name in names},
+        limits=_limits(own),
+        has_inputs=bool(own.get("input_shape") or own.get("inputs") or own.get("dry_run")),
+    )
 
 
 def _changes(options: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +78,7 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
     changes["allow_classes"] = (*(options.get("allow_class") or ()), *packages) or None
     changes["tolerance"] = Tolerance(options.get("atol"), options.get("rtol"))
     if options.get("limit"):
-        changes["limits"] = replace(LIMITS, **dict(options["limit"]))
+        changes["limits"] = _limits(options)
     if options.get("patterns") or options.get("assume"):
         changes["patterns"] = known_patterns(
             options.get("patterns") or (), options.get("assume") or ()

@@ -13,6 +13,7 @@ from acfuse.options import (
     PATTERN_FILES,
     takes,
 )
+from acfuse.system.limits import LIMITS
 
 
 @click.group("patterns", invoke_without_command=True)
@@ -67,6 +68,9 @@ def try_patterns(
     file: Path, checkpoint: Path, key: str | None, format: str, quiet: bool, verbose: int
 ) -> None:
     """Try the patterns of FILE on a CHECKPOINT: what matches, what nearly does, and why not."""
+    from acfuse.files.detect import check_source
+
+    check_source(checkpoint, LIMITS)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
         from acfuse.files.read import read_tensors

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from acfuse.commands.jobs import job_again, job_of
+from acfuse.commands.jobs import check_first, job_again, job_of
 from acfuse.commands.shown import progress_of, show
 from acfuse.errors import Exit
 from acfuse.options import (
@@ -35,6 +35,7 @@ def verify(
     """Prove that a fused file is the original: the last conversion's, or ORIGINAL FUSED."""
     if original is not None and fused is None:
         raise click.UsageError("give ORIGINAL and FUSED, or neither.")
+    check_first(original, options, fused)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import report
         from acfuse.pipeline import replay
@@ -64,6 +65,7 @@ def selftest(
 
     Of the last conversion, of ORIGINAL FUSED, or of what ORIGINAL becomes. Nothing is written.
     """
+    check_first(original, options, fused)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import report
         from acfuse.pipeline import selftest as run

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acfuse.errors import InputError, UsageError
+from acfuse.errors import InputError
+from acfuse.files.opened_file import check_given
 from acfuse.system.escape import one_line
 from acfuse.system.limits import LIMITS, Limits
 
@@ -17,8 +18,7 @@ def read_arrays(path: Path, limits: Limits = LIMITS) -> dict[str, Tensor]:
 
     Raises UsageError where there is no such file, InputError for one that cannot be read.
     """
-    if not path.is_file():
-        raise UsageError(f"--inputs: {path} does not exist.")
+    check_given(path, "--inputs")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import IO
 
 from acfuse.errors import InputError
-from acfuse.files.opened_file import Opened
+from acfuse.files.opened_file import Opened, unhashed
 from acfuse.files.shards import INDEX
 from acfuse.files.zip_check import is_exported
 from acfuse.system.limits import Limits
@@ -44,6 +44,16 @@ def recognise(source: Opened, limits: Limits) -> str:
     if _begins_as_onnx(head):
         raise InputError(f"{name} is an ONNX file; expected the checkpoint of a PyTorch model.")
     raise InputError(f"{name} is no checkpoint: it begins with {head[:8]!r}.")
+
+
+def check_source(path: Path, limits: Limits, sha256: str | None = None) -> None:
+    """Raises what reading a file will, as far as its first bytes tell.
+
+    Of a file that has to have a hash, nothing is read before it is known to have it.
+    """
+    with unhashed(path, limits) as file:
+        if sha256 is None and not is_onnx(path):
+            recognise(file, limits)
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:

@@ -6,11 +6,11 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal
 
-from acfuse.errors import InputError, UnsafeError
+from acfuse.errors import InputError, UnsafeError, UsageError
 from acfuse.system.limits import LIMITS, Limits
 
 
@@ -41,6 +41,23 @@ def opened(source: Path, limits: Limits = LIMITS, sha256: str | None = None) -> 
 
     Raises UnsafeError if it is not the file of the given hash.
     """
+    with unhashed(source, limits) as file:
+        try:
+            with open(file, "rb") as raw:
+                digest = hashlib.file_digest(raw, "sha256").hexdigest()
+        except OSError as error:
+            raise InputError(f"{source} cannot be read: {error.strerror}.") from error
+        if sha256 is not None and digest != sha256.lower():
+            raise UnsafeError(
+                f"{source.name} is not the expected file: its SHA-256 is {digest}, and should be "
+                f"{sha256.lower()}. Download it again."
+            )
+        yield replace(file, sha256=digest)
+
+
+@contextlib.contextmanager
+def unhashed(source: Path, limits: Limits = LIMITS) -> Iterator[Opened]:
+    """The same before it is hashed: only to see what it is."""
     try:
         # A pipe that nobody writes to would be waited for.
         number = os.open(source, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -60,19 +77,15 @@ def opened(source: Path, limits: Limits = LIMITS, sha256: str | None = None) -> 
             raise InputError(f"{source.name} is not a regular file; expected a checkpoint file.")
         limits.check("bytes", status.st_size, source.name)
         place = f"/proc/self/fd/{number}" if sys.platform == "linux" else str(source)
-        try:
-            with open(place, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise InputError(f"{source} cannot be read: {error.strerror}.") from error
-        if sha256 is not None and digest != sha256.lower():
-            raise UnsafeError(
-                f"{source.name} is not the expected file: its SHA-256 is {digest}, and should be "
-                f"{sha256.lower()}. Download it again."
-            )
-        yield Opened(source.name, place, status.st_size, digest)
+        yield Opened(source.name, place, status.st_size, "")
     finally:
         os.close(number)
+
+
+def check_given(path: Path, flag: str) -> None:
+    """Raises UsageError where a flag names a file that is not there."""
+    if not path.is_file():
+        raise UsageError(f"{flag}: {path} does not exist.")
 
 
 # What a folder of a model hub holds, the best to give first.

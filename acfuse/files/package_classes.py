@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from acfuse.errors import UnsafeError, UsageError
-from acfuse.files.user_code import imported
+from acfuse.files.user_modules import imported
 
 FLAG = "--allow-package"
 # What a class may bring, beside plain names, and be made and filled as its base is.

@@ -4,8 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from acfuse.errors import UsageError
 
 Arguments = Mapping[str, Any]
@@ -24,6 +22,8 @@ def _transformers(package: Any, name: str, arguments: Arguments) -> Any:
 
     Only classes of the package itself are taken: no code that stands beside a config.
     """
+    from torch import nn
+
     place = name if not Path(name).is_file() else str(Path(name).parent)
     config = package.AutoConfig.from_pretrained(place, trust_remote_code=False, **arguments)
     classes = [getattr(package, n, None) for n in config.architectures or ()]

@@ -1,13 +1,8 @@
 """The network that --model names, and tensors put into it."""
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,6 +10,7 @@ from torch import Tensor, nn
 
 from acfuse.errors import InputError, UsageError
 from acfuse.files.packages import MAKERS
+from acfuse.files.user_modules import imported, module_of, not_built, parts_of
 from acfuse.system.escape import listed, one_line
 
 WRAPPERS = ("module.", "_orig_mod.")
@@ -37,7 +33,7 @@ def build_model(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
     except UsageError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"--model {spec} could not be built: {one_line(error)}.") from error
+        raise not_built(spec, error) from error
     if not isinstance(network, nn.Module):
         raise UsageError(f"--model {spec} gives {type(network).__name__}; expected a torch module.")
     return network
@@ -45,12 +41,8 @@ def build_model(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 def resolve(spec: str, flag: str) -> Any:
     """What `package.module:name` or `file.py:name` on the command line means."""
-    place, _, name = spec.rpartition(":")
-    if not place or not name:
-        raise UsageError(f"{flag} {spec}: expected package.module:name or path/to/file.py:name.")
-    module = (
-        _import_file(Path(place), flag, name) if place.endswith(".py") else imported(place, flag)
-    )
+    place, name = parts_of(spec, flag)
+    module = module_of(place, name, flag)
     if hasattr(module, name):
         return getattr(module, name)
     if hasattr(module, "create_model"):
@@ -58,61 +50,6 @@ def resolve(spec: str, flag: str) -> Any:
     near = [n for n, v in vars(module).items() if inspect.isclass(v) and issubclass(v, nn.Module)]
     known = f" It has {', '.join(near[:5])}." if near else ""
     raise UsageError(f"{flag} {spec}: {place} has no {name}.{known}")
-
-
-def _import_file(path: Path, flag: str, wanted: str) -> ModuleType:
-    if not path.is_file():
-        raise UsageError(f"{flag}: {path} does not exist.")
-    name = path.stem
-    known = sys.modules.get(name)
-    if known is not None and getattr(known, "__file__", None) == str(path.resolve()):
-        return known
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{flag}: {path} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    folder = str(path.resolve().parent)
-    sys.path.append(folder)
-    if known is None:
-        sys.modules[name] = module  # pickling and dataclasses look classes up by their module
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        if known is None:
-            del sys.modules[name]
-        if isinstance(error, ImportError) and "relative import" in str(error):
-            raise InputError(
-                f"{flag}: {path} imports its neighbours; {_as_module(path, wanted)}"
-            ) from error
-        raise InputError(f"{flag}: {path} could not be imported: {one_line(error)}.") from error
-    finally:
-        sys.path.remove(folder)
-    return module
-
-
-def _as_module(path: Path, wanted: str) -> str:
-    """How a file of a package is named so that its relative imports work."""
-    root = path.resolve().parent
-    while (root / "__init__.py").is_file():
-        root = root.parent
-    if root == path.resolve().parent:  # a package without that file
-        root = Path.cwd() if path.resolve().is_relative_to(Path.cwd()) else root.parent
-    name = ".".join(path.resolve().relative_to(root).with_suffix("").parts)
-    folder = "" if root == Path.cwd() else f" in the folder {root}"
-    return f"give it as a module: {name}:{wanted}{folder}."
-
-
-def imported(name: str, flag: str) -> ModuleType:
-    """A module by its name, as a flag names it."""
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # last: nothing there can stand for another module
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        way = f" Install it: pip install {name}." if name in MAKERS else ""
-        raise UsageError(f"{flag}: there is no module {name} ({one_line(error)}).{way}") from error
-    except (Exception, SystemExit) as error:
-        raise InputError(f"{flag}: {name} could not be imported: {one_line(error)}.") from error
 
 
 def fit_prefix(tensors: Mapping[str, Tensor], network: nn.Module) -> tuple[str, dict[str, Tensor]]:

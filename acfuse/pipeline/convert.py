@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from acfuse.errors import InputError, UsageError
 from acfuse.findings import Findings
+from acfuse.pipeline.early import without_inputs
 from acfuse.pipeline.explain import already_fused, nothing_to_fuse
 from acfuse.pipeline.job import Conversion, Exports, Job
 from acfuse.pipeline.manifest import describe, provenance, to_json
@@ -55,10 +56,7 @@ def opened(job: Job, progress: Progress = silent) -> Source:
     progress("loading")
     source = open_source(job.source, job.open_options)
     if source.needs_inputs and job.inputs is None and not job.dry_run:
-        raise UsageError(
-            "--input-shape is missing: the whole model is compared on inputs, and exported with "
-            "one. Give for instance --input-shape 1,3,224,224."
-        )
+        raise without_inputs()
     return source
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from acfuse import __version__
-from acfuse.errors import InputError, UsageError
+from acfuse.errors import InputError
 from acfuse.files.arrays import read_arrays
 from acfuse.files.packages import MAKERS
 from acfuse.findings import Findings
 from acfuse.patterns import known_patterns
 from acfuse.pipeline.job import Conversion, Job
-from acfuse.pipeline.paths import MANIFEST, Paths
+from acfuse.pipeline.paths import Paths, only_manifest
 from acfuse.proof import Inputs, Proofs
 from acfuse.sources.base import SourceFile
 from acfuse.system.atomic_write import Written, sha256_of
@@ -204,16 +204,7 @@ class Manifest:
     @classmethod
     def only(cls, folder: Path) -> "Manifest":
         """The one manifest of a folder. Raises UsageError if there are none or several."""
-        paths = sorted(path for path in folder.glob(f"*{MANIFEST}") if path.is_file())
-        if not paths:
-            raise UsageError(
-                "there is no manifest (*.acfuse.json) here: run `acfuse convert` first, or name "
-                "the files."
-            )
-        if len(paths) > 1:
-            names = ", ".join(p.name for p in paths)
-            raise UsageError(f"there are several manifests here ({names}): name the files.")
-        return cls.read(paths[0])
+        return cls.read(only_manifest(folder))
 
     @property
     def paths(self) -> Paths:

@@ -67,3 +67,17 @@ def again_path(manifest: Path, output: Path | None) -> Path:
     if output is None:
         return manifest.with_name(name)
     return output / name if os.path.isdir(output) else output
+
+
+def only_manifest(folder: Path) -> Path:
+    """The one manifest of a folder. Raises UsageError if there are none or several."""
+    paths = sorted(path for path in folder.glob(f"*{MANIFEST}") if path.is_file())
+    if not paths:
+        raise UsageError(
+            "there is no manifest (*.acfuse.json) here: run `acfuse convert` first, or name "
+            "the files."
+        )
+    if len(paths) > 1:
+        names = ", ".join(p.name for p in paths)
+        raise UsageError(f"there are several manifests here ({names}): name the files.")
+    return paths[0]

@@ -50,6 +50,8 @@ def loaded_by(code, folder):
         ("export-onnx there.pth", 6),
         ("export-onnx there.pth -o no/such/folder/net.onnx", 6),
         ("export-onnx -o no/such/folder/net.onnx", 6),
+        ("convert missing.pth", 3),
+        ("verify missing.pth missing.pth", 3),
     ],
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(tmp_path, line, code):
