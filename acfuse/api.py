@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acfuse.errors import UsageError
+from acfuse.files.cost_table import CostTable, read_cost_table
 from acfuse.find import find_in_module
 from acfuse.graph.calls import Call
 from acfuse.graph.copies import copied, unwrapped
@@ -66,21 +67,27 @@ def fuse(
     *,
     fold_bn: bool = False,
     patterns: Sequence[Pattern] = PATTERNS,
+    cost: str | Path | None = None,
 ) -> LiveFused:
     """Fuses every block of a model for inference. The given model is untouched.
 
     Each block is run beside the layers that it replaces, and so is the whole model: on
     `example_inputs` (a tensor, or the model's arguments by place or by name), else on images that
     are made up. Of a model that is compiled or runs in parallel, the model inside is taken. With
-    `fold_bn`, lone convolutions take up the BatchNorm behind them as well. A
-    model in training mode is read as it would be in eval mode.
+    `fold_bn`, lone convolutions take up the BatchNorm behind them as well; with the table of a file
+    `cost`, no block is fused that is slower than its layers. A model in training mode is read as it
+    would be in eval mode.
     """
     model = unwrapped(model)
     model = copied(model).eval() if model.training else model
     given = _given(example_inputs)
     call = None if given is None else _call_of(model, given)
-    findings = find_in_module(model, patterns, folds=fold_bn, call=call)
+    findings = find_in_module(model, patterns, folds=fold_bn, call=call, costs=_costs(cost))
     return LiveSource.of(model, given).fuse(findings)
+
+
+def _costs(cost: str | Path | None) -> CostTable | None:
+    return None if cost is None else read_cost_table(Path(cost))
 
 
 def _call_of(model: nn.Module, given: Given) -> Call | None:
@@ -107,13 +114,14 @@ def fuse_tensors(
     *,
     bn_eps: float | None = None,
     patterns: Sequence[Pattern] = PATTERNS,
+    cost: str | Path | None = None,
 ) -> BareFused:
     """Fuses the blocks of a state dict whose code is not at hand, by named patterns.
 
     What a state dict does not hold (eps, stride, alignment) is assumed and listed in `notes`.
     """
-    source = BareSource(tensors)
-    return source.fuse(source.find(FindOptions(patterns, bn_eps=bn_eps)))
+    source, costs = BareSource(tensors), _costs(cost)
+    return source.fuse(source.find(FindOptions(patterns, bn_eps=bn_eps, costs=costs)))
 
 
 @_with_plain_tensors
@@ -125,6 +133,7 @@ def verify(
     rtol: float | None = None,
     fold_bn: bool = False,
     patterns: Sequence[Pattern] = PATTERNS,
+    cost: str | Path | None = None,
 ) -> Proofs:
     """Proves that a fused model is the original one, block by block, and on inputs of given shapes.
 
@@ -137,7 +146,7 @@ def verify(
     original, fused = copied(unwrapped(original)), unwrapped(fused)
     if original.training:
         original.eval()
-    findings = find_in_module(original, patterns, folds=fold_bn)
+    findings = find_in_module(original, patterns, folds=fold_bn, costs=_costs(cost))
     inputs = Inputs(tuple((None, _shape(s)) for s in input_shapes)) if input_shapes else None
     expected = LiveSource.of(original).fuse(findings)
     if inputs is not None and not has_its_forwards(expected.model, fused):  # fused with an example?

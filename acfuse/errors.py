@@ -51,6 +51,7 @@ class Reason(StrEnum):
     UNLIKE = "ACF224"  # run beside the original, what was rewritten does something else
     NOT_RUN = "ACF225"  # it could not be run beside the original
     MODE = "ACF226"  # part of a forward runs in another mode (no_grad, autocast)
+    SLOWER = "ACF227"  # by the cost table, one convolution takes longer than the branches
     FRESH_STATISTICS = "ACF230"  # BatchNorms that were never trained make a weak test
     FIXED_AXIS = "ACF231"  # an axis that was asked to be dynamic stays fixed
 

@@ -8,12 +8,13 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from acfuse.errors import InputError, NotFusable, Reason
+from acfuse.files.cost_table import CostTable
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
 from acfuse.graph.calls import Call, signature
 from acfuse.graph.combination import Identity
@@ -48,26 +49,27 @@ def find_in_module(
     *,
     folds: bool = False,
     call: Call | None = None,
+    costs: CostTable | None = None,
 ) -> Findings:
     """The blocks of a live model in eval mode. The model is read, never changed.
 
-    With `folds`, lone convolutions take up the BatchNorm behind them as well. Reading a forward
-    runs it, and a forward may leave marks on its module: it is done on a copy, which shares the
-    parameters, because forwards are read without computing on them. What is found is proved
-    against the model itself. `call` is how the model is called, where that is known. Raises
-    InputError for a model that cannot be copied.
+    With `folds`, lone convolutions take up the BatchNorm behind them as well; by a table of
+    `costs`, no block is slower than its layers. Reading a forward runs it, and a forward may leave
+    marks on its module: it is done on a copy, which shares the parameters, because forwards are
+    read without computing on them. What is found is proved against the model itself. `call` is how
+    the model is called, where that is known. Raises InputError for one that cannot be copied.
     """
     if any(tensor.is_meta for tensor in model.parameters()):
         raise InputError("the model's weights are on the device meta: there are none. Load them.")
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}
     with no_collection():
         twin = copied(model, shared)
-        findings = _Finder(twin, patterns, folds=folds, call=call).run()
+        findings = _Finder(twin, patterns, folds=folds, call=call, costs=costs).run()
     found = tuple(
         replace(b, reference=partial(replaced_layers, model.get_submodule(b.where), b.site))
         for b in findings.found
     )
-    again = partial(find_in_module, patterns=patterns, folds=folds, call=call)
+    again = partial(find_in_module, patterns=patterns, folds=folds, call=call, costs=costs)
     return replace(findings, found=found, again=again)
 
 
@@ -86,8 +88,9 @@ class _Finder:
         *,
         folds: bool,
         call: Call | None = None,
+        costs: CostTable | None = None,
     ) -> None:
-        self.model, self.patterns, self.folds = model, patterns, folds
+        self.model, self.patterns, self.folds, self.costs = model, patterns, folds, costs
         self.reader = ModuleReader(model, folds=folds, call=call)
         self.paths, self.analyses = self.reader.paths, self.reader.analyses
         self.users: dict[int, set[int]] = {}  # layer -> the modules whose forwards use it
@@ -247,7 +250,7 @@ class _Finder:
         if known is not None:
             self.found.append(known)
             return set(forward.nodes)
-        regions, misses = choose(graph, folds=self.folds)
+        regions, misses = choose(graph, folds=self.folds, costs=self.costs)
         obstacle = self._obstacle(module, graph, forward, regions, misses)
         if obstacle is not None:
             self.refused.append(Refused(where, *obstacle))
@@ -276,7 +279,7 @@ class _Finder:
             taken |= {s.name for s in found.terms if s.name}
         apart = self.analyses[id(module)].apart
         if apart is not None and not misses:
-            misses = choose(apart, folds=self.folds)[1]
+            misses = choose(apart, folds=self.folds, costs=self.costs)[1]
         self._report(module, regions, misses)
         return absorbed
 
@@ -289,9 +292,10 @@ class _Finder:
         misses: Sequence[Miss],
     ) -> tuple[Reason, str] | None:
         """Why nothing of a forward is fused, whatever could be."""
-        random = [s.rule for s in graph.steps if _draws_random_numbers(s.rule)]
+        opaque = [s.rule for s in graph.steps if isinstance(s.rule, Opaque)]
+        random = [rule.why for rule in opaque if rule.code == Reason.RANDOM]
         if random and (regions or misses):
-            return Reason.RANDOM, random[0].why
+            return Reason.RANDOM, random[0]
         if regions and has_hooks(module):
             return Reason.HOOKS, "it has hooks"
         fixed = self._fixed(module).items()
@@ -494,7 +498,3 @@ class _Finder:
             LiveSite(ignore=ignore),
             assumed=True,
         )
-
-
-def _draws_random_numbers(rule: object) -> TypeGuard[Opaque]:
-    return isinstance(rule, Opaque) and rule.code == Reason.RANDOM

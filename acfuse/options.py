@@ -128,6 +128,8 @@ MODEL_OPTIONS = (
     PATTERN_FILES,
     option("--assume", multiple=True, metavar="PATTERN", help="A pattern that holds although the "
             "tensors alone, or a forward that cannot be read, do not decide it. Repeatable."),
+    option("--cost", type=click.Path(path_type=Path), metavar="FILE", help="Fuse no block that is "
+            "slower than its layers, by a table of `acfuse bench --profile`."),
 )  # fmt: skip
 SHAPE_OPTIONS = (
     option("input_shape", "--input", "--input-shape", type=INPUT, multiple=True,

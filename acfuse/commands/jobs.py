@@ -67,6 +67,7 @@ def check_first(source: Path | None, options: dict[str, Any], fused: Path | None
 
 def _changes(options: dict[str, Any]) -> dict[str, Any]:
     """The parts of a job that options change."""
+    from acfuse.files.cost_table import read_cost_table
     from acfuse.patterns import known_patterns
     from acfuse.proof import Inputs, Tolerance
 
@@ -83,6 +84,8 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
         changes["patterns"] = known_patterns(
             options.get("patterns") or (), options.get("assume") or ()
         )
+    if options.get("cost") is not None:
+        changes["costs"] = read_cost_table(options["cost"])
     if options.get("input_shape") or options.get("inputs"):
         named = [(n, s, *kind) for n, s, *kind in options.get("input_shape") or ()]
         inputs = Inputs(

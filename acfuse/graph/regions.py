@@ -12,6 +12,8 @@ from math import ceil
 import torch
 
 from acfuse.algebra import Conv, Planned, Value
+from acfuse.errors import NotFusable, Reason
+from acfuse.files.cost_table import CostTable
 from acfuse.graph.combination import IDENTITY, Identity, LinearCombination
 from acfuse.graph.explain import explain
 from acfuse.graph.plans import Number, Option, Plan, cost_of, plans_of, roots_of
@@ -29,25 +31,56 @@ from acfuse.graph.steps import (
     Step,
     Sum,
 )
+from acfuse.graph.times import Slower, slower_region
 
 
-def choose(graph: Graph, *, folds: bool = False) -> tuple[list[Region], list[Miss]]:
+def choose(
+    graph: Graph, *, folds: bool = False, costs: CostTable | None = None
+) -> tuple[list[Region], list[Miss]]:
     """The regions of a graph, last value first, and the candidates that were left, with reasons.
 
-    With `folds`, regions that only take up a BatchNorm or factor are chosen as well.
+    With `folds`, regions that only take up a BatchNorm or factor are chosen as well. By a table of
+    `costs`, none is chosen that takes longer than its layers.
     """
     layers = split_layers(graph)
     while layers:
         parts = with_parts(graph, layers)
         taken = frozenset(part.value for own in layers.values() for part in own)
         chosen, plans, misses = _chosen(parts, folds=folds, parts=taken)
+        chosen, slow = _timed(parts, chosen, costs)
         used = {v: own for v, own in layers.items() if _takes_part(own, chosen)}
         if used == layers:
             chosen += [*_other_parts(parts, taken, chosen)]
-            return chosen, explain(parts, plans, chosen, misses)
+            return chosen, _told(slow, explain(parts, plans, chosen, misses))
         layers = used
     chosen, plans, misses = _chosen(graph, folds=folds)
-    return chosen, explain(graph, plans, chosen, misses)
+    chosen, slow = _timed(graph, chosen, costs)
+    return chosen, _told(slow, explain(graph, plans, chosen, misses))
+
+
+def _timed(
+    graph: Graph, regions: list[Region], costs: CostTable | None
+) -> tuple[list[Region], dict[Region, Slower]]:
+    """The regions that are no slower than their layers, and how the others are."""
+    slow: dict[Region, Slower] = {}
+    if costs is None:
+        return regions, slow
+    for region in regions:
+        try:
+            value = planned(graph, region)
+        except NotFusable:  # which is told where it is fused
+            continue
+        why = slower_region(graph, region.output, region.steps, value, costs)
+        if why is not None:
+            slow[region] = why
+    return [region for region in regions if region not in slow], slow
+
+
+def _told(slow: Mapping[Region, Slower], misses: Sequence[Miss]) -> list[Miss]:
+    """Why regions were left: because they are slower, or for what else was found of them."""
+    steps = frozenset[str]().union(*(region.steps for region in slow))
+    own = [Miss(region.output, Reason.SLOWER, str(why)) for region, why in slow.items()]
+    return [*own, *(miss for miss in misses if miss.value not in steps)]
 
 
 def _goes_beside(region: Region, parts: frozenset[str]) -> bool:

@@ -6,8 +6,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from acfuse.algebra import Conv
 from acfuse.errors import NotFusable, Reason, UsageError
+from acfuse.files.cost_table import CostTable
 from acfuse.findings import Block, Cost, Findings, Refused, Term
+from acfuse.graph.times import slower_than, timed
 from acfuse.patterns.pattern import Pattern
 from acfuse.patterns.states import state_of
 from acfuse.patterns.suspects import suspects_in
@@ -36,9 +39,14 @@ class _Candidate(NamedTuple):
 
 
 def find_in_tensors(
-    tensors: Mapping[str, Tensor], patterns: Sequence[Pattern], bn_eps: float | None = None
+    tensors: Mapping[str, Tensor],
+    patterns: Sequence[Pattern],
+    bn_eps: float | None = None,
+    costs: CostTable | None = None,
 ) -> Findings:
     """The blocks of a state dict without its code, by exact keys and shapes.
+
+    By a table of `costs`, none that is slower than its layers.
 
     What the file does not hold comes from the pattern or `bn_eps`, and is listed in the notes.
     Raises UsageError where neither knows the eps.
@@ -60,7 +68,7 @@ def find_in_tensors(
                 "and the file does not hold it. Give --bn-eps with the eps of the training code"
                 f"{pattern.usual_eps and f' ({pattern.usual_eps})'}."
             )
-        result = results[prefix] = _bare_block(tensors, candidate, eps or 0.0)
+        result = results[prefix] = _bare_block(tensors, candidate, eps or 0.0, costs)
         trim_heap(sum(tensors[f"{n}.weight"].numel() for n in layers if f"{n}.weight" in tensors))
         if isinstance(result, Refused):
             continue
@@ -107,7 +115,10 @@ def _candidates(tensors: Mapping[str, Tensor], patterns: Sequence[Pattern]) -> l
 
 
 def _bare_block(
-    tensors: Mapping[str, Tensor], candidate: _Candidate, eps: float
+    tensors: Mapping[str, Tensor],
+    candidate: _Candidate,
+    eps: float,
+    costs: CostTable | None = None,
 ) -> Block | Refused:
     prefix, pattern, names = candidate
     dtype = tensors[f"{prefix}{pattern.anchor}.weight"].dtype
@@ -132,6 +143,12 @@ def _bare_block(
     if pattern.ambiguity and not pattern.is_assumed:
         way = f", or --assume {pattern.name} if {pattern.assumption}" if pattern.assumption else ""
         return refused(f"{pattern.ambiguity}. Give --model with the code{way}")
+    if costs is not None:
+        layers = [layer for layer in map(block, names) if isinstance(layer, Conv)]
+        before = [timed(layer.geometry) for layer in layers]
+        slower = slower_than(before, [timed(value.geometry)], costs)
+        if slower is not None:
+            return refused(str(slower), Reason.SLOWER)
     return Block(
         prefix.rstrip("."),
         pattern.name,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from acfuse.errors import Exit
+from acfuse.files.cost_table import CostTable
 from acfuse.files.records import ReadOptions
 from acfuse.findings import Findings, Size
 from acfuse.patterns import Pattern, known_patterns
@@ -39,6 +40,7 @@ class Job:
     bn_eps: float | None = None
     fold_bn: bool = False
     patterns: tuple[Pattern, ...] = field(default_factory=known_patterns)
+    costs: CostTable | None = None
     force: bool = False
     allow_empty: bool = False
     allow_nonfinite: bool = False
@@ -93,7 +95,8 @@ class Job:
     @property
     def find_options(self) -> FindOptions:
         """What is looked for."""
-        return FindOptions(self.patterns, self.fold_bn, self.bn_eps, self.allow_nonfinite)
+        own = self.patterns, self.fold_bn, self.bn_eps, self.allow_nonfinite
+        return FindOptions(*own, self.costs)
 
     @property
     def paths(self) -> Paths:

@@ -11,6 +11,7 @@ import torch
 from acfuse import __version__
 from acfuse.errors import InputError
 from acfuse.files.arrays import read_arrays
+from acfuse.files.cost_table import read_cost_table
 from acfuse.files.packages import MAKERS
 from acfuse.findings import Findings
 from acfuse.patterns import known_patterns
@@ -76,6 +77,10 @@ def describe(
             for path in dict.fromkeys(p.file for p in job.patterns) if path is not None
         ],
         "assume": [p.name for p in job.patterns if p.is_assumed],
+        "cost": None if job.costs is None or job.costs.file is None else {
+            "file": _relative(job.costs.file, folder),
+            "sha256": sha256_of(job.costs.file),
+        },
         "inputs": None if job.inputs is None else {
             "shapes": [[name, list(shape)] for name, shape in job.inputs.shapes],
             "kinds": list(job.inputs.kinds),
@@ -167,7 +172,8 @@ def _names_files(data: Mapping[str, Any]) -> bool:
     lists = [data.get(key, []) for key in ("outputs", "shards", "patterns")]
     if not all(isinstance(files, list) for files in lists) or not lists[0]:
         return False
-    records = [data.get("source"), *(record for files in lists for record in files)]
+    cost = [data["cost"]] if data.get("cost") is not None else []
+    records = [data.get("source"), *(record for files in lists for record in files), *cost]
     return all(
         isinstance(record, dict)
         and isinstance(record.get("file"), str)
@@ -243,6 +249,7 @@ class Manifest:
             bn_eps=data["bn_eps"],
             fold_bn=data["fold_bn"],
             patterns=known_patterns(self.pattern_files, self.assume),
+            costs=None if self.cost_file is None else read_cost_table(self.cost_file),
             onnx=data["onnx"] is not None,
             pt2=data.get("pt2", False),
             opset=data["onnx"]["opset"] if data["onnx"] else None,
@@ -265,6 +272,12 @@ class Manifest:
         return tuple(self.path.parent / r["file"] for r in self.data.get("patterns", ()))
 
     @property
+    def cost_file(self) -> Path | None:
+        """The table by which blocks were chosen."""
+        cost = self.data.get("cost")
+        return None if cost is None else self.path.parent / cost["file"]
+
+    @property
     def assume(self) -> tuple[str, ...]:
         """The patterns that were taken at their word."""
         return tuple(self.data.get("assume", ()))
@@ -272,7 +285,8 @@ class Manifest:
     def changed(self) -> list[Changed]:
         """The files that are no longer what the manifest says."""
         given = (self.data.get("inputs") or {}).get("file")
-        own = (*self.data.get("shards", ()), *self.data.get("patterns", ()), *[given] * bool(given))
+        one = (record for record in (given, self.data.get("cost")) if record)
+        own = (*self.data.get("shards", ()), *self.data.get("patterns", ()), *one)
         records = [self.data["source"], *own, *self.data["outputs"]]
         return [c for c in map(self._change, records) if c is not None]
 

@@ -222,7 +222,9 @@ def _as_fused(job: Job) -> LiveSource | None:
         return None
     container, tensors = read_tensors(job.source, job.reading)
     try:
-        model = load_fused(unwrapped(build_model(job.model, job.model_args)), tensors, job.patterns)
+        cost = None if job.costs is None else job.costs.file
+        network = unwrapped(build_model(job.model, job.model_args))
+        model = load_fused(network, tensors, job.patterns, cost)
     except InputError:
         return None
     file = SourceFile(job.source.name, container.digests, container.notes)

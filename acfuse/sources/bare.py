@@ -50,7 +50,7 @@ class BareSource(Source):
         needless = [p.name for p in options.patterns if p.is_assumed and not p.ambiguity]
         if needless:
             raise UsageError(f"--assume: {needless[0]} is found without it: its tensors decide.")
-        findings = find_in_tensors(self.tensors, options.patterns, options.bn_eps)
+        findings = find_in_tensors(self.tensors, options.patterns, options.bn_eps, options.costs)
         return without_nonfinite(findings) if options.allow_nonfinite else findings
 
     def fuse(self, findings: Findings) -> "BareFused":

@@ -10,6 +10,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from acfuse.algebra import Value
+from acfuse.files.cost_table import CostTable
 from acfuse.files.records import DEFAULTS, ReadOptions
 from acfuse.files.write import Write
 from acfuse.findings import Block, Findings, Refused, Run, Size
@@ -52,12 +53,16 @@ class OpenOptions:
 
 @dataclass(frozen=True)
 class FindOptions:
-    """What is looked for. Without `bn_eps`, each pattern's own eps holds for bare tensors."""
+    """What is looked for. Without `bn_eps`, each pattern's own eps holds for bare tensors.
+
+    By a table of `costs`, no block that is slower than its layers.
+    """
 
     patterns: Sequence[Pattern] = PATTERNS
     fold_bn: bool = False
     bn_eps: float | None = None
     allow_nonfinite: bool = False
+    costs: CostTable | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from acfuse.algebra import Value
 from acfuse.errors import InputError, UsageError
+from acfuse.files.cost_table import read_cost_table
 from acfuse.files.read import read_tensors
 from acfuse.files.records import Container, ReadOptions
 from acfuse.files.user_code import assigned, fit_prefix, load_into
@@ -93,7 +94,11 @@ class LiveSource(Source):
 
     def find(self, options: FindOptions) -> Findings:
         findings = find_in_module(
-            self.model, options.patterns, folds=options.fold_bn, call=self._call()
+            self.model,
+            options.patterns,
+            folds=options.fold_bn,
+            call=self._call(),
+            costs=options.costs,
         )
         state = state_of(self.tensors, findings.found, options.patterns)
         notes = _taken_at_their_word(findings, options.patterns)
@@ -313,12 +318,15 @@ def load_fused(
     model: nn.Module,
     source: str | Path | Mapping[str, Tensor],
     patterns: Sequence[Pattern] = PATTERNS,
+    cost: str | Path | None = None,
 ) -> nn.Module:
     """A fused model, from a training-form network and a fused checkpoint.
 
     It is the way back into code whose authors wrote no deploy form. The network's own weights do
-    not matter. Raises InputError if the tensors do not fit.
+    not matter. What was fused by the cost table of a file is read by the same one. Raises
+    InputError if the tensors do not fit.
     """
+    costs = None if cost is None else read_cost_table(Path(cost))
     name, tensors = "the state dict", source
     if not isinstance(tensors, Mapping):
         name, tensors = Path(tensors).name, read_tensors(Path(tensors))[1]
@@ -329,7 +337,9 @@ def load_fused(
             if tensor.is_floating_point():
                 tensor.uniform_(0.5, 1.5, generator=generator)
     fused, folded = (
-        LiveSource.of(trained).fuse(find_in_module(trained, patterns, folds=folds)).model
+        LiveSource.of(trained)
+        .fuse(find_in_module(trained, patterns, folds=folds, costs=costs))
+        .model
         for folds in (False, True)
     )
     # Were lone BatchNorms folded as well? Then only the folded network has these keys.

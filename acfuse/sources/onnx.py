@@ -14,6 +14,7 @@ from torch import Tensor
 
 from acfuse.algebra import Value
 from acfuse.errors import AcfuseError, InputError
+from acfuse.files.cost_table import read_cost_table
 from acfuse.files.onnx_cost import all_graphs
 from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.records import ReadOptions
@@ -32,7 +33,7 @@ from acfuse.proof.onnx_rewriting import Rewritten, compare_rewriting
 from acfuse.proof.onnx_runtime import compare_files
 from acfuse.proof.planted import Planted, planted_in_onnx
 from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, Weights, silent
-from acfuse.sources.onnx_find import find_in_model
+from acfuse.sources.onnx_find import Wanted, find_in_model
 from acfuse.system.escape import one_line
 from acfuse.system.limits import LIMITS, Limits
 from acfuse.targets.onnx_export import OnnxFile, count_nodes
@@ -103,7 +104,7 @@ class OnnxSource(Source):
         return size_of(self.program)
 
     def find(self, options: FindOptions) -> Findings:
-        return find_in_model(self.program, folds=options.fold_bn)
+        return find_in_model(self.program, Wanted(options.fold_bn, options.costs))
 
     def fuse(self, findings: Findings) -> "OnnxFused":
         fused = onnx.ModelProto()
@@ -274,13 +275,16 @@ class OnnxFused(Fused):
         return {"onnx": copied(path, self.source.file.digests[path], self.source.limits)}
 
 
-def fuse_onnx(model: onnx.ModelProto, *, fold_bn: bool = False) -> OnnxFused:
+def fuse_onnx(
+    model: onnx.ModelProto, *, fold_bn: bool = False, cost: str | Path | None = None
+) -> OnnxFused:
     """Fuses every region of an ONNX model that is one convolution. The given one is untouched.
 
-    Raises InputError for a model that is no valid ONNX.
+    With the table of a file `cost`, none that is slower than its layers. Raises InputError for a
+    model that is no valid ONNX.
     """
-    source = OnnxSource(model)
-    return source.fuse(source.find(FindOptions(fold_bn=fold_bn)))
+    source, costs = OnnxSource(model), None if cost is None else read_cost_table(Path(cost))
+    return source.fuse(source.find(FindOptions(fold_bn=fold_bn, costs=costs)))
 
 
 def numbers_of(model: onnx.ModelProto) -> tuple[dict[str, Tensor], list[Norm]]:

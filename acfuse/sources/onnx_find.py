@@ -9,6 +9,7 @@ import onnx
 import torch
 
 from acfuse.errors import NotFusable, Reason
+from acfuse.files.cost_table import CostTable
 from acfuse.files.onnx_cost import subgraphs
 from acfuse.findings import Block, Cost, Findings, Refused, Term
 from acfuse.graph.combination import Identity, Move
@@ -37,8 +38,16 @@ RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLik
 OPTIMISED = {"com.microsoft": ("FusedConv", "NhwcFusedConv"), "com.microsoft.nchwc": ("Conv",)}
 
 
-def find_in_model(model: onnx.ModelProto, *, folds: bool) -> Findings:
-    """The blocks of a model (with `folds`, lone BatchNorms as well), and what was refused."""
+@dataclass(frozen=True)
+class Wanted:
+    """What is looked for: with `folds`, lone BatchNorms as well; by `costs`, nothing slower."""
+
+    folds: bool = False
+    costs: CostTable | None = None
+
+
+def find_in_model(model: onnx.ModelProto, wanted: Wanted) -> Findings:
+    """The blocks of a model, and what was refused."""
     graphs = _graphs(model)
     obstacle = _obstacle(model, graphs)
     if obstacle is not None:
@@ -48,7 +57,7 @@ def find_in_model(model: onnx.ModelProto, *, folds: bool) -> Findings:
     for index, (graph, around) in enumerate(graphs):
         # Graphs inside nodes stored no tensors before that version.
         if graph is model.graph or model.ir_version >= NOT_STORED_SINCE:
-            blocks, left = _find_at_its_sizes(graph, around, index, folds=folds)
+            blocks, left = _find_at_its_sizes(graph, around, index, wanted)
             found += blocks
             refused += [*_optimised(graph), *left]  # the first is what a reader is told
     return Findings(tuple(found), tuple(refused))
@@ -132,19 +141,19 @@ Found = tuple[list[Block], list[Refused]]
 
 
 def _find_at_its_sizes(
-    graph: onnx.GraphProto, around: Surroundings, index: int, *, folds: bool
+    graph: onnx.GraphProto, around: Surroundings, index: int, wanted: Wanted
 ) -> Found:
     """What is found in one graph: for images of every size, or of the one that the file states.
 
     The second only where arms that would be of different sizes for others lead to a sum.
     """
     steps = steps_of(graph, around)
-    found, refused = _find_in_graph(graph, steps, around, index, folds=folds)
+    found, refused = _find_in_graph(graph, steps, around, index, wanted)
     apart = frozenset(_behind(steps, [r.where for r in refused if r.code == Reason.SIZES]))
     if not apart:
         return found, refused
     fitted = replace(around, fitted=apart)
-    more, left = _find_in_graph(graph, steps_of(graph, fitted), fitted, index, folds=folds)
+    more, left = _find_in_graph(graph, steps_of(graph, fitted), fitted, index, wanted)
     return (more, left) if _saved(more) > _saved(found) else (found, refused)
 
 
@@ -165,10 +174,10 @@ def _behind(steps: OnnxSteps, values: Sequence[str]) -> Iterator[str]:
 
 
 def _find_in_graph(
-    graph: onnx.GraphProto, steps: OnnxSteps, around: Surroundings, index: int, *, folds: bool
+    graph: onnx.GraphProto, steps: OnnxSteps, around: Surroundings, index: int, wanted: Wanted
 ) -> Found:
     """What is found and refused in one graph of a model, read as steps."""
-    regions, misses = choose(steps.graph, folds=folds)
+    regions, misses = choose(steps.graph, folds=wanted.folds, costs=wanted.costs)
     refused = [Refused(m.value, m.code, m.why) for m in misses]
     found: list[Block] = []
     for region in reversed(regions):
