@@ -138,9 +138,10 @@ SHAPE_OPTIONS = (
     option("--inputs", type=click.Path(path_type=Path), metavar="FILE.npz",
             help="Real inputs, as numpy.savez(FILE, name=array) writes them."),
 )  # fmt: skip
+SEED = option("--seed", type=int, default=None, help="Seed of the random inputs. Default 0.")
 INPUT_OPTIONS = (
     *SHAPE_OPTIONS,
-    option("--seed", type=int, default=None, help="Seed of the random inputs. Default 0."),
+    SEED,
     option("--samples", type=click.IntRange(min=1), default=None,
             help="How many random inputs. Default 3."),
     option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance, on every element."),

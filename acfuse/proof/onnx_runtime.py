@@ -79,9 +79,14 @@ def answers_of(
 
 
 def session_of(
-    source: bytes, *, optimised: bool, limits: Limits = LIMITS
+    source: bytes,
+    *,
+    optimised: bool,
+    limits: Limits = LIMITS,
+    count: int | None = None,
+    provider: str = "CPUExecutionProvider",
 ) -> onnxruntime.InferenceSession:
-    """A model in onnxruntime on the CPU, with every optimisation or with none.
+    """A model in onnxruntime, with every optimisation or with none, on `count` threads.
 
     What it computes has no more memory than the limits allow.
     """
@@ -91,7 +96,7 @@ def session_of(
         levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
     )
     options.log_severity_level = 4
-    options.intra_op_num_threads = min(4, threads())
+    options.intra_op_num_threads = count or min(4, threads())
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # The last allocator that was registered is that of the next session.
     onnxruntime.create_and_register_allocator(
@@ -101,7 +106,7 @@ def session_of(
     )  # fmt: skip
     options.add_session_config_entry("session.use_env_allocators", "1")
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(source, options, providers=[provider])
     except Exception as error:
         raise _failed(error, "cannot load the ONNX file", limits) from error
 
@@ -192,7 +197,7 @@ def compare_with_onnx(
     and by moving its weights and inputs where that does not tell enough.
     """
     seed, samples = (inputs.seed, max(1, inputs.samples)) if inputs else (0, 3)
-    known, dtype = _inputs_of(original, inputs), _coarsest(original)
+    known, dtype = inputs_of(original, inputs), _coarsest(original)
     shapes = {name: shape for name, (shape, _) in known.items()}
     kinds = {name: kind for name, (_, kind) in known.items()}
     given: list[Image] = [images(shapes, seed + sample, kinds) for sample in range(samples)]
@@ -347,7 +352,7 @@ def _coarsest(model: onnx.ModelProto) -> torch.dtype:
     return torch.float16 if onnx.TensorProto.FLOAT16 in kinds else torch.float32
 
 
-def _inputs_of(
+def inputs_of(
     model: onnx.ModelProto, inputs: Inputs | None
 ) -> dict[str, tuple[tuple[int, ...], Kind]]:
     """The shape and kind of each input: as given by name or in order, else as the file has it.
