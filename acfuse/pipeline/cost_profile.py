@@ -30,15 +30,13 @@ Progress = Callable[[str], None]
 Clock = Callable[[], float]
 
 
-def works(
-    kernels: Sequence[tuple[int, int]] = KERNELS, channels: Sequence[int] = CHANNELS
-) -> Iterator[Work]:
+def works() -> Iterator[Work]:
     """The convolutions that are measured: dense ones, ones that widen or narrow, depthwise."""
-    for kernel in kernels:
-        for width in channels:
+    for kernel in KERNELS:
+        for width in CHANNELS:
             yield Work(kernel, (width, width))
             yield Work(kernel, (1, 1), width)
-        for narrow, wide in pairwise(channels):
+        for narrow, wide in pairwise(CHANNELS):
             yield Work(kernel, (narrow, wide))
             yield Work(kernel, (wide, narrow))
 

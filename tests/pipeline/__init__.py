@@ -1,0 +1,1 @@
+"""The pipeline: what is timed, and what times are said to show."""
