@@ -94,6 +94,9 @@ class CostTable:
         return self._known[key]
 
     def _predicted(self, setting: Setting, work: Work) -> float | None:
+        same = next((row for row in self.settings[setting] if row.work == work), None)
+        if same is not None:
+            return same.seconds
         alike = [r for r in self.settings[setting] if r.work.is_depthwise == work.is_depthwise]
         if not alike:
             return None

@@ -23,6 +23,7 @@ from acfuse.pipeline.speedup import Measured, Turn
 from acfuse.system.threads import threads, usable_processors
 
 ROLES = ("original", "fused")
+GRACE = 2  # seconds
 Progress = Callable[[str], None]
 Start = Callable[[str, str], Sequence[str]]  # a backend and a role to a command line
 
@@ -58,7 +59,8 @@ class Worker:
             self.log.seek(0)
             last = (self.log.read().strip() or "it said nothing").splitlines()[-1]
             code = self.process.returncode
-            raise InputError(f"the process that runs {self.name} ended ({code}): {last}") from None
+            kind = AcfuseError if code == Exit.BUG else InputError
+            raise kind(f"the process that runs {self.name} ended ({code}): {last}") from None
         if "skipped" in told:
             raise Skipped(told["skipped"])
         if "error" in told:
@@ -83,8 +85,21 @@ def worker(command: Sequence[str], name: str) -> Iterator[Worker]:
         try:
             yield Worker(process, log, name)
         finally:
-            process.kill()
-            process.communicate()
+            _end(process)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Ends a process: by the end of what it reads, or else at once."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
 
 
 def this_command(backend: str, role: str) -> list[str]:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from acfuse.errors import AcfuseError, InputError, UsageError
 from acfuse.files.detect import is_onnx
 from acfuse.files.onnx_reading import read_onnx
-from acfuse.files.records import ReadOptions
 from acfuse.pipeline.bench import Skipped
 from acfuse.pipeline.convert import opened
 from acfuse.pipeline.job import Job
@@ -125,18 +124,19 @@ def call_of(asked: Asked) -> Call:
 def _opened(asked: Asked) -> nn.Module | onnx.ModelProto:
     """The model: as its code, or as the ONNX file that it is."""
     job = asked.job
-    path = job.source if asked.role == "original" else asked.fused
+    is_original = asked.role == "original"
+    path, reading = (job.source, job.reading) if is_original else (asked.fused, job.reading_fused)
     if is_onnx(path):
-        return read_onnx(path, ReadOptions(limits=job.limits))[0]
-    if asked.role == "original":
+        return read_onnx(path, reading)[0]
+    if is_original:
         network = opened(job).network
     else:
         again = open_again(job)
         if asked.is_unchanged:
-            fused = again.fused.with_file(path, job.reading_fused, unchanged=True)
+            fused = again.fused.with_file(path, reading, unchanged=True)
         else:
             given = again.source, again.fused, job.inputs, job.tolerance
-            fused = held_in(path, job.reading_fused, *given).fused
+            fused = held_in(path, reading, *given).fused
         network = fused.network
     if network is None:
         raise UsageError(

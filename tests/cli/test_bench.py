@@ -1,8 +1,8 @@
 """`acfuse bench`: what it times, what it says of the times, and what it refuses."""
 
-import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 
 from acfuse.errors import Exit
@@ -11,11 +11,20 @@ from acfuse.pipeline import bench, cost_profile
 from tests.cli.command import refused, run, worked
 from tests.cli.project import MODEL
 from tests.pipeline.timing import measured
+from tests.proof.onnx_nets import NETS
 
 QUICK = ("--rounds", "6", "--seconds", "0.001")
 PAIR = ("model.pth", "model.fused.pth", *MODEL)
 FASTER = (2.0, 2.1, 1.9, 2.2, 2.0, 1.8)
 NOISE = (0.9, 1.2, 0.95, 1.3, 1.1, 0.98)
+
+
+@pytest.fixture
+def onnx_files(fused):
+    """Two ONNX files of one network, in the working directory, with a free batch."""
+    for name in ("one.onnx", "other.onnx"):
+        onnx.save(NETS["script"](), name)
+    return "one.onnx", "other.onnx"
 
 
 @pytest.fixture
@@ -48,22 +57,38 @@ def test_the_last_conversion_is_timed(fused):
     assert (eager["speedup"] is None) == (ratio["low"] <= 1 <= ratio["high"])
 
 
-def test_two_files_are_timed_on_every_backend_that_is_asked_for(fused):
-    backends = ("channels_last", "onnxruntime")
-    asked = [part for name in backends for part in ("--backend", name)]
-    told = worked(run("bench", *PAIR, *QUICK, *asked, "--batch", "2", "--format", "json")).json
-    assert tuple(b["backend"] for b in told["backends"]) == backends
-    assert told["batch"] == 2
+def test_two_files_are_timed_as_they_are_asked_to_be(fused):
+    how = ("--backend", "channels_last", "--batch", "2", "--threads", "1")
+    told = worked(run("bench", *PAIR, *QUICK, *how, "--format", "json")).json
+    assert [b["backend"] for b in told["backends"]] == ["channels_last"]
+    assert (told["batch"], told["machine"]["threads"]) == (2, 1)
 
 
-def test_two_onnx_files_run_in_onnxruntime(fused):
-    worked(run("export-onnx", "model.pth", *MODEL))
-    shutil.copy("model.onnx", "other.onnx")
-    told = worked(run("bench", "model.onnx", "other.onnx", *QUICK, "--format", "json")).json
+def test_two_onnx_files_run_in_onnxruntime(onnx_files):
+    told = worked(run("bench", *onnx_files, *QUICK, "--batch", "2", "--format", "json")).json
     assert [b["backend"] for b in told["backends"]] == ["onnxruntime"]
-    pair = ("bench", "model.onnx", "other.onnx", *QUICK)
+    pair = ("bench", *onnx_files, *QUICK)
     refused(run(*pair, "--backend", "eager"), Exit.USAGE, "runs in onnxruntime alone")
     refused(run(*pair, "--provider", "NoSuch"), Exit.USAGE, "CPUExecutionProvider")
+
+
+def test_torch_compile_without_a_compiler_is_skipped_in_a_line(fused):
+    nowhere = {"PATH": "", "CXX": ""}
+    result = run("bench", *PAIR, *QUICK, "--backend", "compile", env=nowhere)
+    refused(result, Exit.BAD_INPUT, "nothing was timed: compile", "needs a C++ compiler")
+
+
+def test_what_a_network_prints_is_no_answer(fused):
+    with Path("nets.py").open("a") as file:
+        file.write("\nprint('loaded', flush=True)\nimport os\nos.write(1, b'{}')\n")
+    told = worked(run("bench", *PAIR, *QUICK, "--format", "json")).json
+    assert [b["backend"] for b in told["backends"]] == ["eager"]
+
+
+def test_a_checkpoint_is_timed_beside_an_onnx_file(onnx_files):
+    pair = ("model.pth", onnx_files[1], *MODEL[:2], "--input-shape", "1,3,15,18")
+    told = worked(run("bench", *pair, *QUICK, "--format", "json")).json
+    assert [b["backend"] for b in told["backends"]] == ["onnxruntime"]
 
 
 def test_a_speed_up_is_told_with_its_interval_and_proves_nothing(fused, times):

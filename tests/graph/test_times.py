@@ -1,16 +1,29 @@
 """By a table of costs, no block is fused that is slower than its layers, whatever the source."""
 
+from itertools import cycle
+from unittest import mock
+
 import pytest
 import torch
+from hypothesis import event, given
+from hypothesis import strategies as st
 from torch import nn
 
 import acfuse
 from acfuse.algebra import Axis, Geometry
 from acfuse.errors import Reason
-from acfuse.graph.times import slower_than, timed, work_of
-from acfuse.patterns import known_patterns
-from tests.graph.costs import SLOW, Crosses, crosses, planted, written
+from acfuse.find import find_in_module
+from acfuse.graph import regions
+from acfuse.graph.times import Slower, slower_than, timed, work_of
+from acfuse.patterns import PATTERNS, known_patterns
+from acfuse.rewrite import fused_copy
+from sample_models import awake
+from tests.bounds import assert_within, rounding
+from tests.cli.crosses import Crosses
+from tests.graph.costs import SIZE, SLOW, crosses, planted, written
+from tests.graph.fusing import images
 from tests.graph.onnx_files import exported
+from tests.graph.programs import SIZES, programs
 
 HOUSE = """[[pattern]]
 name = "crosses"
@@ -125,6 +138,24 @@ def test_a_fused_checkpoint_goes_back_into_its_network_by_the_same_table(tmp_pat
     image = torch.randn(1, 4, 9, 7)
     assert torch.equal(again(image), fused.model(image))
     assert acfuse.verify(net, fused.model, (1, 4, 9, 7), cost=path).passed
+
+
+@given(programs(), st.lists(st.booleans(), min_size=1, max_size=4))
+@torch.no_grad()
+def test_whatever_a_table_takes_away_a_random_network_stays_what_it_was(program, answers):
+    """Each region in turn is slower or is not, as it is drawn."""
+    model, turns = awake(program.double(), 0), cycle(answers)
+    slower = Slower(("eager", SIZE), 1.0, 2.0, True)
+    answer = mock.Mock(side_effect=lambda *_: slower if next(turns) else None)
+    with mock.patch.object(regions, "slower_region", answer):
+        findings = find_in_module(model, PATTERNS, costs=planted({}))
+    count = sum(r.code == Reason.SLOWER for r in findings.refused)
+    event(f"{min(count, 1)} slower, {min(len(findings.found), 1)} fused, or more")
+    if all(answers):
+        assert findings.found == ()
+    fused = fused_copy(model, findings.found)
+    for image in images(SIZES):
+        assert_within(fused(image.clone()), model(image.clone()), rounding(model, image))
 
 
 def geometry(size, stride=1, axes=2, dilation=1):
