@@ -1,7 +1,7 @@
 """Two models in turn, each in a process of its own: one sleeps while the other is timed.
 
 Two of them in one process would disturb each other, as the idle threads of one wait while the other
-computes. So this process loads no model: it starts one for each model, tells them whose turn it is,
+computes. So this process runs no model: it starts one for each model, tells them whose turn it is,
 and reads what they say, a line of JSON each.
 """
 

@@ -26,7 +26,7 @@ from acfuse.proof.onnx_runtime import DTYPES, inputs_of, session_of
 from acfuse.proof.running import Inputs, cast, floating_dtype, images, kinds_of, named_shapes
 from acfuse.sources.others import held_in
 from acfuse.system.escape import one_line
-from acfuse.system.threads import threads
+from acfuse.system.threads import bind_threads, threads
 from acfuse.targets.onnx_export import to_onnx
 
 Call = Callable[[], object]
@@ -55,6 +55,7 @@ def serve(asked: Callable[[], Asked]) -> None:
     """
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    bind_threads()
     try:
         wanted = asked()
         call = call_of(wanted)

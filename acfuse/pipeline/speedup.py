@@ -7,9 +7,11 @@ from statistics import median
 
 LEVEL = 0.95
 FEWEST = 6  # rounds: with fewer, no two of them enclose the median with that probability
+PLACEMENT = 0.01  # two processes of one file differ by less, wherever their memory lies
 FORMULA = (
     "the k-th smallest and k-th largest of n ratios enclose their median with probability "
-    "1 - 2 P(B < k), B binomial(n, 1/2); k is the largest for which that is at least 0.95"
+    "1 - 2 P(B < k), B binomial(n, 1/2); k is the largest for which that is at least 0.95; "
+    "less than 1 % apart is noise"
 )
 
 
@@ -32,8 +34,8 @@ class Ratio:
 
     @property
     def is_noise(self) -> bool:
-        """Whether no difference shows."""
-        return self.low <= 1 <= self.high
+        """Whether no difference shows: of less than PLACEMENT, none ever does."""
+        return self.low <= 1 + PLACEMENT and self.high >= 1 / (1 + PLACEMENT)
 
 
 def ratio_of(ratios: Sequence[float]) -> Ratio:

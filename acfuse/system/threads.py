@@ -45,3 +45,12 @@ def threads() -> int:
         if given.isdigit() and int(given) > 0:
             return int(given)
     return usable_processors()
+
+
+def bind_threads() -> None:
+    """Lets this process run on as many processors as threads compute: always on the same ones.
+
+    No two processors are equally fast. Where the system binds no processes, nothing happens.
+    """
+    with suppress(AttributeError, OSError):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: threads()])

@@ -59,3 +59,18 @@ def test_no_number_of_threads_is_a_usage_error():
     done = run("inspect", "nothing.pth", "--threads", "0")
     assert done.exit_code == 2
     assert "--threads" in done.stderr
+
+
+@pytest.mark.parametrize(("count", "expected"), [("1", [2]), ("2", [2, 5]), ("9", [2, 5, 7])])
+def test_a_process_that_is_timed_runs_on_the_first_processors(monkeypatch, count, expected):
+    bound = []
+    monkeypatch.setenv("OMP_NUM_THREADS", count)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 2, 5}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cpus: bound.append(cpus), raising=False)
+    threads.bind_threads()
+    assert bound == [expected]
+
+
+def test_where_no_process_can_be_bound_none_is(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    threads.bind_threads()
