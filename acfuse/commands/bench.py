@@ -113,7 +113,11 @@ def _check(original: Path | None, fused: Path | None, options: dict[str, Any]) -
         f"--{name.replace('_', '-')}"
         for name in context.params
         if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
-        and ((name not in FOR_TABLES) if options["profile"] else (name in ("size", "output")))
+        and (
+            (name not in FOR_TABLES)
+            if options["profile"]
+            else (name in ("size", "output", "force"))
+        )
     ]
     if given:
         how = "with" if options["profile"] else "without"

@@ -15,7 +15,7 @@ from acfuse.system.escape import as_json, one_line, safe
 from acfuse.system.limits import parsed_json
 
 SCHEMA_VERSION = 1
-BYTES, ROWS = 2**21, 10_000
+BYTES, ROWS, SETTINGS = 2**21, 10_000, 64
 LARGEST = 2**20  # of a size: kernel, channels, groups, pixels on an axis
 SHORTEST, LONGEST = 1e-12, 1e6  # seconds
 NEAREST = 4  # rows that tell what was not measured
@@ -146,7 +146,10 @@ def read_cost_table(path: Path) -> CostTable:
         if (key := (row.backend, row.size, row.work)) in seen:
             raise InputError(f"{name}: cost {i} is of a convolution that has one already. {HOW}")
         seen.add(key)
-    return CostTable(read, path)
+    costs = CostTable(read, path)
+    if len(costs.settings) > SETTINGS:
+        raise InputError(f"{name} has more than {SETTINGS} backends and sizes of images. {HOW}")
+    return costs
 
 
 HOW = "Write one with `acfuse bench --profile -o cost.json`."

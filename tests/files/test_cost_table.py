@@ -91,6 +91,7 @@ def test_a_cost_that_is_none_is_refused_in_one_line(tmp_path, name, value):
         "\x00\xff",
         json.dumps({"schema_version": 1, "costs": [ROW, ROW]}),
         json.dumps({"schema_version": 1, "costs": [ROW] * 10_001}),
+        json.dumps({"schema_version": 1, "costs": [{**ROW, "size": n} for n in range(1, 66)]}),
         " " * (BYTES + 1),
     ],
 )
