@@ -20,7 +20,7 @@ KERNELS = (
     (1, 1), (1, 3), (3, 1), (3, 3), (1, 5), (5, 1), (5, 5), (7, 7), (1, 11), (11, 1), (11, 11),
     (13, 13), (21, 21), (31, 31), (5, 51), (51, 5), (51, 51),
 )  # fmt: skip
-CHANNELS = (16, 64, 256)
+CHANNELS = (16, 32, 64, 128, 256)
 SIZES = (14, 56)
 MOST = 10**9  # multiply-adds of one convolution: what is larger is told from what is near
 REPEATS, SECONDS = 5, 0.005  # the least of so many means over so long: others' work only adds
