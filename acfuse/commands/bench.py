@@ -34,7 +34,7 @@ BENCH_OPTIONS = (
             "Default eager; onnxruntime for ONNX files; with --profile both. Repeatable."),
     option("--provider", metavar="NAME", default=PROVIDER,
             help="The execution provider of onnxruntime. Default CPUExecutionProvider."),
-    option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu",
+    option("--device", type=click.Choice(["cpu", "cuda"]),
             help="Where torch runs the models. Default cpu."),
     option("--batch", type=click.IntRange(min=1), metavar="COUNT",
             help="Images at once; as many as the input has else."),
@@ -132,7 +132,7 @@ def _check(original: Path | None, fused: Path | None, options: dict[str, Any]) -
 
 def _check_backends(backends: list[str], options: dict[str, Any]) -> None:
     """The same of what only some of them look at."""
-    if options["device"] != "cpu" and backends == ["onnxruntime"]:
+    if options["device"] not in (None, "cpu") and backends == ["onnxruntime"]:
         raise UsageError("--device has no effect on onnxruntime: give --provider in its stead.")
     if options["provider"] != PROVIDER and "onnxruntime" not in backends:
         raise UsageError(f"--provider has no effect on {backends[0]}: it is for onnxruntime.")
@@ -194,8 +194,9 @@ def _serve(worker: str, original: Path | None, fused: Path | None, options: dict
             unchanged = not manifest.changed()
         else:
             job, path = job_of(original, options), fused
-        how = {name: options[name] for name in ("batch", "device", "provider", "seconds")}
-        return Asked(job, path, role, backend, unchanged, **how)
+        how = {name: options[name] for name in ("batch", "provider", "seconds")}
+        device = options["device"] or "cpu"
+        return Asked(job, path, role, backend, unchanged, device=device, **how)
 
     serve(asked)
 
@@ -227,13 +228,14 @@ def _described(
     from acfuse.pipeline.bench import machine
     from acfuse.pipeline.speedup import FORMULA
 
-    how = ("rounds", "seconds", "batch", "device", "provider")
+    how = ("rounds", "seconds", "batch", "provider")
     return {
         "original": names[0],
         "fused": names[1],
         "proves_equality": False,
         "machine": machine(),
         **{name: options[name] for name in how},
+        "device": options["device"] or "cpu",
         "interval": FORMULA,
         "backends": [
             {
