@@ -148,6 +148,8 @@ INPUT_OPTIONS = (
     option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance beside it."),
 )  # fmt: skip
 RUNTIME_OPTIONS = (
+    option("--exhaustive", is_flag=True, help="Read every weight of a block's layers by impulses, "
+            "where random numbers would do."),
     option("--no-runtime", is_flag=True, help="Prove an ONNX file without running it, where "
             "onnxruntime cannot: by its certificates, and node by node."),
 )  # fmt: skip

@@ -73,7 +73,7 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
 
     plain = ("model", "model_args", "key", "prefix", "sha256", "bn_eps", "opset", "dynamic")
     changes: dict[str, Any] = {name: options.get(name) for name in plain}
-    flags = ("force", "allow_nonfinite", "fix_initializers", "no_runtime")
+    flags = ("force", "allow_nonfinite", "fix_initializers", "no_runtime", "exhaustive")
     changes |= {name: options.get(name) or None for name in flags}
     packages = (f"{name}:*" for name in options.get("allow_package") or ())
     changes["allow_classes"] = (*(options.get("allow_class") or ()), *packages) or None

@@ -29,7 +29,7 @@ def convert(job: Job, progress: Progress = silent) -> Conversion:
         source = _opened_to_fuse(job, progress)
         findings = find(source, job, progress)
         fused = fuse(source, findings, job, progress)
-        proofs = prove(fused, job.inputs, job.tolerance, progress)
+        proofs = prove(fused, job.inputs, job.tolerance, progress, exhaustive=job.exhaustive)
         exports = export(source, fused, job, progress) if proofs.passed else Exports()
         return save(concluded(job, source, fused, proofs, exports), fused)
 
@@ -95,23 +95,29 @@ def prove(
     progress: Progress = silent,
     *,
     by_others: bool = False,
+    exhaustive: bool = False,
 ) -> Proofs:
     """A certificate for each block, for all inputs; then the whole of it beside the original.
 
-    What is, or may be, `by_others` may have been folded in the dtype that it is stored in.
+    What is, or may be, `by_others` may have been folded in the dtype that it is stored in. With
+    `exhaustive` every weight of the layers is read by impulses.
     """
-    certificates = certified(fused, progress, by_others=by_others)
+    certificates = certified(fused, progress, by_others=by_others, exhaustive=exhaustive)
     return Proofs(certificates, fused.compare(inputs, tolerance, progress))
 
 
 def certified(
-    fused: Fused, progress: Progress = silent, *, by_others: bool = False
+    fused: Fused,
+    progress: Progress = silent,
+    *,
+    by_others: bool = False,
+    exhaustive: bool = False,
 ) -> tuple[Certificate, ...]:
     """A certificate for each block."""
     certificates = []
     for block in fused.found:
         progress(f"certificate of {block.label}")
-        certificates.append(certify(block, fused.stored(block)))
+        certificates.append(certify(block, fused.stored(block), exhaustive=exhaustive))
     if not by_others:
         return tuple(certificates)
     return judged_as_folded(fused.found, certificates, fused.stored, fused.anew)

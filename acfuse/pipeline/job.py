@@ -46,6 +46,7 @@ class Job:
     allow_nonfinite: bool = False
     fix_initializers: bool = False
     no_runtime: bool = False
+    exhaustive: bool = False
     dry_run: bool = False
 
     @property

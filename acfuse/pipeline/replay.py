@@ -53,7 +53,7 @@ def verify_files(job: Job, fused_path: Path, progress: Progress = silent) -> Con
         )
     given = again.source, again.fused, job.inputs, job.tolerance, progress
     held = held_in(fused_path, reading, *given)
-    certificates = certified(held.fused, progress, by_others=True)
+    certificates = certified(held.fused, progress, by_others=True, exhaustive=job.exhaustive)
     compared = () if held.is_run else held.fused.compare(job.inputs, job.tolerance, progress)
     checks, notes = (*held.checks, *compared), held.notes
     beside = held.fused.beside
@@ -94,7 +94,7 @@ def verified(
     """Proves that a fused file is its original; so is the ONNX file that was exported, if any."""
     job, source = again.job, again.source
     stored = again.fused.with_file(fused_path, job.reading_fused, unchanged=unchanged)
-    proofs = prove(stored, job.inputs, job.tolerance, progress)
+    proofs = prove(stored, job.inputs, job.tolerance, progress, exhaustive=job.exhaustive)
     if source.network is not None and job.inputs is not None:
         if job.pt2 and unchanged:
             progress("the .pt2 file in torch")

@@ -165,6 +165,16 @@ def _channel_sizes(leaves: Leaves) -> Iterator[tuple[str, int, Tensor]]:
             yield from ((name, axis, along(axis, size)) for axis in axes_of(numbers))
 
 
+def own_rounding(
+    true: Sequence[Leaves], shipped: Sequence[Leaves], usual: int, dtype: torch.dtype
+) -> list[Noises]:
+    """How far what ships is from float64: the least that rounding moves, and known already."""
+    responses = [Responses(t) for t in true]
+    for response, result in zip(responses, shipped, strict=True):
+        response.add(result, 1)
+    return noises(responses, usual, dtype)
+
+
 def responses_of(
     model: nn.Module,
     given: Sequence[Image],

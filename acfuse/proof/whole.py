@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_read import is_norm
 from acfuse.proof.leaves import Leaves
-from acfuse.proof.noise import Noise, Noises, Responses, noises, responses_of
+from acfuse.proof.noise import Noise, Noises, Responses, noises, own_rounding, responses_of
 from acfuse.proof.outputs import (
     ALGEBRA_LIMIT,
     NOISE_FACTOR,
@@ -89,6 +89,12 @@ def compare_models(
         return noises(responses, usual, dtype)
 
     def measured(compare: Callable[..., Check]) -> Check:
+        if (
+            exact is not None
+        ):  # its own rounding on these inputs is known: that takes no further run
+            check = compare(noise=own_rounding(true, shipped, usual, dtype))
+            if check.passed:
+                return check
         check = compare(noise=noise())
         if check.left_out and not check.passed:  # rounding decides: which rows of several, where
             check = compare(noise=noise(each=True))
