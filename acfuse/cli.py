@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from acfuse import __version__
+from acfuse.commands.batch import batch
 from acfuse.commands.bench import bench
 from acfuse.commands.convert import convert, export_onnx, inspect
 from acfuse.commands.patterns import list_patterns
@@ -35,7 +36,7 @@ def cli(context: click.Context) -> None:
     context.default_map = defaults(Path.cwd(), cli.commands)
 
 
-for command in (convert, verify, selftest, bench, export_onnx, inspect, list_patterns):
+for command in (convert, batch, verify, selftest, bench, export_onnx, inspect, list_patterns):
     cli.add_command(command)
 
 

@@ -18,6 +18,7 @@ class Exit(IntEnum):
     NOTHING = 5
     BAD_OUTPUT = 6
     BUG = 7
+    LOST = 8
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -105,3 +106,7 @@ class OutputError(AcfuseError):
     """A file cannot be written."""
 
     exit_code = Exit.BAD_OUTPUT
+
+
+class BusyError(OutputError):
+    """Another run is writing these files now."""

@@ -18,7 +18,7 @@ def defaults(folder: Path, commands: Mapping[str, click.Command]) -> dict[str, A
     unknown = sorted(set(settings) - known)
     if unknown:
         raise click.UsageError(f"the configuration has no setting {unknown[0]!r}.")
-    return {name: _for_command(c, settings) for name, c in commands.items()} if settings else None
+    return {name: for_command(c, settings) for name, c in commands.items()} if settings else None
 
 
 def configuration(folder: Path) -> dict[str, Any]:
@@ -38,7 +38,8 @@ def configuration(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _for_command(command: click.Command, settings: dict[str, Any]) -> dict[str, Any]:
+def for_command(command: click.Command, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as the parameters of one command take them; those of others are left out."""
     own = {}
     for parameter in command.params:
         if parameter.name in settings:

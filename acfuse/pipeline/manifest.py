@@ -61,6 +61,30 @@ def describe(
         "shards": [{"file": _relative(path, folder), "sha256": digest}
                    for path, digest in sorted(conversion.digests.items()) if path != job.source],
         "outputs": outputs,
+        **asked_of(job, folder),
+        "onnx": None if conversion.onnx is None else {
+            "opset": conversion.onnx.opset,
+            "dynamic": conversion.onnx.dynamic,
+            "inputs": list(conversion.onnx.inputs),
+            "outputs": list(conversion.onnx.outputs),
+            "nodes": {kind: conversion.onnx.count(kind) for kind in ("Conv", "BatchNormalization")},
+        },
+        "pt2": conversion.pt2 is not None,
+        "passed": proofs.passed,
+        "fault": proofs.fault,
+        "diagnosis": conversion.diagnosis,
+        "before": vars_of(conversion.sizes[0]),
+        "after": vars_of(conversion.sizes[1]),
+        **findings_json(conversion.findings, proofs),
+        "checks": [vars_of(check) for check in proofs.checks],
+        "notes": [*conversion.notes, *proofs.notes],
+    }  # fmt: skip
+
+
+def asked_of(job: Job, folder: Path) -> dict[str, Any]:
+    """What a job was asked, but for its source and outputs, as a manifest in `folder` names it."""
+    code = Path((job.model or "").rpartition(":")[0])
+    return {
         "model": _moved(job.model, lambda p: _relative(p, folder)),
         "model_args": dict(job.model_args),
         "key": job.key,
@@ -91,22 +115,15 @@ def describe(
             "seed": job.inputs.seed,
             "samples": job.inputs.samples,
         },
-        "onnx": None if conversion.onnx is None else {
-            "opset": conversion.onnx.opset,
-            "dynamic": conversion.onnx.dynamic,
-            "inputs": list(conversion.onnx.inputs),
-            "outputs": list(conversion.onnx.outputs),
-            "nodes": {kind: conversion.onnx.count(kind) for kind in ("Conv", "BatchNormalization")},
+        "asked": {
+            "onnx": job.onnx,
+            "pt2": job.pt2,
+            "opset": job.opset,
+            "dynamic": job.dynamic,
+            "atol": job.tolerance.atol,
+            "rtol": job.tolerance.rtol,
+            "code": sha256_of(code) if code.suffix == ".py" and code.is_file() else None,
         },
-        "pt2": conversion.pt2 is not None,
-        "passed": proofs.passed,
-        "fault": proofs.fault,
-        "diagnosis": conversion.diagnosis,
-        "before": vars_of(conversion.sizes[0]),
-        "after": vars_of(conversion.sizes[1]),
-        **findings_json(conversion.findings, proofs),
-        "checks": [vars_of(check) for check in proofs.checks],
-        "notes": [*conversion.notes, *proofs.notes],
     }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from acfuse.errors import OutputError
+from acfuse.errors import BusyError, OutputError
 from acfuse.system.temp_files import UNFINISHED
 
 if sys.platform != "win32":  # there, nothing keeps a second run away
@@ -115,7 +115,7 @@ def _lock(lock: Path) -> int | None:
         except BlockingIOError as error:
             holder = os.read(number, 20).decode("ascii", "replace") or "unknown"
             os.close(number)
-            raise OutputError(
+            raise BusyError(
                 f"another run (process {holder}) is writing these files now ({lock}); wait for "
                 "it, or give another --output."
             ) from error

@@ -52,9 +52,9 @@ def listed(names: Collection[str], most: int = 20) -> str:
     return f"{first} and {more:,} more" if more > 0 else first
 
 
-def as_json(data: object) -> str:
-    """A JSON document that no CI system obeys, whatever the names in it."""
-    return json.dumps(plain(data), indent=2, allow_nan=False).replace("##", "#\\u0023")
+def as_json(data: object, *, indent: int | None = 2) -> str:
+    """A JSON document that no CI system obeys, whatever the names in it; None: in one line."""
+    return json.dumps(plain(data), indent=indent, allow_nan=False).replace("##", "#\\u0023")
 
 
 def plain(value: Any) -> Any:
