@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from acfuse.system.threads import COUNTS, threads, usable_processors
 
 OWN = ("source", "output", "dry_run", "format", "quiet", "verbose", "threads")
 SHARED = [p for p in convert.params if isinstance(p, click.Option) and p.name not in OWN]
-TEMPLATE = ("-m", "acfuse.commands.batch_task")
 
 
 @click.command()
@@ -159,7 +158,8 @@ def _converted(tasks: Sequence[Task], jobs: int) -> Iterator[dict[str, Any]]:
     variables = {**os.environ, **dict.fromkeys(COUNTS, share)}
     most = free_memory()
     waiting, running = deque(enumerate(tasks)), dict[int, int]()  # number: bytes expected
-    forks, answered = Forks(TEMPLATE, variables), False
+    command = template_of([task.told for task in tasks])
+    forks, answered = Forks(command, variables), False
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -180,7 +180,7 @@ def _converted(tasks: Sequence[Task], jobs: int) -> Iterator[dict[str, Any]]:
                         yield line_of(task.told, Ended(number, None, forks.process.returncode))
                     return
                 running, answered = {}, False
-                forks = Forks(TEMPLATE, variables)
+                forks = Forks(command, variables)
                 continue
             answered = True
             del running[ended.number]
@@ -192,6 +192,12 @@ def _converted(tasks: Sequence[Task], jobs: int) -> Iterator[dict[str, Any]]:
 def _fits(size: int, running: Any, most: int | None) -> bool:
     now = free_memory()
     return most is None or now is None or (sum(running) + size <= most and size <= now)
+
+
+def template_of(told: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The arguments of Python for a template of these tasks."""
+    exports = any("--no-onnx" not in one["arguments"] for one in told)
+    return ("-m", "acfuse.commands.batch_task", *["export"] * exports)
 
 
 def line_of(told: Mapping[str, Any], ended: Ended) -> dict[str, Any]:

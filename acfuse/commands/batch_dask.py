@@ -33,7 +33,7 @@ def converted_on(scheduler: str, tasks: Sequence["Task"]) -> Iterator[Line]:
     with client:
         told = [{**task.told, "resume": True, "wait": True} for task in tasks]
         futures = {client.submit(convert_one, one, pure=False): one for one in told}
-        for future in as_completed(list(futures)):
+        for future in as_completed(list(futures), loop=client.loop):
             if future.status == "finished":
                 yield future.result()
             else:
@@ -44,9 +44,9 @@ def converted_on(scheduler: str, tasks: Sequence["Task"]) -> Iterator[Line]:
 
 def convert_one(told: Mapping[str, Any]) -> Line:
     """Converts a checkpoint on a worker, in a process of its own."""
-    from acfuse.commands.batch import TEMPLATE, line_of
+    from acfuse.commands.batch import line_of, template_of
 
-    forks = getattr(TEMPLATES, "forks", None) or Forks(TEMPLATE, dict(os.environ))
+    forks = getattr(TEMPLATES, "forks", None) or Forks(template_of([told]), dict(os.environ))
     TEMPLATES.forks = forks
     forks.start(0, told)
     try:

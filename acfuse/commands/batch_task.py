@@ -206,10 +206,13 @@ def _line(manifest: Manifest, *, skipped: bool) -> Line:
 
 
 def main() -> None:
-    """Is the template of a batch: loads what every conversion needs, then serves."""
+    """Is the template of a batch: loads what every conversion needs, then serves.
+
+    With the argument "export" that is what writing an ONNX file needs, too.
+    """
     for name in [name for name in os.environ if name.startswith("ACFUSE_")]:
         del os.environ[name]  # what they say is in the arguments
-    for name in NEEDED:
+    for name in NEEDED if "export" in sys.argv[1:] else ():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     serve(run_task)
