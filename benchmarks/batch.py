@@ -83,7 +83,8 @@ def memory() -> None:
             shape = f"1,{channels},16,16"
             _, (line,) = run("net.pth", *options, "--input-shape", shape, folder=folder)
             size, peak = (folder / "net.pth").stat().st_size, float(str(line["peak_bytes"]))
-            print(f"{size / 1e6:7.1f} MB: peak {peak / 1e6:7.0f} MB", flush=True)
+            cpu = float(str(line["cpu_seconds"]))
+            print(f"{size / 1e6:7.1f} MB: peak {peak / 1e6:5.0f} MB, {cpu:5.1f} CPU s", flush=True)
 
 
 if __name__ == "__main__":

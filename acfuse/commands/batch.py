@@ -5,10 +5,10 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,9 +26,11 @@ from acfuse.pipeline.batch import (
 )
 from acfuse.settings import for_command
 from acfuse.system.escape import as_json, safe
-from acfuse.system.forks import Ended, Forks, TemplateLost
 from acfuse.system.free_memory import free_memory
 from acfuse.system.threads import COUNTS, threads, usable_processors
+
+if TYPE_CHECKING:
+    from acfuse.system.forks import Ended
 
 OWN = ("source", "output", "dry_run", "format", "quiet", "verbose", "threads")
 SHARED = [p for p in convert.params if isinstance(p, click.Option) and p.name not in OWN]
@@ -149,11 +151,13 @@ def _text(parameter: click.Option, value: Any) -> str:
     return json.dumps(value) if isinstance(value, (dict, list)) else str(value)
 
 
-def _converted(tasks: Sequence[Task], jobs: int) -> Iterator[dict[str, Any]]:
+def _converted(tasks: Sequence[Task], jobs: int) -> Generator[dict[str, Any]]:
     """The lines of all tasks, as they end, with so many at once as memory allows.
 
     What is expected to take more than is free waits until another ends; one alone always runs.
     """
+    from acfuse.system.forks import Ended, Forks, TemplateLost
+
     share = str(max(1, threads() // jobs))
     variables = {**os.environ, **dict.fromkeys(COUNTS, share)}
     most = free_memory()
@@ -200,7 +204,7 @@ def template_of(told: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     return ("-m", "acfuse.commands.batch_task", *["export"] * exports)
 
 
-def line_of(told: Mapping[str, Any], ended: Ended) -> dict[str, Any]:
+def line_of(told: Mapping[str, Any], ended: "Ended") -> dict[str, Any]:
     """The line of a checkpoint whose process has ended, with or without a word."""
     if ended.result is not None:
         line = dict(ended.result)

@@ -1,8 +1,9 @@
 """A batch on the workers of a Dask scheduler: tasks are checkpoints, results their lines."""
 
+import importlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from acfuse.errors import Exit, InputError, UsageError
@@ -16,24 +17,24 @@ Line = dict[str, Any]
 TEMPLATES = threading.local()  # a worker has a template for each of its threads
 
 
-def converted_on(scheduler: str, tasks: Sequence["Task"]) -> Iterator[Line]:
+def converted_on(scheduler: str, tasks: Sequence["Task"]) -> Generator[Line]:
     """The lines of all tasks, as they end.
 
     What a lost worker had is given to another one. It waits for the files of the lost one, and
     skips what that has finished: nothing is written twice.
     """
     try:
-        from distributed import Client, as_completed
+        dask: Any = importlib.import_module("distributed")
     except ImportError as error:
         raise UsageError("--scheduler needs Dask: pip install 'acfuse[dask]'.") from error
     try:
-        client = Client(scheduler, timeout=10, set_as_default=False)
+        client = dask.Client(scheduler, timeout=10, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InputError(f"--scheduler {scheduler} does not answer: {one_line(error)}.") from error
     with client:
         told = [{**task.told, "resume": True, "wait": True} for task in tasks]
         futures = {client.submit(convert_one, one, pure=False): one for one in told}
-        for future in as_completed(list(futures), loop=client.loop):
+        for future in dask.as_completed(list(futures), loop=client.loop):
             if future.status == "finished":
                 yield future.result()
             else:

@@ -6,6 +6,7 @@ its forks are whole. When its input ends, it ends the tasks that still run.
 """
 
 import ctypes
+import gc
 import json
 import os
 import selectors
@@ -110,6 +111,7 @@ def serve(run: Callable[[Task], Mapping[str, Any]]) -> None:
 
     What a task prints goes to stderr.
     """
+    gc.freeze()  # what is loaded stays: no task need look through it, and so copy its pages
     answers = os.dup(1)
     os.dup2(2, 1)
     selector = selectors.DefaultSelector()
