@@ -21,6 +21,7 @@ def test_the_codes_are_never_renumbered():
         "NOTHING": 5,
         "BAD_OUTPUT": 6,
         "BUG": 7,
+        "LOST": 8,
         "INTERRUPTED": 130,
         "TERMINATED": 143,
     }
