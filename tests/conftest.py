@@ -4,6 +4,8 @@
 """
 
 import os
+import sys
+import tempfile
 
 import pytest
 import torch
@@ -36,6 +38,18 @@ def pytest_report_header() -> str:
     """Which kernels compute here."""
     capability, onednn = torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.enabled
     return f"torch: {capability}, oneDNN {onednn}, threads {torch.get_num_threads()}"
+
+
+@pytest.fixture(autouse=True)
+def _forgotten():
+    """A test's own modules, of a temporary folder, are not those of the next test."""
+    before, path = set(sys.modules), list(sys.path)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if isinstance(file, str) and file.startswith(tempfile.gettempdir() + os.sep):
+            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)

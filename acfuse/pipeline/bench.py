@@ -72,10 +72,10 @@ class Worker:
 
 @contextmanager
 def worker(command: Sequence[str], name: str) -> Iterator[Worker]:
-    """A process, which ends with the block at the latest."""
+    """A process of this Python, which ends with the block at the latest."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
-            command,
+            [sys.executable, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -110,7 +110,7 @@ def this_command(backend: str, role: str) -> list[str]:
         f"import sys; sys.path.insert(0, {root!r}); import acfuse; sys.path.remove({root!r}); "
         "sys.argv[0] = 'acfuse'; from acfuse.cli import main; main()"
     )
-    return [sys.executable, "-P", "-c", code, *sys.argv[1:], "--worker", f"{backend}:{role}"]
+    return ["-P", "-c", code, *sys.argv[1:], "--worker", f"{backend}:{role}"]
 
 
 def measure(

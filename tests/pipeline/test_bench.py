@@ -66,7 +66,7 @@ def test_no_process_is_left():
 
 def test_a_worker_looks_for_no_module_in_the_working_directory():
     command = this_command("eager", "fused")
-    assert command[1] == "-P"
+    assert command[0] == "-P"
     assert command[-2:] == ["--worker", "eager:fused"]
 
 

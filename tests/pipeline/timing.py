@@ -1,6 +1,5 @@
 """Turns that no clock measured, and processes that hold no model."""
 
-import sys
 from collections.abc import Sequence
 
 from acfuse.pipeline.speedup import Measured, Turn
@@ -29,4 +28,4 @@ def pretending(*answers, code=WORKER):
     import json
 
     said = json.dumps(list(answers))
-    return lambda backend, role: [sys.executable, "-c", code, role, said]
+    return lambda backend, role: ["-c", code, role, said]
