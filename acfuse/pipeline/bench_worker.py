@@ -106,7 +106,7 @@ def call_of(asked: Asked) -> Call:
     if in_torch and asked.device != "cpu" and not torch.cuda.is_available():
         raise UsageError(f"--device {asked.device}: torch finds no such device here. Give cpu.")
     model = _opened(asked)
-    if in_torch and isinstance(model, onnx.ModelProto):
+    if in_torch and not isinstance(model, nn.Module):
         raise UsageError(
             f"--backend {asked.backend}: an ONNX file runs in onnxruntime alone. Give --backend "
             "onnxruntime."

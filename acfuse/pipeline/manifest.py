@@ -122,7 +122,7 @@ def asked_of(job: Job, folder: Path) -> dict[str, Any]:
             "dynamic": job.dynamic,
             "atol": job.tolerance.atol,
             "rtol": job.tolerance.rtol,
-            "code": sha256_of(code) if code.suffix == ".py" and code.is_file() else None,
+            "code": sha256_of(code) if code.name.endswith(".py") and code.is_file() else None,
         },
     }  # fmt: skip
 

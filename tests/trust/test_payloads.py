@@ -29,7 +29,7 @@ WAYS = {
     "no weights_only": ["convert", "it.pth"],
     "--allow-class": ["convert", "it.pth", "--allow-class", "own.py:Net",
                       "--allow-class", "torch.nn:Conv2d"],
-    "--model": ["convert", "it.pth", "--model", "own.py:Net"],
+    "--model": ["convert", "it.pth", "--model", "own.py:Net", "--input-shape", "1,3,9,7"],
     "a shard": ["convert", "it.safetensors.index.json"],
 }  # fmt: skip
 ENV = {"no weights_only": {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}}
