@@ -14,12 +14,13 @@ from acfuse.commands.convert import convert, export_onnx, inspect
 from acfuse.commands.patterns import list_patterns
 from acfuse.commands.verify import selftest, verify
 from acfuse.errors import AcfuseError, Exit
+from acfuse.options import HELP
 from acfuse.settings import defaults
 from acfuse.system.escape import safe
 from acfuse.system.signals import Terminated, handle_signals
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings=HELP)
 @click.version_option(__version__, "-V", "--version", prog_name="acfuse")
 @click.pass_context
 def cli(context: click.Context) -> None:

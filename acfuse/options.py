@@ -12,6 +12,7 @@ import click
 from acfuse.system.limits import Limits
 from acfuse.system.threads import prepare_threads
 
+HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}  # of every command
 F = TypeVar("F", bound=Callable[..., Any])
 
 

@@ -14,7 +14,7 @@ import click
 
 from acfuse.commands.convert import convert
 from acfuse.errors import Exit, UsageError
-from acfuse.options import COMMON_OPTIONS, INPUT, LIMIT, option
+from acfuse.options import COMMON_OPTIONS, HELP, INPUT, LIMIT, option
 from acfuse.pipeline.batch import (
     Entry,
     check_distinct,
@@ -124,7 +124,7 @@ def _task(entry: Entry, options: Mapping[str, Any], output: str | None, *, resum
     own = for_command(convert, dict(entry.settings))
     arguments = [text for p in SHARED for text in _arguments(p, {**options, **own}.get(p.name))]
     try:
-        convert.make_context("convert", [*arguments, "--", entry.source])
+        convert.make_context("convert", [*arguments, "--", entry.source], **HELP)
     except click.ClickException as error:
         place = f"{entry.place}: " if entry.place else ""
         raise UsageError(f"{place}{error.format_message()}") from error

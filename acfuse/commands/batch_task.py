@@ -19,6 +19,7 @@ from acfuse.commands.convert import convert
 from acfuse.commands.jobs import job_of
 from acfuse.errors import AcfuseError, BusyError, Exit, OutputError
 from acfuse.files.remote import exists, fetch, sha256_at, store
+from acfuse.options import HELP
 from acfuse.pipeline.batch import is_url
 from acfuse.pipeline.convert import convert as run
 from acfuse.pipeline.job import Conversion, Job
@@ -70,7 +71,7 @@ def _failed(task: Mapping[str, Any], code: Exit, error: str) -> Line:
 
 def _converted(task: Mapping[str, Any]) -> Line:
     source, output, resume = task["source"], task["output"], task["resume"]
-    context = convert.make_context("convert", [*task["arguments"], "--", source])
+    context = convert.make_context("convert", [*task["arguments"], "--", source], **HELP)
     options = {**context.params, "output": None if output is None else Path(output)}
     if is_url(source) or (output is not None and is_url(output)):
         return _converted_elsewhere(source, output, options, resume)
