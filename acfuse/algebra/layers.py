@@ -59,10 +59,12 @@ class Conv:
     def linear(self) -> Value:
         """The same as a value: dilation spread into the kernel, float64."""
         geometry = self.geometry
-        spread = tuple(slice(None, None, d) for d in self.dilation)
-        shape = (*self.weight.shape[:2], *(axis.taps for axis in geometry.axes))
-        kernel = self.weight.detach().new_zeros(shape, dtype=torch.float64)
-        kernel[on_axes(spread)] = self.weight.detach().double()
+        kernel = self.weight.detach().double()
+        if max(self.dilation, default=1) > 1:
+            taps = (axis.taps for axis in geometry.axes)
+            spread = kernel.new_zeros(*kernel.shape[:2], *taps)
+            spread[on_axes(slice(None, None, d) for d in self.dilation)] = kernel
+            kernel = spread
         bias = kernel.new_zeros(geometry.out_channels)
         if self.bias is not None:
             bias = self.bias.detach().double()

@@ -106,16 +106,23 @@ class LinearConv:
         border. Growing is free, so neither kernel size nor alignment matters.
         """
         geometry = self.geometry + other.geometry
-        a, b = (
-            branch.grow(
-                [
-                    (both.before - own.before, both.after - own.after)
-                    for both, own in zip(geometry.axes, branch.geometry.axes, strict=True)
-                ]
-            ).regroup(geometry.groups)
-            for branch in (self, other)
+        a, b = (branch.regroup(geometry.groups) for branch in (self, other))
+        if b.taps == geometry.taps:  # nothing has to grow around the other one
+            a, b = b, a
+        grown = a.grow(
+            [
+                (both.before - own.before, both.after - own.after)
+                for both, own in zip(geometry.axes, a.geometry.axes, strict=True)
+            ]
         )
-        return LinearConv(a.kernel + b.kernel, a.bias + b.bias, geometry)
+        kernel = grown.kernel.clone() if grown is a else grown.kernel
+        starts = (
+            both.before - own.before
+            for both, own in zip(geometry.axes, b.geometry.axes, strict=True)
+        )
+        window = on_axes(slice(s, s + n) for s, n in zip(starts, b.taps, strict=True))
+        kernel[window] += b.kernel
+        return LinearConv(kernel, a.bias + b.bias, geometry)
 
     def affine(self, scale: Tensor | float, shift: Tensor | float = 0.0) -> "LinearConv":
         """`scale * self(x) + shift` per output channel: BatchNorm, LayerScale, a sign.

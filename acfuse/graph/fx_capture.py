@@ -26,7 +26,6 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.calls import Call
@@ -39,6 +38,7 @@ from acfuse.graph.grids import simple
 from acfuse.graph.own_layers import has_hooks
 from acfuse.graph.randomness import watched_randomness
 from acfuse.graph.sizes import SYMBOLIC, Sizes, has_one_shape, is_elementwise, is_sized
+from acfuse.system.dispatch import DispatchMode
 
 CANDIDATES = 8  # numbers of channels that are tried
 LARGEST = 200  # modules inside of one that is captured: all of them are run
@@ -126,13 +126,13 @@ class _Operators(TorchFunctionMode):
         return result
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(DispatchMode):
     """Records one forward, for one call, with so many channels."""
 
     def __init__(
         self, module: nn.Module, call: Call, channels: int, rank: int, dtype: torch.dtype
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.module, self.call, self.channels, self.rank = module, call, channels, rank
         self.dtype = dtype
         self.sizes, self.graph, self.used = Sizes(), fx.Graph(), frozenset[str]()
@@ -257,8 +257,7 @@ class _Recorder(TorchDispatchMode):
 
     def _images(self) -> dict[str, Any]:
         """An image for each parameter that gets a tensor, several for one that gets a list."""
-        weights = (*self.module.parameters(), *self.module.buffers())
-        device = next((weight.device for weight in weights), None)
+        device = next((w.device for w in (*self.module.parameters(), *self.module.buffers())), None)
 
         def image() -> Tensor:
             batch, channels = self.sizes.size(), self.sizes.size(self.channels)

@@ -117,7 +117,8 @@ def certified(
     certificates = []
     for block in fused.found:
         progress(f"certificate of {block.label}")
-        certificates.append(certify(block, fused.stored(block), exhaustive=exhaustive))
+        given = fused.stored(block), () if exhaustive else fused.claimed(block)
+        certificates.append(certify(block, *given, exhaustive=exhaustive))
     if not by_others:
         return tuple(certificates)
     return judged_as_folded(fused.found, certificates, fused.stored, fused.anew)
@@ -167,8 +168,7 @@ def checked_onnx(
     )
     check = compare_onnx(
         file.bytes,
-        source.network,
-        job.inputs,
+        source.original(job.inputs),
         job.tolerance,
         dynamic=job.dynamic,
         limits=job.limits,
@@ -181,12 +181,11 @@ def _checked_pt2(
     source: Source, fused: Fused, job: Job, progress: Progress
 ) -> tuple[Program, Check]:
     """The same as a program of torch.export."""
-    assert source.network is not None
     assert fused.network is not None
     assert job.inputs is not None
     progress("exporting to .pt2")
     program = to_pt2(fused.network, job.inputs, job.dynamic)
-    given = (source.network, job.inputs, job.tolerance, job.dynamic, progress)
+    given = (source.original(job.inputs), job.tolerance, job.dynamic, progress)
     return program, compare_pt2(program, *given)
 
 

@@ -99,9 +99,9 @@ def verified(
         if job.pt2 and unchanged:
             progress("the .pt2 file in torch")
             path = Paths.beside(fused_path).pt2
-            given = source.network, job.inputs, job.tolerance
+            given = source.original(job.inputs), job.tolerance, job.dynamic
             try:
-                check = compare_pt2_file(path, *given, job.dynamic)
+                check = compare_pt2_file(path, *given)
             except (InputError, UnsafeError) as error:  # torch can load it: it was when it was made
                 remark = f"its hash is right, but it is not run again: {error}"
                 proofs = replace(proofs, remarks=(*proofs.remarks, remark))
@@ -121,7 +121,6 @@ def compared_onnx(
     One that has changed since is first held to another export of the same model.
     """
     job, source = again.job, again.source
-    assert source.network is not None
     assert fused.network is not None
     assert job.inputs is not None
     file, _ = read_onnx(path, ReadOptions(limits=job.limits))  # no file elsewhere
@@ -140,8 +139,7 @@ def compared_onnx(
             return replace(check, detail=f"{path.name}: {check.detail}")
     return compare_onnx(
         file.SerializeToString(),
-        source.network,
-        job.inputs,
+        source.original(job.inputs),
         job.tolerance,
         dynamic=job.dynamic,
         limits=job.limits,

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import torch
 from onnx import numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
 from acfuse.errors import AcfuseError, InputError, UnsafeError, UsageError
 from acfuse.files.onnx_cost import all_graphs
@@ -21,6 +21,7 @@ from acfuse.graph.onnx_values import is_tensor, with_free_sizes
 from acfuse.proof.exported import Answer, compared
 from acfuse.proof.leaves import Leaves, is_discrete, leaves_of
 from acfuse.proof.noise import UNITS, Noise, Noises, Responses, along, drawn, noises, sizes
+from acfuse.proof.original import Original
 from acfuse.proof.outputs import Check, Difference, Tolerance, judge
 from acfuse.proof.running import (
     OTHERS,
@@ -48,8 +49,7 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "PR
 
 def compare_onnx(
     onnx_file: bytes,
-    original: nn.Module,
-    inputs: Inputs,
+    original: Original,
     tolerance: Tolerance,
     *,
     dynamic: str = "batch",
@@ -68,7 +68,7 @@ def compare_onnx(
             session = session_of(onnx_file, optimised=optimised, limits=limits)
             yield partial(answers_of, session, limits)
 
-    return compared("onnx", "onnxruntime", sessions(), original, inputs, tolerance, dynamic)
+    return compared("onnx", "onnxruntime", sessions(), original, tolerance, dynamic)
 
 
 def answers_of(

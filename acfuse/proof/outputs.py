@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from acfuse.proof.certificate import Certificate
+from acfuse.proof.certificate import Certificate, unravel
 from acfuse.proof.leaves import Holder, Leaves, as_numbers, is_discrete, named, unlike
 from acfuse.proof.noise import Noise, Noises, along, apart, sizes, without_noise
 from acfuse.system.escape import one_line
@@ -248,7 +248,7 @@ def _output(name: str) -> str:
 
 def _index(values: Tensor) -> tuple[int, ...]:
     """Where the largest value is."""
-    return tuple(int(i) for i in torch.unravel_index(values.argmax(), values.shape))
+    return unravel(int(values.argmax()), tuple(values.shape))
 
 
 def concluded(check: Check, difference: Difference) -> Check:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from acfuse.algebra import AdjointGeometry, LinearConv, Planned, Value, adjoint_of
 from acfuse.algebra.adjoint import by_output
-from acfuse.findings import Run, Term
+from acfuse.findings import Run
 from acfuse.proof.impulses import AMPLITUDE, NOISE, blank, fitting, rows
 
 FEW = 2  # channels that impulses read as fast
@@ -29,7 +29,7 @@ class Claims:
     """The kernels that a map should have, and the dtype in which they are stored."""
 
     run: Run
-    terms: Sequence[Term]
+    values: Sequence[Value | None]
     geometries: Sequence[Planned | None]
     dtype: torch.dtype
 
@@ -41,7 +41,7 @@ class Claims:
         """
         geometry = self.geometries[index]
         assert geometry is not None
-        value = self.terms[index].value
+        value = self.values[index]
         if value is None or value.geometry.without_shift() != geometry.without_shift():
             return None
         kernel = rows(value)

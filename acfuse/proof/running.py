@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -202,60 +202,30 @@ def floating_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
 
 
-def variations(
-    model: nn.Module, inputs: Inputs, dtype: torch.dtype
-) -> Iterator[tuple[Image, Leaves]]:
-    """Inputs of the given shape, with several seeds, and what a model gives; then of other sizes.
-
-    Other batches and odd sizes are tried, and left out where the model itself cannot take them. If
-    some output is empty on all of that, so are other inputs on which it is not, if there are any.
-    Raises InputError where the model cannot take the given shape.
-    """
-    shapes = named_shapes(model, inputs)
-    kinds = kinds_of(shapes, inputs, model)
-    tried: list[Leaves] = []
-    for sample in range(max(1, inputs.samples)):
-        given = images(shapes, inputs.seed + sample, kinds)
-        tried.append(_run_or_explain(model, given, dtype, shapes))
-        yield given, tried[-1]
-    others = [{n: change(s) for n, s in shapes.items()} for change in (_other_batch, _other_size)]
-    for image, result in _tried(model, (images(s, inputs.seed, kinds) for s in others), dtype):
-        tried.append(result)
-        yield image, result
-    more = (images(shapes, inputs.seed + 100 + i, kinds, mean=m, scale=s)
-            for i, (m, s) in enumerate(OTHERS))  # fmt: skip
-    empty = set.intersection(*map(_empty, tried))
-    for image, result in _tried(model, more, dtype) if empty else ():
-        if shown := {name for name in empty if name in result} - _empty(result):
-            empty -= shown
-            yield image, result
-        if not empty:
-            return
-
-
-def _tried(
-    model: nn.Module, given: Iterable[Image], dtype: torch.dtype
-) -> Iterator[tuple[Image, Leaves]]:
-    for image in given:
-        try:
-            result = run(model, image, dtype)
-        except Exception:
-            continue
-        yield image, result
-
-
-def _empty(result: Leaves) -> set[str]:
+def is_empty(result: Leaves) -> set[str]:
     """The outputs, and lists of outputs, in which there is nothing."""
     nothing = {n for n, x in result.items() if isinstance(x, Tensor) and x.numel() == 0}
     return nothing | {n for n, x in result.items() if isinstance(x, Holder) and not x.keys}
 
 
-def _other_batch(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (3 if shape[0] == 1 else 1, *shape[1:]) if shape else shape
+def other_batch(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The same with more images, or fewer."""
+    return {n: (3 if s[0] == 1 else 1, *s[1:]) if s else s for n, s in shapes.items()}
 
 
-def _other_size(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[:2], *(n + 1 + 2 * i for i, n in enumerate(shape[2:])))
+def larger(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The same with each spatial size a little larger, by another odd number each."""
+    return {
+        name: (*s[:2], *(n + 1 + 2 * i for i, n in enumerate(s[2:]))) for name, s in shapes.items()
+    }
+
+
+def smaller(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The same with half of each spatial size, an odd number: there is more border, for less."""
+    return {
+        name: (*s[:2], *((n // 2 | 1) + 2 * i for i, n in enumerate(s[2:])))
+        for name, s in shapes.items()
+    }
 
 
 # What torch says where a forward asks for CUDA, or another device, by name.
@@ -264,12 +234,8 @@ NO_DEVICE = re.compile(
 )
 
 
-def _run_or_explain(
-    model: nn.Module,
-    given: Image,
-    dtype: torch.dtype,
-    shapes: dict[str, tuple[int, ...]],
-) -> Leaves:
+def run_or_explain(model: nn.Module, given: Image, dtype: torch.dtype) -> Leaves:
+    """The same, of an input that a user gives. Raises InputError where the model cannot take it."""
     try:
         return run(model, given, dtype)
     except Exception as error:
@@ -279,7 +245,7 @@ def _run_or_explain(
                 f"the model's forward calls a device that is not here: {text}. acfuse runs it on "
                 "the CPU: make the forward take the device of its input."
             ) from error
-        listed = ", ".join(f"{n} {','.join(map(str, s))}" for n, s in shapes.items())
+        listed = ", ".join(f"{n} {','.join(map(str, x.shape))}" for n, x in given.items())
         raise InputError(
             f"the model cannot take an input of this shape ({listed}): {text}. "
             "Is --input-shape right?"

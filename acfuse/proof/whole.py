@@ -4,17 +4,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_read import is_norm
 from acfuse.proof.leaves import Leaves
-from acfuse.proof.noise import Noise, Noises, Responses, noises, own_rounding, responses_of
+from acfuse.proof.noise import Noise, Noises, Responses, noises
+from acfuse.proof.original import Original, is_trained
 from acfuse.proof.outputs import (
     ALGEBRA_LIMIT,
     NOISE_FACTOR,
@@ -27,17 +25,7 @@ from acfuse.proof.outputs import (
     rounding_limit,
     still,
 )
-from acfuse.proof.running import (
-    Image,
-    Inputs,
-    floating_dtype,
-    images,
-    kinds_of,
-    named_shapes,
-    run,
-    variations,
-)
-from acfuse.system.escape import one_line
+from acfuse.proof.running import Image, run
 
 FRESH_NOTE = (
     "BatchNorm statistics are fresh (mean 0, variance 1): a weak test, so the algebra was also "
@@ -48,95 +36,105 @@ EXACT, STORED = "float64 outputs", "the stored weights, run in float64,"  # in m
 
 
 def compare_models(
-    original: nn.Module,
+    original: Original,
     fused: nn.Module,
-    inputs: Inputs,
     tolerance: Tolerance,
-    fuse: Callable[[nn.Module], nn.Module],
+    fused_exactly: Callable[[], nn.Module],
     fuse_anew: Callable[[nn.Module], nn.Module],
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Check, ...]:
     """The whole model in float64, before and after the weights are rounded, and as it ships.
 
-    `fuse` fuses a float64 copy of the original, nothing rounded: so the algebra is checked for
+    `fused_exactly` gives the fused model in float64, nothing rounded: so the algebra is checked for
     itself. Where BatchNorm statistics are fresh, that is done on a copy with random ones as well,
     in which `fuse_anew` finds the blocks for itself. A model that computes in a dtype of its own,
     whatever it is given, is compared in that one alone.
     """
-    dtype = floating_dtype(original)
-    if any(getattr(part, "training", False) for m in (original, fused) for part in m.modules()):
-        # A run changes what those hold.
-        original, fused = copied(original), copied(fused)
-    tried = list(variations(original, inputs, dtype))
-    usual = len(tried)
-    if not _is_repeated(original, *tried[0], dtype):
+    if is_trained(fused):  # a run changes what it holds
+        fused = copied(fused)
+    progress("the original model")
+    dtype = original.dtype
+    shown = [*original.given, *original.of_other_sizes, *original.showing_more]
+    if not _is_repeated(original):
         why = "two runs of the original model on one input differ: nothing can be compared"
         return (Check("repeated", False, math.inf, 0.0, detail=why),)
-    tried += _extremes(original, inputs, dtype)
-    given, shipped = [image for image, _ in tried], [result for _, result in tried]
-    exact, first, why = in_float64(original, given[0])
-    true = shipped
-    if exact is not None:
-        true = [first, *(run(exact, g, torch.float64) for g in given[1:])]
-    takes_any, checks = has_nonfinite_weights(original), []
-
-    @cache
-    def noise(*, each: bool = False) -> list[Noises]:
-        progress("the original's own noise")
-        responses = responses_of(original, given, true, dtype, usual, each=each)
-        for response, result in zip(responses, shipped, strict=True):
-            response.add(result, 1)
-        return noises(responses, usual, dtype)
-
-    def measured(compare: Callable[..., Check]) -> Check:
-        if (
-            exact is not None
-        ):  # its own rounding on these inputs is known: that takes no further run
-            check = compare(noise=own_rounding(true, shipped, usual, dtype))
-            if check.passed:
-                return check
-        check = compare(noise=noise())
-        if check.left_out and not check.passed:  # rounding decides: which rows of several, where
-            check = compare(noise=noise(each=True))
-        return check
-
-    if exact is None:
-        why = f"it could not be run in float64 ({why}), and is compared as it ships alone"
+    checks = []
+    if original.why_not_exact:
+        why = f"it could not be run in float64 ({original.why_not_exact}), and is compared as it "
+        why += "ships alone"
         checks.append(Check("algebra", True, 0.0, 0.0, detail=why, warning=why, compared=0))
     else:
-        compared = partial(_in_float64, true=true, dtype=dtype, takes_any=takes_any)
+        # What another batch shows, it shows as it ships as well.
+        given = [*shown, *original.far]
+        true = [original.true(image) for image in given]
+        original.forget_exact()
         progress("algebra of the whole model, in float64")
-        algebra = partial(compared, "algebra", EXACT, _answers(fuse(exact), given, torch.float64))
-        check = algebra(noise=still(true, usual, ALGEBRA_LIMIT), limit=ALGEBRA_LIMIT)
+        compared = partial(_in_float64, dtype=dtype, takes_any=original.takes_any)
+        answers = _answers(fused_exactly(), given, torch.float64)
+        algebra = partial(compared, name="algebra", what=EXACT, answers=answers, true=true)
+        usual = len(shown)
+        check = algebra(still(true, usual, ALGEBRA_LIMIT), limit=ALGEBRA_LIMIT)
         if not check.passed:
-            limit = _algebra_limit(exact, given[0], true[0], noise()[0])
-            check = algebra(noise=_steady(noise()), limit=limit)
+            noise = original.noise(given, usual)
+            limit = _algebra_limit(original.exact, given[0], true[0], noise[0])
+            check = algebra(_steady(noise), limit=limit)
         checks.append(check)
-        if has_fresh_statistics(original):
-            checks.append(_with_random_statistics(original, fuse_anew, given[:usual], dtype))
+        if has_fresh_statistics(original.model):
+            checks.append(_with_random_statistics(original.model, fuse_anew, shown, dtype))
         progress("stored weights, in float64")
         limit = max(STORED_LIMIT * torch.finfo(dtype).eps, ALGEBRA_LIMIT)
-        stored = _answers(copied(fused).double(), given, torch.float64)
-        weights = partial(compared, "weights", STORED, stored, limit=limit)
-        check = weights(noise=still(true, usual, limit))
-        checks.append(check if check.passed else measured(weights))
+        answers = _answers(copied(fused).double(), given, torch.float64)
+        weights = partial(
+            compared, name="weights", what=STORED, answers=answers, true=true, limit=limit
+        )
+        checks.append(judged_by_noise(weights, original, given, usual, limit))
     progress(f"rounding in {str(dtype).removeprefix('torch.')}")
+    shown += original.of_other_batches
     # A tolerance holds for usual inputs: of others, only the largest output is a fair measure.
-    count = usual if tolerance.is_given else len(tried)
-    found = _answers(fused, given[:count], dtype)
+    given = shown if tolerance.is_given else [*shown, *original.far]
+    found = _answers(fused, given, dtype)
 
     def rounding(noise: Sequence[Noises]) -> Check:
-        difference = Difference(tolerance=tolerance, takes_any=takes_any)
-        own = Difference(tolerance=tolerance) if exact is not None else None
-        for i, answer in enumerate(found):
-            difference.compare(shipped[i], answer, noise[i])
-            if own is not None and i < usual:
-                own.add(_wide(true[i]), _wide(shipped[i]), noise[i])
+        difference = Difference(tolerance=tolerance, takes_any=original.takes_any)
+        own = None if original.why_not_exact else Difference(tolerance=tolerance)
+        for i, (image, answer) in enumerate(zip(given, found, strict=True)):
+            shipped = original.shipped(image)
+            difference.compare(shipped, answer, noise[i])
+            if own is not None and i < len(original.given):
+                own.add(_wide(original.true(image)), _wide(shipped), noise[i])
         return judge("rounding", difference, tolerance, dtype, own)
 
-    check = rounding(still(shipped, usual, rounding_limit(dtype)))
-    checks.append(check if check.passed else measured(rounding))
+    checks.append(judged_by_noise(rounding, original, given, len(shown), rounding_limit(dtype)))
     return tuple(checks)
+
+
+def judged_by_noise(
+    verdict: Callable[[Sequence[Noises]], Check],
+    original: Original,
+    given: Sequence[Image],
+    usual: int,
+    limit: float,
+) -> Check:
+    """A verdict, by no more measurements of the original's own noise than it takes to pass.
+
+    First there is no noise but the `limit`, then that which what was run shows anyway, and then
+    that of further runs. The `usual` images, near what a model was trained on, are the first.
+    """
+    measures: list[Callable[[], Sequence[Noises]]] = [
+        lambda: still([original.shipped(image) for image in given], usual, limit),
+        lambda: original.own_rounding(given, usual),
+        lambda: original.noise(given, usual),
+        # Where rounding decides, it matters which rows of several it decides, and where.
+        lambda: original.noise(given, usual, each=True),
+    ]
+    if original.why_not_exact:
+        del measures[1]
+    *measures, last = measures
+    for measure in measures:
+        check = verdict(measure())
+        if check.passed:
+            return check
+    return verdict(last()) if check.left_out else check
 
 
 def _answers(
@@ -146,68 +144,10 @@ def _answers(
     return [cache(partial(run, model, image, dtype)) for image in given]
 
 
-def _is_repeated(model: nn.Module, given: Image, result: Leaves, dtype: torch.dtype) -> bool:
-    again = Difference()
-    again.add(result, run(model, given, dtype))
+def _is_repeated(original: Original) -> bool:
+    again, image = Difference(), original.given[0]
+    again.add(original.shipped(image), run(original.model, image, original.dtype))
     return not again.failure and again.error == 0
-
-
-def _extremes(
-    model: nn.Module, inputs: Inputs, dtype: torch.dtype
-) -> list[tuple[Image, dict[str, Any]]]:
-    """Images far from what a model was trained on, where it takes them."""
-    shapes = named_shapes(model, inputs)
-    kinds = kinds_of(shapes, inputs, model)
-    results: list[tuple[Image, dict[str, Any]]] = []
-    for mean, scale in ((10.0, 1.0), (0.0, 1e3)):
-        image = images(shapes, inputs.seed, kinds, mean=mean, scale=scale)
-        try:
-            results.append((image, run(model, image, dtype)))
-        except Exception:
-            continue
-    return results
-
-
-class _Narrowed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes whether some numbers in float64 become narrower ones."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.by = ""
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        read, made = (_floating(values) for values in ((args, kwargs), result))
-        if torch.float64 in read and made - {torch.float64}:
-            self.by = self.by or str(min(made - {torch.float64}, key=str))
-        return result
-
-
-def _floating(values: Any) -> set[torch.dtype]:
-    leaves = _pytree.tree_leaves(values)
-    return {x.dtype for x in leaves if isinstance(x, Tensor) and x.is_floating_point()}
-
-
-def in_float64(model: nn.Module, given: Image) -> tuple[nn.Module | None, dict[str, Any], str]:
-    """A copy that computes in float64 throughout, with what it gives; or None, and why not."""
-    exact, narrowed = copied(model).double(), _Narrowed()
-    try:
-        with narrowed:
-            result = run(exact, given, torch.float64)
-    except Exception as error:
-        return None, {}, one_line(error, 200)
-    if narrowed.by and floating_dtype(model) != torch.float64:
-        return None, {}, f"its forward computes in {narrowed.by}"
-    return exact, result, ""
-
-
-def has_nonfinite_weights(model: nn.Module) -> bool:
-    """Whether some weight, or statistic of a BatchNorm, is NaN or Inf."""
-    tensors: list[Tensor] = [*model.parameters()]
-    tensors += [b for m in model.modules() if is_norm(m) for b in m.buffers(recurse=False)]
-    return not all(bool(t.isfinite().all()) for t in tensors if t.is_floating_point())
 
 
 def _steady(noise: Sequence[Noises]) -> list[Noises]:
@@ -218,15 +158,14 @@ def _steady(noise: Sequence[Noises]) -> list[Noises]:
     ]
 
 
-def _algebra_limit(model: nn.Module, given: Image, true: Leaves, noise: Noises) -> float:
+def _algebra_limit(exact: nn.Module, given: Image, true: Leaves, noise: Noises) -> float:
     """What the algebra may be off: some times a model's own answer to inputs a few ULP away.
 
     Some networks amplify it without bound (deep ones with saturated gates); of those no two orders
     of the same sums agree, and it is the certificates that prove the blocks.
     """
-    difference = Difference()
-    near = _near(given)
-    difference.add(true, run(model, near, torch.float64), _steady([noise])[0])
+    difference, near = Difference(), _near(given)
+    difference.add(true, run(exact, near, torch.float64), _steady([noise])[0])
     return max(ALGEBRA_LIMIT, NOISE_FACTOR * (0.0 if difference.failure else difference.error))
 
 
@@ -236,12 +175,12 @@ def _near(given: Image) -> Image:
 
 
 def _in_float64(
+    noise: Sequence[Noises],
+    *,
     name: str,
     what: str,
     answers: Sequence[Callable[[], Leaves]],
-    *,
     true: Sequence[Leaves],
-    noise: Sequence[Noises],
     limit: float,
     dtype: torch.dtype,
     takes_any: bool = False,
@@ -268,9 +207,9 @@ def _with_random_statistics(
     before = randomize_batchnorm(model)
     true = [run(before, g, torch.float64) for g in given]
     answers = _answers(fuse(before), given, torch.float64)
-    algebra = partial(_in_float64, "algebra, random statistics", EXACT, answers, true=true,
-                      dtype=dtype)  # fmt: skip
-    check = algebra(noise=still(true, len(true), ALGEBRA_LIMIT), limit=ALGEBRA_LIMIT)
+    algebra = partial(_in_float64, name="algebra, random statistics", what=EXACT, answers=answers,
+                      true=true, dtype=dtype)  # fmt: skip
+    check = algebra(still(true, len(true), ALGEBRA_LIMIT), limit=ALGEBRA_LIMIT)
     if not check.passed:
         responses = [Responses(t) for t in true]
         for g, response in zip(given, responses, strict=True):
@@ -278,7 +217,7 @@ def _with_random_statistics(
             response.add(run(before, near, torch.float64), 4)
         noise = _steady(noises(responses, len(given), torch.float64))
         limit = _algebra_limit(before, given[0], true[0], noise[0])
-        check = algebra(noise=noise, limit=limit)
+        check = algebra(noise, limit=limit)
     return replace(check, note=FRESH_NOTE)
 
 

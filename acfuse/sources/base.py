@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from acfuse.algebra import Value
+from acfuse.errors import UsageError
 from acfuse.files.cost_table import CostTable
 from acfuse.files.records import DEFAULTS, ReadOptions
 from acfuse.files.write import Write
@@ -18,6 +20,7 @@ from acfuse.patterns import PATTERNS, Pattern
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.faults import diagnose_numbers
 from acfuse.proof.folded import other_eps, slack_of
+from acfuse.proof.original import Original
 from acfuse.proof.planted import Planted
 from acfuse.targets.onnx_export import OnnxFile
 
@@ -123,6 +126,10 @@ class Fused(ABC):
     def stored(self, block: Block) -> Sequence[Value | None]:
         """The convolutions of a block as they are stored, in float64 (None: added as it is)."""
 
+    def claimed(self, block: Block) -> Sequence[Value | None]:
+        """The same before they were rounded, where they are at hand; else nothing."""
+        return ()
+
     @abstractmethod
     def compare(
         self, inputs: Inputs | None, tolerance: Tolerance, progress: Progress = silent
@@ -203,6 +210,22 @@ class Source(ABC):
     def network(self) -> nn.Module | None:
         """The original as exporters take it; None where there is only a file."""
         return None
+
+    def original(self, inputs: Inputs) -> Original:
+        """What is run beside all that is made of it. Raises UsageError where there is no network.
+
+        For the same inputs it is the same object, so that nothing is run twice.
+        """
+        if self.network is None:
+            raise UsageError(self.without_network)
+        known = self._originals.get(id(inputs))
+        if known is None or known.inputs is not inputs:
+            known = self._originals[id(inputs)] = Original(self.network, inputs)
+        return known
+
+    @cached_property
+    def _originals(self) -> dict[int, Original]:
+        return {}
 
     @property
     def is_program(self) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import flop_registry
 
 from acfuse.algebra import Value
 from acfuse.errors import InputError, UsageError
@@ -37,8 +38,9 @@ from acfuse.proof.live_program import (
     is_of_its_structure,
     program_check,
 )
+from acfuse.proof.original import is_trained
 from acfuse.proof.planted import Planted, planted_in_tensors
-from acfuse.proof.running import floating_dtype, kinds_of, named_shapes
+from acfuse.proof.running import floating_dtype, images, kinds_of, named_shapes, run
 from acfuse.proof.whole import compare_models
 from acfuse.proof.witness import Given
 from acfuse.rewrite import fused_copy, fused_tensors, without_nonfinite
@@ -59,6 +61,7 @@ from acfuse.sources.base import (
     Weights,
     silent,
 )
+from acfuse.system.dispatch import DispatchMode
 from acfuse.system.memory import no_collection
 
 
@@ -156,6 +159,11 @@ class LiveFused(Fused):
         return self.model
 
     @cached_property
+    def exact(self) -> nn.Module:
+        """The original in float64, fused without any rounding."""
+        return fused_copy(self.source.model, self.found, dtype=torch.float64).double()
+
+    @cached_property
     def checkpoint(self) -> Mapping[str, Tensor]:
         """The fused checkpoint: what was not fused is the original's own tensor."""
         if self.read_back is not None:
@@ -168,6 +176,9 @@ class LiveFused(Fused):
     def stored(self, block: Block) -> list[Value | None]:
         return stored_in(self.model, block)
 
+    def claimed(self, block: Block) -> list[Value | None]:
+        return stored_in(self.exact, block)
+
     def compare(
         self, inputs: Inputs | None, tolerance: Tolerance, progress: Progress = silent
     ) -> tuple[Check, ...]:
@@ -177,11 +188,10 @@ class LiveFused(Fused):
 
         again = self.findings.again or partial(find_in_module, patterns=PATTERNS)
         whole = compare_models(
-            self.source.model,
+            self.source.original(inputs),
             self.model if self.made is None else copied(self.model),  # a call may leave marks
-            inputs,
             tolerance,
-            lambda model: fused_copy(model, self.found, dtype=torch.float64),
+            lambda: self.exact,
             lambda model: fused_copy(model, again(model).found, dtype=torch.float64),
             progress,
         )
@@ -296,22 +306,39 @@ def size_of(model: nn.Module, tensors: Mapping[str, Tensor], inputs: Inputs | No
 
 
 def multiply_adds(model: nn.Module, inputs: Inputs | None) -> int | None:
-    """What one forward costs for the given input, as torch counts it; nothing is computed."""
+    """What one forward on the given input multiplies and adds; None where it cannot be run.
+
+    It is run: a run without numbers would import torch's compiler, which takes longer.
+    """
     if inputs is None:
         return None
-    tensors = (*model.parameters(), *model.buffers())
-    ghosts: dict[int, Any] = {id(t): t.detach().to("meta") for t in tensors}
-    ghost = copied(model, ghosts)  # no weight is copied
     shapes = named_shapes(model, inputs)
-    kinds, floating = kinds_of(shapes, inputs, model), floating_dtype(model)
-    dtypes = {name: kind.dtype or floating for name, kind in kinds.items()}
-    given = {n: torch.empty(s, dtype=dtypes[n], device="meta") for n, s in shapes.items()}
+    image = images(shapes, inputs.seed, kinds_of(shapes, inputs, model))
+    tensors = (*model.parameters(), *model.buffers())
+    # A run changes what is in training mode; else only attributes may be changed.
+    own = copied(model, {} if is_trained(model) else {id(tensor): tensor for tensor in tensors})
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            ghost(**given)
+        counter = _Counter()
+        with counter, sdpa_kernel(SDPBackend.MATH):  # whose products are counted
+            run(own, image, floating_dtype(model))
     except Exception:
         return None
-    return int(counter.get_total_flops()) // 2
+    return counter.operations // 2
+
+
+class _Counter(DispatchMode):
+    """Counts multiplications and additions, as torch's FlopCounterMode does."""
+
+    operations = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            self.operations += int(count(*args, **(kwargs or {}), out_val=made))
+        return made
 
 
 def load_fused(

@@ -255,14 +255,15 @@ def _run(
 ) -> Check | None:
     """What the program of a file gives, beside the original; None if that cannot be run."""
     progress(f"the program of {file.path.name}")
-    original = source.network
-    if original is not None and inputs is not None:
+    if source.network is not None and inputs is not None:
+        original = source.original(inputs)
         if file.model is None:
-            return compare_pt2_file(file.path, original, inputs, tolerance, "none")
+            return compare_pt2_file(file.path, original, tolerance, "none")
         data = file.model.SerializeToString()
         dynamic = "batch" if _has_free_batch(file.model) else "none"
-        given = (data, original, inputs, tolerance)
-        return compare_onnx(*given, dynamic=dynamic, limits=limits, progress=progress)
+        return compare_onnx(
+            data, original, tolerance, dynamic=dynamic, limits=limits, progress=progress
+        )
     if fused.onnx_original is None:
         return None
     answers = (

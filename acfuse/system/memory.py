@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 PIECE = 2**23  # bytes
+FREED = 2**27  # bytes that are left to glibc
 PAGE_OUT = 21  # MADV_PAGEOUT of Linux 5.4; it never changes what memory holds
 
 
@@ -41,12 +42,16 @@ def page_out(address: int, size: int) -> None:
 
 
 def trim_heap(numbers: int) -> None:
-    """Returns what so many numbers took in float64: glibc keeps pieces of up to 32 MB for itself.
+    """Returns what numbers took in float64: glibc keeps pieces of up to 32 MB for itself.
 
-    Looking through all that is free takes longer than a small block: there it is left.
+    What is returned has to be asked for again, and looking through all that is free takes time:
+    it is done once for every so many `numbers`.
     """
-    if _malloc_trim is not None and 8 * numbers > PIECE:
+    global _freed
+    _freed += 8 * numbers
+    if _malloc_trim is not None and _freed > FREED:
         _malloc_trim(0)
+        _freed = 0
 
 
 @contextmanager
@@ -68,5 +73,6 @@ def _of_libc(name: str, *arguments: Any) -> Any:
     return function
 
 
+_freed = 0
 _madvise = _of_libc("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _malloc_trim = _of_libc("malloc_trim", ctypes.c_size_t)

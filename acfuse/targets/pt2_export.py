@@ -15,6 +15,7 @@ from acfuse.errors import InputError, UsageError
 from acfuse.files.read import read_tensors
 from acfuse.proof.exported import compared, dynamic_dims
 from acfuse.proof.leaves import Leaves, leaves_of
+from acfuse.proof.original import Original
 from acfuse.proof.outputs import Check, Tolerance
 from acfuse.proof.running import Image, Inputs, cast, floating_dtype, named_shapes
 from acfuse.system.escape import one_line
@@ -65,8 +66,7 @@ def to_pt2(model: nn.Module, inputs: Inputs, dynamic: str = "batch") -> Program:
 
 def compare_pt2(
     program: Program,
-    original: nn.Module,
-    inputs: Inputs,
+    original: Original,
     tolerance: Tolerance,
     dynamic: str,
     progress: Callable[[str], None] = lambda _: None,
@@ -79,15 +79,13 @@ def compare_pt2(
     def call(given: Mapping[str, Tensor]) -> Any:
         return loaded(*given.values()) if program.positional else loaded(**given)
 
-    return _compared(call, original, inputs, tolerance, dynamic)
+    return _compared(call, original, tolerance, dynamic)
 
 
-def compare_pt2_file(
-    path: Path, original: nn.Module, inputs: Inputs, tolerance: Tolerance, dynamic: str
-) -> Check:
+def compare_pt2_file(path: Path, original: Original, tolerance: Tolerance, dynamic: str) -> Check:
     """A .pt2 file, read without running what it says, against the original model."""
     call, _ = _call_of(path)
-    return _compared(call, original, inputs, tolerance, dynamic)
+    return _compared(call, original, tolerance, dynamic)
 
 
 def _call_of(path: Path) -> tuple[Callable[[Mapping[str, Tensor]], Any], torch.dtype]:
@@ -125,20 +123,18 @@ def _cannot_be_run(given: Image, error: Exception) -> InputError:
 
 def _compared(
     call: Callable[[Mapping[str, Tensor]], Any],
-    original: nn.Module,
-    inputs: Inputs,
+    original: Original,
     tolerance: Tolerance,
     dynamic: str,
 ) -> Check:
     """What a call gives, against the original model."""
-    dtype = floating_dtype(original)
 
     def answer(given: Mapping[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():
             try:
-                result = call({name: cast(image, dtype) for name, image in given.items()})
+                result = call({name: cast(image, original.dtype) for name, image in given.items()})
             except Exception as error:
                 raise _cannot_be_run(given, error) from error
         return [leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
-    return compared("pt2", "it", [answer], original, inputs, tolerance, dynamic)
+    return compared("pt2", "it", [answer], original, tolerance, dynamic)

@@ -11,6 +11,7 @@ from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from acfuse.proof import Inputs, Proofs, Tolerance
 from acfuse.proof.exported import compared
+from acfuse.proof.original import Original
 from tests.cli import nets
 from tests.cli.command import refused, run, worked
 from tests.cli.project import CHECKPOINT, make_project, state, trained
@@ -94,7 +95,7 @@ def test_another_number_of_outputs_is_told_as_that():
             return [*[model(given["x"].float())] * 2]
 
     inputs = Inputs(((None, (1, 3, 9, 7)),))
-    check = compared("onnx", "onnxruntime", [answer], model, inputs, Tolerance(), "none")
+    check = compared("onnx", "onnxruntime", [answer], Original(model, inputs), Tolerance(), "none")
     assert not check.passed
     assert "gives 2 outputs, not 1" in check.detail
 

@@ -313,6 +313,7 @@ EXPORTED = {
 def test_an_onnx_file_has_one_conv_for_each_block(name):
     from acfuse.proof import Tolerance
     from acfuse.proof.onnx_runtime import compare_onnx
+    from acfuse.proof.original import Original
     from acfuse.targets.onnx_export import to_onnx
 
     fused, shape = _fused(name), SAMPLES[name].input_shapes[0]
@@ -320,7 +321,7 @@ def test_an_onnx_file_has_one_conv_for_each_block(name):
     file = to_onnx(fused, inputs)
     assert file.count("Conv") == sum(isinstance(m, _ConvNd) for m in fused.modules())
     assert file.count("BatchNormalization") == 0
-    check = compare_onnx(file.bytes, _original(name), inputs, Tolerance())
+    check = compare_onnx(file.bytes, Original(_original(name), inputs), Tolerance())
     assert check.passed, check.detail
 
 

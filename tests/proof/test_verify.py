@@ -15,8 +15,8 @@ from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
 from acfuse.proof import Inputs, Tolerance
 from acfuse.proof.certificate import ULP_LIMIT
+from acfuse.proof.original import Original
 from acfuse.proof.outputs import Check, Difference, judge
-from acfuse.proof.running import images, variations
 from acfuse.proof.whole import has_fresh_statistics, randomize_batchnorm
 from acfuse.rewrite import fused_copy
 from sample_models import awake as awakened
@@ -380,9 +380,9 @@ def test_the_right_model_passes_every_check():
 def _relative_rounding(model, dtype):
     """Relative to the largest output, the most of all the images that a model is verified with."""
     shape = SHAPES["acnet/digits"]
-    given = [g for g, _ in variations(model, Inputs(((None, shape),)), torch.float32)]
+    original = Original(model, Inputs(((None, shape),)))
+    given = [*original.given, *original.of_other_sizes, *original.of_other_batches, *original.far]
     (name,) = given[0]
-    given += [images({name: shape}, 0, mean=10.0), images({name: shape}, 0, scale=1e3)]
     exact = copy.deepcopy(model).double()
     return max(
         rounding(model, x[name], dtype=dtype)[0] / largest(exact(x[name]).detach()) for x in given

@@ -14,6 +14,7 @@ from acfuse.pipeline.manifest import Manifest
 from acfuse.pipeline.replay import verify_files
 from acfuse.proof import Inputs, Tolerance
 from acfuse.proof.onnx_runtime import compare_onnx
+from acfuse.proof.original import Original
 from acfuse.sources.base import FindOptions
 from acfuse.sources.live import LiveSource
 from acfuse.targets.onnx_export import to_onnx
@@ -57,7 +58,7 @@ def test_a_file_of_each_opset_is_valid_and_equal_at_every_batch(opset):
         ["batch", "batch"]
     )
     onnx.checker.check_model(file.model, full_check=True)
-    check = compare_onnx(file.bytes, model, INPUTS, Tolerance())
+    check = compare_onnx(file.bytes, Original(model, INPUTS), Tolerance())
     assert check.passed, check.detail
 
 
@@ -75,7 +76,7 @@ class BySize(nn.Module):
 def test_a_way_that_was_fixed_at_one_size_is_seen_at_another():
     inputs, model = Inputs(((None, (2, 3, 9, 12)),)), BySize().eval()
     file = to_onnx(model, inputs, opset=13)
-    assert not compare_onnx(file.bytes, model, inputs, Tolerance()).passed
+    assert not compare_onnx(file.bytes, Original(model, inputs), Tolerance()).passed
 
 
 # Weights that are inputs as well.
