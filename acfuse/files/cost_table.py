@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from acfuse.errors import InputError
+from acfuse.files.opened_file import small_file
 from acfuse.system.escape import as_json, one_line, safe
 from acfuse.system.limits import parsed_json
 
@@ -124,14 +125,9 @@ class CostTable:
 def read_cost_table(path: Path) -> CostTable:
     """The table of a file. Raises InputError, in one line, for what is none."""
     name = safe(path.name)
+    data = small_file(path, BYTES, "a cost table, as `acfuse bench --profile -o` writes it")
     try:
-        with path.open("rb") as file:
-            data = file.read(BYTES + 1)
-        if len(data) > BYTES:
-            raise InputError(f"{name} has more than {BYTES:,} bytes: is it a cost table?")
         table = parsed_json(data, name)
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}. {HOW}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name} is not JSON: {safe(one_line(error))}. {HOW}") from error
     version = table.get("schema_version") if isinstance(table, dict) else None

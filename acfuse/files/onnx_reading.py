@@ -6,7 +6,7 @@ import onnx
 
 from acfuse.errors import AcfuseError, InputError, UnsafeError
 from acfuse.files.onnx_cost import all_graphs, check_bytes, check_functions
-from acfuse.files.opened_file import opened
+from acfuse.files.opened_file import FileState, opened
 from acfuse.files.records import DEFAULTS, ReadOptions
 from acfuse.system.escape import one_line
 from acfuse.system.limits import Limits
@@ -16,8 +16,8 @@ LARGEST_PROTOBUF = 2**31 - 1  # bytes
 
 def read_onnx(
     path: Path, options: ReadOptions = DEFAULTS
-) -> tuple[onnx.ModelProto, dict[Path, str]]:
-    """An ONNX file with its tensors, and the SHA-256 of each file that was read.
+) -> tuple[onnx.ModelProto, dict[Path, FileState]]:
+    """An ONNX file with its tensors, and each file that was read, as it was.
 
     Raises InputError for a file that cannot be used.
     """
@@ -27,7 +27,7 @@ def read_onnx(
         check_bytes(data, path.name, options.limits)
         model = onnx.load_model_from_string(data)
         check_functions(model, path.name, options.limits)
-        digests = {path: file.sha256, **_load_external(model, path, options.limits)}
+        files = {path: file.state, **_load_external(model, path, options.limits)}
     except AcfuseError:
         raise
     except Exception as error:
@@ -35,11 +35,11 @@ def read_onnx(
         raise InputError(f"{path.name} is no ONNX file that can be read: {why}.") from error
     if not model.graph.node:
         raise InputError(f"{path.name} holds no graph: it is empty, or no ONNX file.")
-    return model, digests
+    return model, files
 
 
-def _load_external(model: onnx.ModelProto, path: Path, limits: Limits) -> dict[Path, str]:
-    """Reads the tensors that are kept in files beside the ONNX file; the SHA-256 of those.
+def _load_external(model: onnx.ModelProto, path: Path, limits: Limits) -> dict[Path, FileState]:
+    """Reads the tensors that are kept in files beside the ONNX file; those, as they were.
 
     Raises UnsafeError for tensors that are not in a plain file of its own folder.
     """
@@ -63,7 +63,7 @@ def _load_external(model: onnx.ModelProto, path: Path, limits: Limits) -> dict[P
         if offset < 0 or length < 0 or offset + length > file.stat().st_size:
             raise InputError(f"{path.name}: {name!r} is too short for {tensor.name}.")
         kept.setdefault(file, []).append((tensor, offset, length))
-    digests: dict[Path, str] = {}
+    files: dict[Path, FileState] = {}
     for place, tensors in kept.items():
         if sum(length for _, _, length in tensors) > place.stat().st_size:
             raise UnsafeError(
@@ -71,10 +71,10 @@ def _load_external(model: onnx.ModelProto, path: Path, limits: Limits) -> dict[P
                 "memory than the file has bytes. Export it again."
             )
         with opened(place, limits) as beside, beside.open() as raw:
-            digests[place] = beside.sha256
+            files[place] = beside.state
             for tensor, offset, length in tensors:
                 raw.seek(offset)
                 tensor.raw_data = raw.read(length)
                 del tensor.external_data[:]
                 tensor.data_location = onnx.TensorProto.DEFAULT
-    return digests
+    return files

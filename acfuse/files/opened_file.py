@@ -5,13 +5,23 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal
 
 from acfuse.errors import InputError, UnsafeError, UsageError
+from acfuse.system.escape import safe
 from acfuse.system.limits import LIMITS, Limits
+
+
+@dataclass(frozen=True)
+class FileState:
+    """A file as it was when it was read: bytes, nanoseconds of its last change, SHA-256."""
+
+    size: int
+    modified: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,13 @@ class Opened(os.PathLike[str]):
     name: str
     place: str
     size: int  # bytes
+    modified: int  # nanoseconds
     sha256: str
+
+    @property
+    def state(self) -> FileState:
+        """What it was before anything was read."""
+        return FileState(self.size, self.modified, self.sha256)
 
     def __fspath__(self) -> str:
         return self.place
@@ -39,7 +55,8 @@ class Opened(os.PathLike[str]):
 def opened(source: Path, limits: Limits = LIMITS, sha256: str | None = None) -> Iterator[Opened]:
     """Opens a regular file and hashes it. Raises InputError for anything else.
 
-    Raises UnsafeError if it is not the file of the given hash.
+    So it does if the file is changed before it is closed. Raises UnsafeError if it is not the file
+    of the given hash.
     """
     with unhashed(source, limits) as file:
         try:
@@ -77,9 +94,63 @@ def unhashed(source: Path, limits: Limits = LIMITS) -> Iterator[Opened]:
             raise InputError(f"{source.name} is not a regular file; expected a checkpoint file.")
         limits.check("bytes", status.st_size, source.name)
         place = f"/proc/self/fd/{number}" if sys.platform == "linux" else str(source)
-        yield Opened(source.name, place, status.st_size, "")
+        try:
+            yield Opened(source.name, place, status.st_size, status.st_mtime_ns, "")
+        finally:
+            now = os.fstat(number)
+            if (now.st_size, now.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+                raise _changed(source, status.st_size, now.st_size)
     finally:
         os.close(number)
+
+
+@contextlib.contextmanager
+def unchanged(files: Mapping[Path, FileState]) -> Iterator[None]:
+    """Raises InputError at the end, whatever else came of it, if one of these files has changed.
+
+    Tensors may still lie in a file that was read. One that was only touched has its hash still.
+    """
+    try:
+        yield
+    finally:
+        for path, before in files.items():
+            try:
+                now = path.stat()
+            except OSError:  # removed, or no longer to be seen: what was open stays what it was
+                continue
+            if (now.st_size, now.st_mtime_ns) == (before.size, before.modified):
+                continue
+            if now.st_size != before.size or _digest(path) != before.sha256:
+                raise _changed(path, before.size, now.st_size)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as raw:
+        return hashlib.file_digest(raw, "sha256").hexdigest()
+
+
+def _changed(path: Path, before: int, now: int) -> InputError:
+    size = f"{before:,} bytes are {now:,} now" if now != before else f"of {now:,} bytes as before"
+    return InputError(
+        f"{path.name} was written to while it was read ({size}): nothing is proved of it. Wait "
+        "until it is complete, or copy it, and try again."
+    )
+
+
+def small_file(path: Path, most: int, kind: str) -> bytes:
+    """All that is in a file that somebody wrote by hand, of `most` so many bytes.
+
+    Raises InputError if it cannot be read, or is larger: then it is not what it should be.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        name = safe(path.name)
+        raise InputError(f"{name} cannot be read: {error.strerror}; expected {kind}.") from error
+    if len(data) > most:
+        raise InputError(f"{safe(path.name)} has more than {most:,} bytes: is it {kind}?")
+    return data
 
 
 def check_given(path: Path, flag: str) -> None:

@@ -9,7 +9,7 @@ from acfuse.errors import InputError, UsageError
 from acfuse.files.detect import recognise
 from acfuse.files.hdf5 import read_hdf5
 from acfuse.files.nesting import check_names, entry, values_of, with_arrays_as_tensors
-from acfuse.files.opened_file import Opened, opened
+from acfuse.files.opened_file import FileState, Opened, opened
 from acfuse.files.pt2_archive import read_exported
 from acfuse.files.records import (
     DEFAULTS,
@@ -44,7 +44,7 @@ def read_tensors(source: Path, options: ReadOptions = DEFAULTS) -> Read:
             container = Container(kind, metadata=metadata)
     options.limits.check("tensors", len(tensors), source.name)
     check_dense(tensors, source.name)
-    return replace(container, digests={source: file.sha256, **container.digests}), tensors
+    return replace(container, files={source: file.state, **container.files}), tensors
 
 
 def _read_torch(source: Opened, options: ReadOptions) -> Read:
@@ -77,14 +77,14 @@ def _read_shards(source: Path, file: Opened, options: ReadOptions) -> Read:
     if options.sha256 is not None:
         raise UsageError(f"{source.name} names several files, and --sha256 is of one. Remove it.")
     index = read_index(file, options.limits)
-    digests: dict[Path, str] = {}
+    files: dict[Path, FileState] = {}
     tensors: dict[str, Tensor] = {}
     notes: tuple[str, ...] = ()
     container = Container("state_dict", whole={})
     shards = {name: shard_of(source, name) for name in index.values()}
     for name, shard in shards.items():
         container, found = read_tensors(shard, ReadOptions(limits=options.limits))
-        digests.update(container.digests)
+        files.update(container.files)
         notes += container.notes
         named = {k for k, file in index.items() if file == name}
         if set(found) != named:
@@ -94,4 +94,4 @@ def _read_shards(source: Path, file: Opened, options: ReadOptions) -> Read:
         tensors.update(found)
     ordered = {key: tensors[key] for key in index}
     whole = ordered if container.kind == "state_dict" else None
-    return replace(container, whole=whole, path=(), digests=digests, notes=notes), ordered
+    return replace(container, whole=whole, path=(), files=files, notes=notes), ordered

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from acfuse.files.opened_file import FileState
 from acfuse.system.limits import LIMITS, Limits
 
 
@@ -37,7 +38,7 @@ class Container:
     rest: Mapping[str, Any] = field(default_factory=dict, repr=False)  # tensors without the prefix
     order: tuple[str, ...] = ()  # of all keys, where there are such
     metadata: Mapping[str, str] | None = None
-    digests: Mapping[Path, str] = field(default_factory=dict)  # SHA-256 of each file, as read
+    files: Mapping[Path, FileState] = field(default_factory=dict)  # each that was read
     notes: tuple[str, ...] = ()  # what a user should know of the file
 
     @property

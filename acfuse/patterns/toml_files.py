@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from acfuse.errors import InputError
+from acfuse.files.opened_file import small_file
 from acfuse.patterns.expr import Expr
 from acfuse.patterns.notation import NotationError, parse
 from acfuse.patterns.pattern import OLD_NAMES, Pattern, by_present_names
@@ -32,16 +33,11 @@ IN_WORDS = {str: "a string", list: "a list of strings", float: "a number"}
 def read_patterns(path: Path) -> tuple[Pattern, ...]:
     """The patterns of a TOML file. Raises InputError, in one line, for what is none."""
     name = safe(path.name)
+    data = small_file(path, BYTES, "a file of patterns")
     try:
-        with path.open("rb") as file:
-            data = file.read(BYTES + 1)
-        if len(data) > BYTES:
-            raise InputError(f"{name} has more than {BYTES:,} bytes: is it a file of patterns?")
         if any(len(line) > LINE for line in data.splitlines()):
             raise InputError(f"{name} has a line of more than {LINE:,} bytes: break it in two.")
         table = tomllib.loads(data.decode("utf-8"))
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name} cannot be read as TOML: {safe(one_line(error))}.") from error
     unknown = sorted(set(table) - {"pattern"})

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from acfuse.errors import Exit, InputError, UsageError
+from acfuse.files.opened_file import small_file
 from acfuse.system.escape import one_line, safe
 from acfuse.system.limits import LIMITS
 
@@ -41,16 +42,12 @@ def read_list(path: Path) -> list[Entry]:
 
     Empty lines, and those that begin with #, are comments. Raises InputError.
     """
+    kind = "a list of checkpoints, a path or URL a line"
     try:
-        with path.open("rb") as file:
-            data = file.read(LIST_BYTES + 1)
-        text = data.decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read: {one_line(error)}; expected a path or URL a line."
-        ) from error
-    if len(data) > LIST_BYTES:
-        raise InputError(f"{path} has more than {LIST_BYTES:,} bytes; split it into several.")
+        text = small_file(path, LIST_BYTES, kind).decode("utf-8")
+    except ValueError as error:
+        why = f"{path.name} cannot be read: {one_line(error)}; expected {kind}."
+        raise InputError(why) from error
     lines = enumerate(text.split("\n"), 1)
     return [
         _entry(line.strip(), f"{path.name}:{number}")

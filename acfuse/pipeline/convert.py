@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from acfuse.errors import InputError, UsageError
+from acfuse.files.opened_file import unchanged
 from acfuse.findings import Findings
 from acfuse.pipeline.early import without_inputs
 from acfuse.pipeline.explain import already_fused, nothing_to_fuse
@@ -27,10 +28,11 @@ def convert(job: Job, progress: Progress = silent) -> Conversion:
     """
     with _reserved(job):
         source = _opened_to_fuse(job, progress)
-        findings = find(source, job, progress)
-        fused = fuse(source, findings, job, progress)
-        proofs = prove(fused, job.inputs, job.tolerance, progress, exhaustive=job.exhaustive)
-        exports = export(source, fused, job, progress) if proofs.passed else Exports()
+        with unchanged(source.file.files):
+            findings = find(source, job, progress)
+            fused = fuse(source, findings, job, progress)
+            proofs = prove(fused, job.inputs, job.tolerance, progress, exhaustive=job.exhaustive)
+            exports = export(source, fused, job, progress) if proofs.passed else Exports()
         return save(concluded(job, source, fused, proofs, exports), fused)
 
 
@@ -206,7 +208,7 @@ def concluded(
         (*source.file.notes, *fused.findings.messages, *exports.notes),
         exports.onnx or fused.onnx_file,
         exports.pt2,
-        digests=source.file.digests,
+        files=source.file.files,
         diagnosis="" if bad is None else fused.diagnose(bad[0], folded=bad[1]),
     )
 

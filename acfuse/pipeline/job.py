@@ -7,6 +7,7 @@ from typing import Any
 
 from acfuse.errors import Exit
 from acfuse.files.cost_table import CostTable
+from acfuse.files.opened_file import FileState
 from acfuse.files.records import ReadOptions
 from acfuse.findings import Findings, Size
 from acfuse.patterns import Pattern, known_patterns
@@ -132,7 +133,7 @@ class Conversion:
     onnx: OnnxFile | None = None
     pt2: Program | None = None
     written: tuple[Path, ...] = ()
-    digests: Mapping[Path, str] = field(default_factory=dict)  # SHA-256 of what was read
+    files: Mapping[Path, FileState] = field(default_factory=dict)  # that were read
     diagnosis: str = ""
 
     @property

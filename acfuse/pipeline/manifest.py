@@ -31,7 +31,7 @@ def provenance(job: Job, file: SourceFile) -> dict[str, str]:
     return {
         "acfuse.version": __version__,
         "acfuse.source": job.source.name,
-        "acfuse.source.sha256": file.digests[job.source],
+        "acfuse.source.sha256": file.files[job.source].sha256,
     }
 
 
@@ -57,9 +57,9 @@ def describe(
         "acfuse": __version__,
         "torch": torch.__version__,
         "source": {"file": _relative(job.source, folder),
-                   "sha256": conversion.digests[job.source]},
-        "shards": [{"file": _relative(path, folder), "sha256": digest}
-                   for path, digest in sorted(conversion.digests.items()) if path != job.source],
+                   "sha256": conversion.files[job.source].sha256},
+        "shards": [{"file": _relative(path, folder), "sha256": state.sha256}
+                   for path, state in sorted(conversion.files.items()) if path != job.source],
         "outputs": outputs,
         **asked_of(job, folder),
         "onnx": None if conversion.onnx is None else {

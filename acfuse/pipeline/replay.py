@@ -6,6 +6,7 @@ from pathlib import Path
 
 from acfuse.errors import InputError, NotEqual, OutputError, UnsafeError, UsageError
 from acfuse.files.onnx_reading import read_onnx
+from acfuse.files.opened_file import unchanged
 from acfuse.files.read import read_tensors
 from acfuse.files.records import ReadOptions
 from acfuse.files.user_code import build_model
@@ -38,7 +39,8 @@ def verify_again(manifest: Manifest, job: Job, progress: Progress = silent) -> C
         raise NotEqual(f"{in_words}. Convert it again.")
     onnx_path = paths.onnx if job.onnx and paths.onnx.exists() else None
     again = open_again(job, progress)
-    conversion = verified(again, paths.checkpoint, onnx_path, progress, unchanged=not changed)
+    with unchanged(again.source.file.files):
+        conversion = verified(again, paths.checkpoint, onnx_path, progress, unchanged=not changed)
     if changed and conversion.proofs.passed:
         raise NotEqual(f"{in_words}, although the numbers agree. Convert it again.")
     return conversion
@@ -52,9 +54,10 @@ def verify_files(job: Job, fused_path: Path, progress: Progress = silent) -> Con
             f"{job.source.name}: --opset has no effect here: it is for ONNX files. Remove it."
         )
     given = again.source, again.fused, job.inputs, job.tolerance, progress
-    held = held_in(fused_path, reading, *given)
-    certificates = certified(held.fused, progress, by_others=True, exhaustive=job.exhaustive)
-    compared = () if held.is_run else held.fused.compare(job.inputs, job.tolerance, progress)
+    with unchanged(again.source.file.files):
+        held = held_in(fused_path, reading, *given)
+        certificates = certified(held.fused, progress, by_others=True, exhaustive=job.exhaustive)
+        compared = () if held.is_run else held.fused.compare(job.inputs, job.tolerance, progress)
     checks, notes = (*held.checks, *compared), held.notes
     beside = held.fused.beside
     if beside.unlike:
@@ -225,5 +228,5 @@ def _as_fused(job: Job) -> LiveSource | None:
         model = load_fused(network, tensors, job.patterns, cost)
     except InputError:
         return None
-    file = SourceFile(job.source.name, container.digests, container.notes)
+    file = SourceFile(job.source.name, container.files, container.notes)
     return LiveSource(model, tensors, container, file)

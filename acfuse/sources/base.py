@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from acfuse.algebra import Value
 from acfuse.errors import UsageError
 from acfuse.files.cost_table import CostTable
+from acfuse.files.opened_file import FileState
 from acfuse.files.records import DEFAULTS, ReadOptions
 from acfuse.files.write import Write
 from acfuse.findings import Block, Findings, Refused, Run, Size
@@ -70,10 +71,10 @@ class FindOptions:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """The file that a source was read from: the SHA-256 of each part, and what is odd about it."""
+    """The file that a source was read from: each part as it was, and what is odd about it."""
 
     name: str = "the model"
-    digests: Mapping[Path, str] = field(default_factory=dict)
+    files: Mapping[Path, FileState] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

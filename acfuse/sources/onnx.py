@@ -272,7 +272,7 @@ class OnnxFused(Fused):
         path = self.source.path
         if path is None or not self.is_unchanged:
             return {"onnx": self.model.SerializeToString()}
-        return {"onnx": copied(path, self.source.file.digests[path], self.source.limits)}
+        return {"onnx": copied(path, self.source.file.files[path].sha256, self.source.limits)}
 
 
 def fuse_onnx(

@@ -43,7 +43,7 @@ def open_source(path: Path, options: OpenOptions) -> Source:
 
 
 def _open_onnx(path: Path, options: OpenOptions) -> OnnxSource:
-    model, digests = read_onnx(path, options.read)
+    model, files = read_onnx(path, options.read)
     notes: tuple[str, ...] = ()
     if options.fix_initializers:
         model, fixed = with_fixed_inputs(model)
@@ -53,7 +53,7 @@ def _open_onnx(path: Path, options: OpenOptions) -> OnnxSource:
                 "Remove it."
             )
         notes = (f"no inputs any more, but constants: {listed(fixed)}",)
-    whole = not notes and len(digests) == 1  # nothing that only stands in memory
+    whole = not notes and len(files) == 1  # nothing that only stands in memory
     tensors, norms = numbers_of(model)
     odd = check_numbers(tensors, norms, path.name, allow_nonfinite=options.allow_nonfinite)
     missing = plugins_of(model)
@@ -61,7 +61,7 @@ def _open_onnx(path: Path, options: OpenOptions) -> OnnxSource:
         odd = (*odd, f"onnxruntime has no {', '.join(missing)}: what is run ends before it")
     source = OnnxSource(
         model,
-        SourceFile(path.name, digests, (*notes, *odd)),
+        SourceFile(path.name, files, (*notes, *odd)),
         options.read.limits,
         path=path if whole else None,
         is_run=not options.no_runtime,
@@ -84,7 +84,7 @@ def _open_torch(path: Path, options: OpenOptions) -> LiveSource | BareSource:
         tensors = {_aliased(key): tensor for key, tensor in tensors.items()}
         told = "the statistics of BatchNorms have Paddle's names; they are written with torch's"
         container = replace(container, notes=(*container.notes, told))
-    file = SourceFile(path.name, container.digests, container.notes)
+    file = SourceFile(path.name, container.files, container.notes)
     if container.network is not None:
         if options.model is not None:
             raise UsageError(f"{path.name} holds a whole model; --model is for state dicts.")

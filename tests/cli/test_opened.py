@@ -1,6 +1,7 @@
 """A file is opened once, hashed, and held to what was said about it."""
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from acfuse.errors import UnsafeError
+from acfuse.errors import InputError, UnsafeError
 from acfuse.files.opened_file import opened
 from acfuse.files.read import read_tensors
 from acfuse.files.records import ReadOptions
@@ -123,6 +124,84 @@ def test_what_is_no_limit_is_refused(text):
 def test_a_link_is_opened_as_what_it_leads_to(tmp_path):
     shutil.copy(CHECKPOINT, tmp_path / "real.pth")
     (tmp_path / "link.pth").symlink_to("real.pth")
-    assert read_tensors(tmp_path / "link.pth")[0].digests == {
-        tmp_path / "link.pth": sha256(tmp_path / "real.pth")
-    }
+    (state,) = read_tensors(tmp_path / "link.pth")[0].files.items()
+    assert state[0] == tmp_path / "link.pth"
+    assert state[1].sha256 == sha256(tmp_path / "real.pth")
+
+
+def touch(path: Path) -> None:
+    """Another time of change, and the same bytes."""
+    os.utime(path, ns=(1, 1))
+
+
+def one_bit(path: Path) -> None:
+    """The same size, other numbers: what is mapped into memory changes as well."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def longer(path: Path) -> None:
+    """Somebody goes on writing."""
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def another(path: Path) -> None:
+    """Another file takes its name, as a training that saves its best model does."""
+    torch.save({"w": torch.zeros(3)}, path.with_suffix(".new"))
+    os.replace(path.with_suffix(".new"), path)
+
+
+def when(stage: str, change, path: Path, monkeypatch) -> None:
+    """Changes a file when a stage of the pipeline begins."""
+    module, _, name = stage.rpartition(".")
+    stage_of = getattr(importlib.import_module(module), name)
+
+    def changed_first(*args, **kwargs):
+        change(path)
+        return stage_of(*args, **kwargs)
+
+    monkeypatch.setattr(stage, changed_first)
+
+
+STAGES = ("acfuse.pipeline.convert.find", "acfuse.pipeline.convert.prove")
+CHANGES = (one_bit, longer, another)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_file_that_changes_meanwhile_is_its_own_error(stage, change, monkeypatch):
+    when(stage, change, Path(CHECKPOINT), monkeypatch)
+    result = refused(f"convert {CHECKPOINT} --no-onnx", 3)
+    assert f"{CHECKPOINT} was written to while it was read" in result.stderr
+    assert not [*Path().glob("*fused*"), *Path().glob("*.json")]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_so_it_is_when_it_is_verified(change, monkeypatch):
+    worked(f"convert {CHECKPOINT} --no-onnx")
+    when("acfuse.pipeline.replay.prove", change, Path(CHECKPOINT), monkeypatch)
+    assert "was written to while it was read" in refused("verify", 3).stderr
+
+
+def test_a_file_that_is_touched_has_not_changed(monkeypatch):
+    when(STAGES[0], touch, Path(CHECKPOINT), monkeypatch)
+    worked(f"convert {CHECKPOINT} --no-onnx")
+    worked("verify")
+
+
+def test_a_file_that_changes_while_it_is_open_is_told(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"abc")
+
+    def read(fails: bool) -> None:
+        with opened(tmp_path / "a.pth"):
+            longer(tmp_path / "a.pth")
+            if fails:  # what reads half a file says whatever it says
+                raise ValueError
+
+    for fails, size in ((False, "3 bytes are 7 now"), (True, "7 bytes are 11 now")):
+        with pytest.raises(InputError, match=size):
+            read(fails)
