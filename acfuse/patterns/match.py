@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import NamedTuple
 
 from torch import Tensor
@@ -156,5 +157,5 @@ def _bare_block(
         dtype,
         Cost((convolutions_among(names, tensors, prefix), 1), (0, value.geometry.multiply_adds)),
         tuple(names),
-        lambda: lambda image: pattern.run(lambda name: rebuilt(block, name), image),
+        lambda: partial(pattern.run, cache(partial(rebuilt, block))),
     )

@@ -147,11 +147,13 @@ def rebuilt(block: TensorBlock, name: str) -> nn.Module | Affine | None:
         pads, bias = tuple(before for before, _ in record.pads), record.bias is not None
         channels, sizes = (per_group * record.groups, out), tuple(size)
         kind = CONVOLUTION_LAYERS[len(size)]
-        layer = kind(*channels, sizes, padding=pads, groups=record.groups, bias=bias)
+        settings = {"padding": pads, "groups": record.groups, "bias": bias}
+        layer = kind(*channels, sizes, **settings, device="meta")  # nothing is drawn for it
+        layer.load_state_dict(present, assign=True)
     else:
         axes = next(t.ndim - 2 for t in block.tensors.values() if t.ndim > 2)
         layer = NORMS[axes](len(present["running_mean"]), block.eps, affine="weight" in present)
-    layer.double().load_state_dict(present, strict=False)
+        layer.double().load_state_dict(present, strict=False)
     return layer.eval().requires_grad_(False)
 
 

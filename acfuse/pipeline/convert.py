@@ -119,7 +119,7 @@ def certified(
     certificates = []
     for block in fused.found:
         progress(f"certificate of {block.label}")
-        given = fused.stored(block), () if exhaustive else fused.claimed(block)
+        given = (fused.stored(block),) if exhaustive else fused.stored_and_claimed(block)
         certificates.append(certify(block, *given, exhaustive=exhaustive))
     if not by_others:
         return tuple(certificates)

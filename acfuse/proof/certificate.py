@@ -20,8 +20,10 @@ from acfuse.errors import InputError
 from acfuse.findings import Block, Run
 from acfuse.proof.impulses import (
     NOISE,
+    SOME,
     fitting,
     image_size,
+    largest_in_rows,
     output_size,
     read_out,
     room_for,
@@ -34,7 +36,6 @@ from acfuse.system.escape import one_line
 
 ULP_LIMIT = 0.51
 BLOCK_LIMIT = 1e-11  # float64, relative to the largest output of a channel
-SOME = 2**16  # weights that are looked at together
 DRAWS, OWN_FACTOR = 6, 16  # a sum may be off by 16 times what moving its terms did in six draws
 
 
@@ -239,7 +240,7 @@ Noise = Sequence[tuple[Tensor, Tensor] | None]  # of a weight and bias, for each
 
 def _usual_noise(exact: Sequence[Value | None]) -> Noise:
     """What float64 sums without much cancellation may be off."""
-    known = [rows(v).abs().flatten(1).amax(1) for v in exact if v is not None]
+    known = [largest_in_rows(rows(v)) for v in exact if v is not None]
     weight = NOISE * torch.stack(known).amax(0)
     return [None if v is None else (weight.clone(), NOISE * v.bias.abs()) for v in exact]
 
@@ -257,7 +258,7 @@ def _measured_noise(
         for own, true, moved in zip(noise, exact, values, strict=True):
             if own is None or true is None or moved is None:
                 continue
-            weight = (rows(moved) - rows(true)).abs().flatten(1).amax(1)
+            weight = largest_in_rows(rows(moved) - rows(true))
             bias = (moved.bias - true.bias).abs()
             for floor, change in zip(own, (weight, bias), strict=True):
                 torch.maximum(floor, OWN_FACTOR * change, out=floor)
@@ -292,7 +293,7 @@ def _worst_ulp(
         pairs = ((rows(true), rows(have)), (true.bias, have.bias))
         for name, (a, b), floor in zip(("weight", "bias"), pairs, own, strict=True):
             step, by_channel = max(1, SOME // max(a[0].numel(), 1)), []
-            for low in range(0, len(a), step):  # what is in the cache is read faster
+            for low in range(0, len(a), step):
                 part = slice(low, low + step)
                 distance = _distance(a[part], b[part], floor[part], block.dtype)
                 wrong += int((distance > ULP_LIMIT).sum())

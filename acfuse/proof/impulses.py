@@ -27,6 +27,7 @@ from acfuse.findings import Run
 
 AMPLITUDE = 2.0**400  # of impulses: beside their answers no bias is large, and none is infinite
 NOISE = 64 * 2.0**-53  # of float64 sums, relative to the largest weight of an output channel
+SOME = 2**16  # numbers that are looked at together: they stay in the cache
 ROOM = 64  # the most that images are enlarged by for layers that need it
 CHUNK = 2**24  # numbers in one batch of impulses
 # A kernel with its output channels first, and those of its channels that impulses have to read.
@@ -114,6 +115,12 @@ def rows(value: Value, kernel: Tensor | None = None) -> Tensor:
     """Its kernel (or one like it) with the output channels first: [out, in / groups, *taps]."""
     kernel = value.kernel if kernel is None else kernel
     return by_output(kernel, value.groups) if isinstance(value, Adjoint) else kernel
+
+
+def largest_in_rows(numbers: Tensor) -> Tensor:
+    """The largest number of each output channel, without a copy of all: [out]."""
+    each = numbers.flatten(1)
+    return torch.maximum(each.amax(1), -each.amin(1))
 
 
 def _impulse_output(geometries: Sequence[Planned | None], room: int) -> list[int]:

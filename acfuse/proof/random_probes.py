@@ -8,6 +8,7 @@ left to impulses. One image shows what impulses show with one for each channel.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from acfuse.algebra import AdjointGeometry, LinearConv, Planned, Value, adjoint_of
 from acfuse.algebra.adjoint import by_output
 from acfuse.findings import Run
-from acfuse.proof.impulses import AMPLITUDE, NOISE, blank, fitting, rows
+from acfuse.proof.impulses import AMPLITUDE, NOISE, SOME, blank, fitting, largest_in_rows, rows
 
 FEW = 2  # channels that impulses read as fast
 PART = 8  # channels of which a further image shows no more than impulses do
@@ -61,6 +62,11 @@ class _Probe:
     value: Value
     kernel: Tensor  # its own, output channels first
 
+    @cached_property
+    def noise(self) -> Tensor:
+        """What float64 sums of each output channel may be off."""
+        return NOISE * largest_in_rows(self.kernel)
+
     def hidden(self, channels: Tensor) -> Tensor:
         """Those channels, of each group alike, that random numbers do not show well enough.
 
@@ -74,7 +80,6 @@ class _Probe:
         less than float64 sums may be off. What is hidden is given numbers again, without the
         others: shorter sums are rounded less.
         """
-        noise = NOISE * self.kernel.abs().flatten(1).amax(1)
         info = torch.finfo(self.claims.dtype)
         while len(channels) > FEW:
             whole = len(channels) == self.kernel.shape[1]
@@ -82,9 +87,8 @@ class _Probe:
             off = SURE * self.apart(channels, part)
             # Weights below it have a unit in the last place of less than twice what may be off.
             least = torch.exp2(torch.ceil(torch.log2(2 * off / info.eps)))
-            least[(off <= noise) | (2 * off <= info.tiny * info.eps)] = 0.0
-            weak = part.abs() < least.view(-1, *[1] * (part.ndim - 1))
-            left = channels[weak.transpose(0, 1).flatten(1).any(1)]
+            least[(off <= self.noise) | (2 * off <= info.tiny * info.eps)] = 0.0
+            left = channels[_with_less(part.flatten(2), least)]
             if len(left) > len(channels) // 2:
                 if len(channels) <= PART:
                     return left
@@ -123,6 +127,19 @@ class _Probe:
             return torch.full((self.kernel.shape[0],), math.inf, dtype=torch.float64)
         apart = (answer - expected).abs().nan_to_num(nan=math.inf)
         return apart.transpose(0, 1).flatten(1).amax(1)
+
+
+def _with_less(kernel: Tensor, least: Tensor) -> Tensor:
+    """Which input channels have a weight that is less than the least of its output channel.
+
+    Shapes: kernel [out, in, taps], least [out], result [in].
+    """
+    found = torch.zeros(kernel.shape[1], dtype=torch.bool)
+    step = max(1, SOME // max(kernel[0].numel(), 1))
+    for low in range(0, len(kernel), step):
+        part = slice(low, low + step)
+        found |= (kernel[part].abs() < least[part, None, None]).any(2).any(0)
+    return found
 
 
 def _with_inputs(value: Value, kernel: Tensor) -> Value:

@@ -74,14 +74,20 @@ class BareFused(Fused):
         return size_of(self.tensors)
 
     def stored(self, block: Block) -> list[Value | None]:
+        return self.stored_and_claimed(block)[0]
+
+    def stored_and_claimed(self, block: Block) -> tuple[list[Value | None], list[Value | None]]:
         trim_heap(sum(self.tensors[f"{name}.weight"].numel() for name in block.names))
         stored: list[Value | None] = []
+        claimed: list[Value | None] = []
         for name, term in zip(block.names, block.terms, strict=True):
-            assert term.value is not None
+            value = term.value
+            assert value is not None
             weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
-            layer = lower(term.value, block.dtype)  # for its settings alone
+            layer = lower(value, block.dtype)  # for its settings alone
             stored.append(replace(layer, weight=weight, bias=bias).linear())
-        return stored
+            claimed.append(value)
+        return stored, claimed
 
     def compare(
         self, inputs: Inputs | None, tolerance: Tolerance, progress: Progress = silent

@@ -127,9 +127,11 @@ class Fused(ABC):
     def stored(self, block: Block) -> Sequence[Value | None]:
         """The convolutions of a block as they are stored, in float64 (None: added as it is)."""
 
-    def claimed(self, block: Block) -> Sequence[Value | None]:
-        """The same before they were rounded, where they are at hand; else nothing."""
-        return ()
+    def stored_and_claimed(
+        self, block: Block
+    ) -> tuple[Sequence[Value | None], Sequence[Value | None]]:
+        """The same, and what they should be before any rounding (nothing where it is computed)."""
+        return self.stored(block), ()
 
     @abstractmethod
     def compare(

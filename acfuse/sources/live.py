@@ -176,8 +176,10 @@ class LiveFused(Fused):
     def stored(self, block: Block) -> list[Value | None]:
         return stored_in(self.model, block)
 
-    def claimed(self, block: Block) -> list[Value | None]:
-        return stored_in(self.exact, block)
+    def stored_and_claimed(
+        self, block: Block
+    ) -> tuple[Sequence[Value | None], Sequence[Value | None]]:
+        return self.stored(block), stored_in(self.exact, block)
 
     def compare(
         self, inputs: Inputs | None, tolerance: Tolerance, progress: Progress = silent

@@ -1,4 +1,4 @@
-"""How many threads compute, and that they sleep while they wait. To be said before torch is loaded.
+"""How many threads compute, how they wait, and in which memory. To be said before torch is loaded.
 
 Threads of OpenMP spin while they wait for each other. On a machine that has other work, each then
 waits for one that does not run, and a conversion takes ten times as long. Asleep they cost a few
@@ -25,6 +25,9 @@ def prepare_threads(count: int | None = None) -> None:
         os.environ.update(dict.fromkeys(COUNTS, str(count)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
+    # Large tensors lie in pages of 2 MB, where the system has such: of small ones, asking for the
+    # memory takes as long as what is computed in it.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def usable_processors() -> int:
