@@ -1,5 +1,6 @@
 """What an expression is evaluated to: a convolution, or an image that layers are run on."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -121,5 +122,6 @@ def placed(found: Any, half: tuple[int, ...], dilation: tuple[int, ...] = ()) ->
     if isinstance(found, Conv):
         pads = tuple((n, n) for n in half)
         return replace(found, pads=pads, dilation=dilation or found.dilation)
-    found.padding, found.dilation = half, dilation or found.dilation  # rebuilt for this run
-    return found
+    other = copy.copy(found)  # with the same weights
+    other.padding, other.dilation = half, dilation or found.dilation
+    return other

@@ -88,7 +88,7 @@ class _Probe:
             # Weights below it have a unit in the last place of less than twice what may be off.
             least = torch.exp2(torch.ceil(torch.log2(2 * off / info.eps)))
             least[(off <= self.noise) | (2 * off <= info.tiny * info.eps)] = 0.0
-            left = channels[_with_less(part.flatten(2), least)]
+            left = channels[_with_less(part.reshape(*part.shape[:2], -1), least)]
             if len(left) > len(channels) // 2:
                 if len(channels) <= PART:
                     return left
