@@ -1,8 +1,8 @@
 """The command line: its commands, and what becomes of an error."""
 
-import os
 import sys
 import traceback
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import click
@@ -17,6 +17,7 @@ from acfuse.errors import AcfuseError, Exit
 from acfuse.options import HELP
 from acfuse.settings import defaults
 from acfuse.system.escape import safe
+from acfuse.system.pipes import Unbroken
 from acfuse.system.signals import Terminated, handle_signals
 
 
@@ -43,11 +44,20 @@ for command in (convert, batch, verify, selftest, bench, export_onnx, inspect, l
 
 def main() -> None:
     """Runs the command line, and turns what goes wrong into one line and an exit code."""
+    with redirect_stdout(Unbroken(sys.stdout)), redirect_stderr(Unbroken(sys.stderr)):
+        _main()
+
+
+def _main() -> None:
     try:
         with handle_signals():
             sys.exit(cli.main(standalone_mode=False) or Exit.DONE)
     except click.ClickException as error:
-        error.show()
+        context = getattr(error, "ctx", None)
+        if context is not None:
+            click.echo(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n",
+                       err=True)  # fmt: skip
+        click.echo(f"error: {error.format_message()}", err=True)
         sys.exit(Exit.USAGE)
     except AcfuseError as error:
         click.echo(f"error: {safe(' '.join(str(error).split()))}", err=True)
@@ -58,9 +68,6 @@ def main() -> None:
     except Terminated:
         click.echo("terminated", err=True)
         sys.exit(Exit.TERMINATED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.DONE)
     except Exception as error:
         if isinstance(error, MemoryError) or "not enough memory" in str(error):
             click.echo("error: there is not enough memory on this machine.", err=True)

@@ -1,5 +1,10 @@
 """A conversion as text for people and as JSON for programs. Names from files are only ever data."""
 
+import os
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,34 +30,39 @@ def print_json(data: object) -> None:
     click.echo(as_json(data))
 
 
-def print_conversion(conversion: Conversion, *, quiet: bool = False) -> None:
-    """What was found, proved and written."""
+def print_conversion(
+    conversion: Conversion, *, quiet: bool = False, verbose: bool = False, writes: bool = True
+) -> None:
+    """What was found, proved and written; what is alike in one row, unless it is `verbose`."""
     if quiet:
         return
-    job = conversion.job
-    _echo(f"acfuse {__version__}  {safe(job.source.name)}")
-    _echo("", *_blocks(conversion), "", *_summary(conversion), *_refused(conversion.findings))
+    _echo(f"acfuse {__version__}  {safe(conversion.job.source.name)}", "")
+    rows = _blocks(conversion, verbose=verbose)
+    _echo(*rows, "", *_summary(conversion, writes=writes), *_refused(conversion.findings))
     for note in (*conversion.notes, *conversion.proofs.notes):
         _echo(f"note    {safe(note)}")
+    _echo(*_next(conversion))
 
 
-def print_findings(seen: Conversion) -> None:
+def print_findings(seen: Conversion, *, verbose: bool = False, tree: bool = False) -> None:
     """What would be fused, and what not, and why."""
     findings = seen.findings
-    _echo(f"acfuse {__version__}  {safe(seen.job.source.name)}")
-    _echo()
-    rows = [
-        (
-            safe(block.label),
-            _pattern_name(block),
-            safe(", ".join(block.names)),
-            f"{block.convolutions[0]} -> {block.convolutions[1]}",
-            _costs(block.multiply_adds),
-        )
-        for block in findings.found
-    ]
+    _echo(f"acfuse {__version__}  {safe(seen.job.source.name)}", "")
     header = ("block", "pattern", "fused into", "convolutions", "multiply-adds/pixel")
-    _echo("", *columns(header, rows), "") if rows else _echo("")
+    rows = []
+    for blocks in _alike(findings.found, verbose=verbose):
+        first, convolutions = (
+            blocks[0],
+            f"{blocks[0].convolutions[0]} -> {blocks[0].convolutions[1]}",
+        )
+        label = _named(blocks)
+        into = label if len(blocks) > 1 else safe(", ".join(first.names))
+        costs = _costs(first.multiply_adds)
+        rows.append((label, _pattern_name(first), into, convolutions, costs))
+    if tree:
+        _echo(*_tree(findings), "")
+    elif rows:
+        _echo(*columns(header, _shortened(rows, verbose=verbose)), "")
     count = f"{_counted(findings)} can be fused, {len(findings.refused)} were refused"
     _echo(count, f"in all: {_sizes(seen)}", *_refused(findings))
     _echo(*_suspects(findings))
@@ -172,9 +182,74 @@ def conversion_json(conversion: Conversion) -> dict[str, Any]:
     return {**data, "written": [str(path) for path in conversion.written]}
 
 
+COLOURS = {"equal": "green", "FAILED": "red", "DIFFERS": "red", "warning": "yellow",
+           "refused": "yellow"}  # fmt: skip
+INDENT = " " * 8
+
+
 def _echo(*lines: str) -> None:
+    """Prints lines; on a terminal with colours, and broken between words where they are long."""
+    on_terminal = sys.stdout.isatty()
     for line in lines:
-        click.echo(line)
+        if not on_terminal:
+            click.echo(line)
+            continue
+        width = shutil.get_terminal_size().columns
+        parts = textwrap.wrap(
+            line, width, subsequent_indent=INDENT, break_long_words=False, break_on_hyphens=False
+        )
+        fits = len(line) <= width or line.startswith(("wrote ", " "))
+        first, *rest = [line] if fits or not parts else parts
+        word = first.partition(" ")[0]
+        if word in COLOURS and not os.environ.get("NO_COLOR"):
+            first = click.style(word, fg=COLOURS[word]) + first.removeprefix(word)
+        for part in (first, *rest):
+            click.echo(part)
+
+
+def _alike(found: Sequence[Block], *, verbose: bool) -> list[list[Block]]:
+    """Blocks that differ by nothing but the numbers in their names, together."""
+    groups: dict[object, list[Block]] = {}
+    for i, block in enumerate(found):
+        alike = (NUMBERS.sub("*", block.label), block.pattern, block.is_block, block.assumed)
+        groups.setdefault(i if verbose else (alike, block.convolutions), []).append(block)
+    return [*groups.values()]
+
+
+NUMBERS = re.compile(r"[0-9]+")
+ROWS = 20  # of a table that nobody asked to see as a whole
+
+
+def _named(blocks: Sequence[Block]) -> str:
+    """What one row is called: a block, or how many of which kind."""
+    first = safe(blocks[0].label)
+    return first if len(blocks) == 1 else f"{len(blocks)} x {NUMBERS.sub('*', first)}"
+
+
+def _shortened(rows: Sequence[tuple[str, ...]], *, verbose: bool) -> Sequence[tuple[str, ...]]:
+    """The first rows, and how many more there are."""
+    if verbose or len(rows) <= ROWS:
+        return rows
+    more = f"and {len(rows) - ROWS + 1} rows more: -v lists all"
+    return [*rows[: ROWS - 1], (more, *[""] * (len(rows[0]) - 1))]
+
+
+def _tree(findings: Findings) -> list[str]:
+    """The modules above what was found or refused, each part of a path once, indented."""
+    told = {safe(b.label): f"{_pattern_name(b)}, {b.convolutions[0]} -> {b.convolutions[1]}"
+            for b in findings.found}  # fmt: skip
+    for refused in findings.refused:
+        told.setdefault(safe(refused.where or "the model"), f"refused [{refused.code}]")
+    lines, above = [], list[str]()
+    for path, what in told.items():
+        parts = path.split(".")
+        same = 0
+        while same < min(len(parts) - 1, len(above)) and parts[same] == above[same]:
+            same += 1
+        lines += [f"{'  ' * depth}{parts[depth]}" for depth in range(same, len(parts) - 1)]
+        lines.append(f"{'  ' * (len(parts) - 1)}{parts[-1]}  ({what})")
+        above = parts[:-1]
+    return lines
 
 
 def _pattern_name(block: Block) -> str:
@@ -186,45 +261,54 @@ def _costs(pair: tuple[int, int]) -> str:
     return f"{pair[0]:,} -> {pair[1]:,}" if pair[0] else f"{pair[1]:,}"
 
 
-def _blocks(conversion: Conversion) -> list[str]:
+def _blocks(conversion: Conversion, *, verbose: bool) -> list[str]:
+    found = conversion.findings.found
+    certificates = dict(zip(map(id, found), conversion.proofs.certificates, strict=False))
     rows = []
-    certificates = conversion.proofs.certificates
-    for i, block in enumerate(conversion.findings.found):
-        certificate = certificates[i] if i < len(certificates) else None
+    for blocks in _alike(found, verbose=verbose):
+        first, known = blocks[0], [certificates[id(b)] for b in blocks if id(b) in certificates]
         rows.append(
             (
-                safe(block.label),
-                _pattern_name(block),
-                f"{block.convolutions[0]} -> {block.convolutions[1]}",
-                "" if certificate is None else f"{certificate.ulp:.2f}",
-                "" if certificate is None else f"{certificate.error:.1e}",
+                _named(blocks),
+                _pattern_name(first),
+                f"{first.convolutions[0]} -> {first.convolutions[1]}",
+                f"{max(c.ulp for c in known):.2f}" if known else "",
+                f"{max(c.error for c in known):.1e}" if known else "",
             )
         )
-    return columns(("block", "pattern", "convolutions", "worst ULP", "error in float64"), rows)
+    header = ("block", "pattern", "convolutions", "worst ULP", "error in float64")
+    return columns(header, _shortened(rows, verbose=verbose))
 
 
 def _sizes(conversion: Conversion) -> str:
     """Convolutions, parameters and (for a given input) multiply-adds, before and after."""
     before, after = conversion.sizes
-    text = (
-        f"convolutions {before.convolutions} -> {after.convolutions}, parameters "
-        f"{before.parameters:,} -> {after.parameters:,}"
-    )
+    text = f"convolutions {before.convolutions} -> {after.convolutions}"
     if before.multiply_adds and after.multiply_adds:
         text += f", multiply-adds {before.multiply_adds:,} -> {after.multiply_adds:,}"
-    return text
+    return f"{text}, parameters {before.parameters:,} -> {after.parameters:,}"
 
 
 def _counted(findings: Findings) -> str:
     """How many blocks and folds there are."""
     blocks = len(findings.blocks)
     folds = len(findings.found) - blocks
-    told = [f"{blocks} blocks"] if blocks or not folds else []
-    return " and ".join([*told, *([f"{folds} folds"] if folds else [])])
+    told = [_several(blocks, "block")] if blocks or not folds else []
+    return " and ".join([*told, *([_several(folds, "fold")] if folds else [])])
 
 
-def _summary(conversion: Conversion) -> list[str]:
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _summary(conversion: Conversion, *, writes: bool) -> list[str]:
     lines = [f"fused   {_counted(conversion.findings)}: {_sizes(conversion)}"]
+    before, after = conversion.sizes
+    if before.multiply_adds and after.multiply_adds:
+        times = before.multiply_adds / after.multiply_adds
+        lines.append(
+            f"faster  at most {times:.2f} times, by multiply-adds: `acfuse bench` measures it"
+        )
     proofs = conversion.proofs
     pairs = [*zip(conversion.findings.found, proofs.certificates, strict=False)]
     known = [certificate for block, certificate in pairs if not block.assumed]
@@ -234,14 +318,14 @@ def _summary(conversion: Conversion) -> list[str]:
         told = f"folded in {', '.join(sorted(folded))}: rounding, no fault; " if folded else ""
         limit = "where terms cancel" if folded else "at most 0.51"
         lines.append(
-            f"equal   certificate of {len(known)} blocks, for all inputs: {told}every "
+            f"equal   certificate of {_several(len(known), 'block')}, for all inputs: {told}every "
             f"weight within {worst:.2f} ULP ({limit})"
         )
     if len(known) < len(pairs):
         count = len(pairs) - len(known)
         lines.append(
-            f"assumed {count} blocks whose forward cannot be read: compared on images of a few "
-            "sizes, and by the word of --assume for all others"
+            f"assumed {_several(count, 'block')} whose forward cannot be read: compared on images "
+            "of a few sizes, and by the word of --assume for all others"
         )
     lines += [f"{_verdict(c):<8}{_check_line(c)}" for c in proofs.checks]
     lines += [f"warning {c.warning}" for c in proofs.checks if c.warning]
@@ -249,8 +333,8 @@ def _summary(conversion: Conversion) -> list[str]:
         lines.append(f"FAILED  {safe(proofs.fault)}")
         if conversion.diagnosis:
             lines.append(f"        looks like: {safe(conversion.diagnosis)}")
-        if not conversion.written:
-            lines.append("        nothing was written")
+    if writes and not conversion.written:
+        lines.append(f"        nothing was written{' (--dry-run)' * conversion.job.dry_run}")
     if conversion.onnx is not None and conversion.written:
         onnx, kinds = conversion.onnx, ("Conv", "ConvTranspose", "BatchNormalization")
         counts = {kind: onnx.count(kind) for kind in kinds}
@@ -258,6 +342,19 @@ def _summary(conversion: Conversion) -> list[str]:
         lines.append(f"onnx    opset {onnx.opset}, {_signature(conversion)}, {', '.join(nodes)}")
     for path in conversion.written:
         lines.append(f"wrote   {safe(path)}  ({path.stat().st_size:,} bytes)")
+    return lines
+
+
+def _next(conversion: Conversion) -> list[str]:
+    """What to do with what was written."""
+    if not conversion.written:
+        return []
+    lines = ["next    acfuse verify --atol 1e-4   proves it again, in a CI job for instance"]
+    files = [path for path in conversion.written if path.suffix == ".onnx"]
+    lines += [
+        f"        ovc {safe(path)} --compress_to_fp16=False   (OpenVINO; more in docs/deploy.md)"
+        for path in files
+    ]
     return lines
 
 

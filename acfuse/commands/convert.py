@@ -29,6 +29,12 @@ from acfuse.system.escape import safe
 @option("--pt2", is_flag=True, help="Write a program of torch.export (.pt2) as well.")
 @option("--no-onnx", is_flag=True, help="Write the checkpoint alone.")
 @option("--allow-empty", is_flag=True, help="Succeed where there is nothing to fuse.")
+@option(
+    "--strict",
+    is_flag=True,
+    help="Exit with 5, and write nothing, where a block was "
+    "refused for another reason than its cost.",
+)
 @option("-n", "--dry-run", is_flag=True, help="Find and prove, write nothing.")
 def convert(source: Path, format: str, quiet: bool, verbose: int, **options: Any) -> None:
     """Fuse a checkpoint: find the blocks, prove equality, write checkpoint, ONNX and manifest."""
@@ -39,13 +45,16 @@ def convert(source: Path, format: str, quiet: bool, verbose: int, **options: Any
         from acfuse.pipeline.convert import convert as run
 
         conversion = run(job_of(source, options), progress)
-    show(conversion, format, quiet, report)
+    show(conversion, format, report, quiet=quiet, verbose=verbose)
 
 
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @takes(MODEL_OPTIONS, SHAPE_OPTIONS, COMMON_OPTIONS)
-def inspect(source: Path, format: str, quiet: bool, verbose: int, **options: Any) -> None:
+@option("--tree", is_flag=True, help="Show the modules as a tree.")
+def inspect(
+    source: Path, format: str, quiet: bool, verbose: int, tree: bool, **options: Any
+) -> None:
     """Show what would be fused, what not, and why. Writes nothing."""
     options["dry_run"] = True
     check_first(source, options)
@@ -56,8 +65,8 @@ def inspect(source: Path, format: str, quiet: bool, verbose: int, **options: Any
         seen = run(job_of(source, options))
     if format == "json":
         report.print_json(report.describe_findings(seen))
-    else:
-        report.print_findings(seen)
+    elif not quiet:
+        report.print_findings(seen, verbose=verbose > 0, tree=tree)
     if not seen.findings.found:
         sys.exit(Exit.NOTHING)
 

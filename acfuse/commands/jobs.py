@@ -109,6 +109,7 @@ def job_of(source: Path, options: dict[str, Any]) -> "Job":
         pt2=options.get("pt2", False),
         fold_bn=options.get("fold_bn", False),
         allow_empty=options.get("allow_empty", False),
+        strict=options.get("strict", False),
         dry_run=options.get("dry_run", False),
     )
     return replace(job, **{k: v for k, v in _changes(options).items() if v is not None})

@@ -1,5 +1,6 @@
 """What a command shows while it works, and at its end."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -13,11 +14,20 @@ if TYPE_CHECKING:
     from acfuse.pipeline.job import Conversion
 
 
-def show(conversion: "Conversion", format: str, quiet: bool, report: Any) -> None:
+def show(
+    conversion: "Conversion",
+    format: str,
+    report: Any,
+    *,
+    quiet: bool,
+    verbose: int,
+    writes: bool = True,
+) -> None:
+    """Prints what became of a command, and ends it with its exit code."""
     if format == "json":
         report.print_json(report.conversion_json(conversion))
     else:
-        report.print_conversion(conversion, quiet=quiet)
+        report.print_conversion(conversion, quiet=quiet, verbose=verbose > 0, writes=writes)
     if not conversion.proofs.passed:
         reason = conversion.proofs.fault
         if conversion.diagnosis:
@@ -39,8 +49,33 @@ def progress_of(first: str, *, quiet: bool, verbose: int) -> Iterator[Callable[[
         elif quiet or not sys.stderr.isatty():
             yield lambda _: None
         else:
-            from rich.console import Console
-            from rich.text import Text
+            with _bar(first) as update:
+                yield update
 
-            with Console(stderr=True).status(Text(f"{first} ...")) as status:
-                yield lambda what: status.update(Text(f"{safe(what)} ..."))
+
+@contextmanager
+def _bar(first: str) -> Iterator[Callable[[str], None]]:
+    """What is being done; where it is one of several, how many are left, and for how long."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description} ...", markup=False),
+        BarColumn(20),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(first, total=None)
+
+        def update(what: str) -> None:
+            count = COUNT.search(what)
+            done, total = (int(count[1]) - 1, int(count[2])) if count else (0, None)
+            if (count and done == 0) or not count:  # the time that is left is of this stage alone
+                progress.reset(task, total=total, description=safe(what))
+            progress.update(task, completed=done, total=total, description=safe(what))
+
+        yield update
+
+
+COUNT = re.compile(r"\((\d+) of (\d+)\)$")

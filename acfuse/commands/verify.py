@@ -46,7 +46,7 @@ def verify(
             conversion = replay.verify_again(manifest, job_again(manifest, options), progress)
         else:
             conversion = replay.verify_files(job_of(original, options), fused, progress=progress)
-    show(conversion, format, quiet, report)
+    show(conversion, format, report, quiet=quiet, verbose=verbose, writes=False)
 
 
 @click.command()
@@ -79,7 +79,7 @@ def selftest(
             tested = run.selftest(job_of(original, options), files, progress)
     conversion, trials = tested
     if not trials:
-        show(conversion, format, quiet, report)
+        show(conversion, format, report, quiet=quiet, verbose=verbose, writes=False)
     if format == "json":
         report.print_json(report.describe_selftest(trials))
     else:

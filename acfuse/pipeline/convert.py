@@ -8,7 +8,7 @@ from acfuse.errors import InputError, UsageError
 from acfuse.files.opened_file import unchanged
 from acfuse.findings import Findings
 from acfuse.pipeline.early import without_inputs
-from acfuse.pipeline.explain import already_fused, nothing_to_fuse
+from acfuse.pipeline.explain import already_fused, nothing_to_fuse, refused_after_all
 from acfuse.pipeline.job import Conversion, Exports, Job
 from acfuse.pipeline.manifest import describe, provenance, to_json
 from acfuse.proof import Certificate, Check, Inputs, Proofs, Tolerance, certify
@@ -81,6 +81,8 @@ def fuse(source: Source, findings: Findings, job: Job, progress: Progress = sile
     progress("fusing, and running what is fused")
     fused = source.fuse(findings)
     _some(fused.findings, source, job)
+    if job.strict and (reason := refused_after_all(job.source, fused.findings)):
+        raise reason
     return fused
 
 
@@ -117,8 +119,8 @@ def certified(
 ) -> tuple[Certificate, ...]:
     """A certificate for each block."""
     certificates = []
-    for block in fused.found:
-        progress(f"certificate of {block.label}")
+    for i, block in enumerate(fused.found, start=1):
+        progress(f"certificate of {block.label} ({i} of {len(fused.found)})")
         given = (fused.stored(block),) if exhaustive else fused.stored_and_claimed(block)
         certificates.append(certify(block, *given, exhaustive=exhaustive))
     if not by_others:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from acfuse.errors import AcfuseError, InputError, NothingToFuse
+from acfuse.errors import AcfuseError, InputError, NothingToFuse, Reason
 from acfuse.files.read import read_tensors
 from acfuse.findings import Findings
 from acfuse.patterns.match import find_in_tensors
@@ -12,6 +12,18 @@ from acfuse.pipeline.job import Job
 def nothing_to_fuse(source: Path, findings: Findings, hint: str = "") -> NothingToFuse:
     """That nothing was found, with the first thing that a user would want to know of it."""
     return NothingToFuse(f"{source.name}: nothing to fuse{_why(findings, hint)}")
+
+
+def refused_after_all(source: Path, findings: Findings) -> NothingToFuse | None:
+    """That something was refused, where that is no matter of cost; None if nothing was."""
+    refused = [r for r in findings.refused if r.code != Reason.COST]
+    if not refused:
+        return None
+    first, more = refused[0], f" ({len(refused)} in all)" if len(refused) > 1 else ""
+    return NothingToFuse(
+        f"{source.name}: {first.where or 'the model'} was refused{more}: {first.why} "
+        f"[{first.code}], and --strict is given. `acfuse inspect` lists every candidate."
+    )
 
 
 def _why(findings: Findings, hint: str) -> str:

@@ -44,6 +44,7 @@ class Job:
     costs: CostTable | None = None
     force: bool = False
     allow_empty: bool = False
+    strict: bool = False
     allow_nonfinite: bool = False
     fix_initializers: bool = False
     no_runtime: bool = False

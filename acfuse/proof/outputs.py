@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from acfuse.proof.certificate import Certificate, unravel
+from acfuse.proof.certificate import BLOCK_LIMIT, Certificate, unravel
 from acfuse.proof.leaves import Holder, Leaves, as_numbers, is_discrete, named, unlike
 from acfuse.proof.noise import Noise, Noises, along, apart, sizes, without_noise
 from acfuse.system.escape import one_line
@@ -88,9 +88,13 @@ class Proofs:
         """The place of the certificate that fails by most, if one does."""
         failed = [i for i, c in enumerate(self.certificates) if not c.passed]
 
-        def by(place: int) -> float:
-            error = self.certificates[place].error
-            return math.inf if math.isnan(error) else error
+        def by(place: int) -> tuple[float, float]:
+            """How far layers are from being such a map, then how far a stored number is off."""
+            certificate = self.certificates[place]
+            error, ulp = (
+                math.inf if math.isnan(n) else n for n in (certificate.error, certificate.ulp)
+            )
+            return error if error > BLOCK_LIMIT else 0.0, ulp
 
         return max(failed, key=by, default=None)
 

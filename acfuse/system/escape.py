@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -69,9 +70,23 @@ def plain(value: Any) -> Any:
 
 
 def columns(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines of a table, each column as wide as its widest cell. Nothing is ever cut off."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    """Lines of a table, each column as wide as its widest cell. Nothing is ever cut off.
+
+    A character of Chinese, Japanese or Korean takes two places of a terminal.
+    """
+    lines = [[(cell, _places(cell)) for cell in row] for row in (header, *rows)]
+    widths = [max(taken for _, taken in column) for column in zip(*lines, strict=True)]
     return [
-        " ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (header, *rows)
+        " ".join(
+            cell + " " * (width - taken) for (cell, taken), width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in lines
     ]
+
+
+def _places(text: str) -> int:
+    """How many places of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)

@@ -43,7 +43,7 @@ def test_a_conversion_by_a_table_is_proved_again_by_the_same_one(folder):
     assert len(done["found"]) == 1
     manifest = json.loads(Path("model.fused.acfuse.json").read_text())
     assert manifest["cost"]["file"] == "cost.json"
-    assert "1 blocks" in worked(run("verify")).stdout
+    assert "1 block:" in worked(run("verify")).stdout
     worked(run("verify", "model.pth", "model.fused.pth", *MODEL, *COST))
     assert run("verify", "model.pth", "model.fused.pth", *MODEL).exit_code != Exit.DONE
 

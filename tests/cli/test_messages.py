@@ -37,7 +37,7 @@ def test_folds_are_counted_beside_blocks(tmp_path, monkeypatch):
 
 def test_blocks_and_folds_are_counted_apart(tmp_path, monkeypatch):
     _project(tmp_path, monkeypatch, "WithNorms")
-    assert "fused   1 blocks and 2 folds:" in worked(_convert("WithNorms", "--fold-bn")).stdout
+    assert "fused   1 block and 2 folds:" in worked(_convert("WithNorms", "--fold-bn")).stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")

@@ -58,7 +58,7 @@ def test_a_file_that_begins_with_a_plugin_is_proved_without_running_it() -> None
     done = worked(run("convert", "net.onnx", "--no-runtime"))
     assert "none    ONNX file in onnxruntime" in done.stdout
     assert "note    the file was not run (--no-runtime)" in done.stdout
-    assert "certificate of 1 blocks, for all inputs" in done.stdout
+    assert "certificate of 1 block, for all inputs" in done.stdout
     assert [n.op_type for n in onnx.load("net.fused.onnx").graph.node] == ["Plug", "Conv", "Relu"]
     again = worked(run("verify", "--format", "json"))
     assert again.json["no_runtime"]

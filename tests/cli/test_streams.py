@@ -1,12 +1,15 @@
 """The result goes to stdout, everything else to stderr, and colours to terminals alone."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
-from acfuse import cli
+from acfuse.system import pipes
 from tests.cli.command import Stream, run, worked
-from tests.cli.project import CHECKPOINT, make_project, state
+from tests.cli.project import CHECKPOINT, MODEL, make_project, state
 
 COMMANDS = {
     "convert": ["convert", "model.pth", "--force", *CHECKPOINT],
@@ -64,7 +67,7 @@ def test_names_are_not_cut_off_where_nobody_knows_the_width(project, depth):
 
 def test_names_are_not_cut_off_on_a_narrow_terminal(project):
     make_project(project, {"stage." * 10 + key: tensor for key, tensor in state().items()})
-    result = worked(run("inspect", "model.pth", "-q", terminal=True, env={"COLUMNS": "60"}))
+    result = run("inspect", "model.pth", terminal=True, env={"COLUMNS": "60"})
     assert "stage." * 10 + "second.fused_conv" in result.stdout
 
 
@@ -87,9 +90,19 @@ def test_a_reader_that_goes_away_is_no_error(project, monkeypatch):
         raise BrokenPipeError
 
     duplicated = []
-    monkeypatch.setattr("acfuse.report.print_findings", gone)
-    monkeypatch.setattr(cli.os, "dup2", lambda *numbers: duplicated.append(numbers))
+    monkeypatch.setattr(pipes.os, "dup2", lambda *numbers: duplicated.append(numbers))
     monkeypatch.setattr(Stream, "fileno", lambda _: 1)
-    result = run("inspect", "model.pth")
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert len(duplicated) == 1
+    monkeypatch.setattr(Stream, "write", gone)
+    assert run("inspect", "model.pth").exit_code == 0
+    assert duplicated
+    assert run("verify", "model.pth", "none.pth", *MODEL).exit_code == 3  # as with a reader
+
+
+def test_a_closed_pipe_has_the_exit_code_of_the_command(project):
+    """`acfuse ... | head -1`, as a shell runs it: 1 would say that the models are not equal."""
+    line = [sys.executable, "-m", "acfuse", "inspect", "model.pth"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        done = subprocess.run(line, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -85,7 +85,7 @@ def test_blocks_without_such_numbers_are_fused_where_they_are_allowed(project, v
     assert snapshot(project) == before
     result = worked(run("convert", "model.pth", "--force", "--allow-nonfinite", *flags))
     assert told in result.stdout
-    assert "fused   1 blocks" in result.stdout
+    assert "fused   1 block" in result.stdout
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("refused first")]
     assert "NaN or Inf" in line
     fused = torch.load("model.fused.pth", weights_only=True)
@@ -114,5 +114,5 @@ def test_an_onnx_file_with_such_numbers(project, value):
     refused(run("convert", "net.onnx"), 3, f"{weight.name} holds {kind}")
     result = worked(run("convert", "net.onnx", "--allow-nonfinite"))
     assert f"{weight.name} holds {kind}" in result.stdout
-    assert "fused   1 blocks" in result.stdout
+    assert "fused   1 block" in result.stdout
     worked(run("verify"))
