@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from acfuse.errors import InputError, NotFusable, Reason
+from acfuse.errors import NotFusable, Reason
 from acfuse.files.cost_table import CostTable
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
 from acfuse.graph.calls import Call, signature
@@ -40,6 +40,7 @@ from acfuse.graph.regions import choose, kernel_of, planned
 from acfuse.graph.steps import Graph, Miss, Opaque, Region
 from acfuse.patterns import Pattern
 from acfuse.patterns.live import free_name, label, layers_of, submodule, value_of
+from acfuse.system.devices import check_device
 from acfuse.system.memory import no_collection
 
 
@@ -57,10 +58,10 @@ def find_in_module(
     `costs`, no block is slower than its layers. Reading a forward runs it, and a forward may leave
     marks on its module: it is done on a copy, which shares the parameters, because forwards are
     read without computing on them. What is found is proved against the model itself. `call` is how
-    the model is called, where that is known. Raises InputError for one that cannot be copied.
+    the model is called, where that is known. Raises InputError for one that cannot be copied, or
+    is not on one device.
     """
-    if any(tensor.is_meta for tensor in model.parameters()):
-        raise InputError("the model's weights are on the device meta: there are none. Load them.")
+    check_device(model)
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}
     with no_collection():
         twin = copied(model, shared)

@@ -27,8 +27,8 @@ class Term:
 
     @property
     def value(self) -> Value | None:
-        """The convolution, in float64. Computed at each call."""
-        return None if self.multiply is None else self.multiply()
+        """The convolution, in float64, to be compared: on the CPU. Computed at each call."""
+        return None if self.multiply is None else self.multiply().on_cpu()
 
 
 @dataclass(frozen=True)

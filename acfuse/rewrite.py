@@ -16,6 +16,7 @@ from acfuse.graph.copies import copied
 from acfuse.graph.fx_in_place import without_norm
 from acfuse.graph.fx_sites import LiveSite
 from acfuse.graph.fx_write import NewLayer, rewrite_module, taken_up
+from acfuse.system.devices import device_of
 from acfuse.system.memory import trim_heap
 
 
@@ -25,7 +26,7 @@ def fused_copy(
     """A fused copy of a live model, each part in the mode that it has. The given one stays.
 
     Fused weights are rounded once, to the dtype of the weights that they replace, or to `dtype`.
-    The weights that are replaced are not copied first.
+    They are where the model is. The weights that are replaced are not copied first.
     """
     borrowed = _replaced_weights(model, found)
     work = copied(model, borrowed)
@@ -36,9 +37,9 @@ def fused_copy(
             by_module.setdefault(block.where, []).append(block)
         else:
             replaced |= _fold_in_place(work.get_submodule(block.where), block, dtype)
-    places = {where: work.get_submodule(where) for where in by_module}
-    replaced |= {
-        id(module): _replacement(module, by_module[where], dtype)
+    places, device = {where: work.get_submodule(where) for where in by_module}, device_of(model)
+    replaced |= {  # what was made of plain numbers alone was made on the CPU
+        id(module): _replacement(module, by_module[where], dtype).to(device)
         for where, module in places.items()
     }
     fused = _exchange(work, replaced)
@@ -198,7 +199,7 @@ def fused_tensors(
     """The tensors of a fused checkpoint, in the order of the original.
 
     `fused` are the tensors of the fused model. What was not fused is the original's own tensor; the
-    new ones stand where the first one that they replace stood.
+    new ones stand where the first one that they replace stood, and on the same device.
     """
     owner = _owners(found)
     new = {id(b): [k for n in b.names for k in (f"{n}.weight", f"{n}.bias")] for b in found}
@@ -207,7 +208,8 @@ def fused_tensors(
     for key, tensor in tensors.items():
         replaced = owner.get(key.rpartition(".")[0]) or owner.get(key)
         if replaced is not None:
-            result.update((k, fused[k]) for k in new.pop(id(replaced), ()))
+            own = new.pop(id(replaced), ())
+            result.update((k, fused[k].to(tensor.device)) for k in own)
         if key in fused and key not in placed:
             result[key] = tensor
     result.update((key, fused[key]) for keys in new.values() for key in keys)

@@ -85,6 +85,10 @@ class Adjoint:
         """The same without its bias."""
         return Adjoint(self.of, torch.zeros_like(self.bias), self.geometry.without_shift())
 
+    def on_cpu(self) -> "Adjoint":
+        """The same, its numbers on the CPU: where all is compared."""
+        return Adjoint(self.of.on_cpu(), self.bias.cpu(), self.geometry)
+
     def __call__(self, image: Tensor) -> Tensor:
         """Runs it, in the dtype of the image. Shapes: [batch, channels, *sizes]."""
         spread = TRANSPOSED[len(self.stride)]

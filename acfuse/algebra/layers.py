@@ -56,10 +56,13 @@ class Conv:
             return AdjointGeometry(of, shifts)
         return Geometry(out, per_group * self.groups, axes, self.groups, self.border, shifts)
 
-    def linear(self) -> Value:
-        """The same as a value: dilation spread into the kernel, float64."""
+    def linear(self, device: torch.device | None = None) -> Value:
+        """The same as a value: dilation spread into the kernel, float64.
+
+        It is on a device; without one, where its weight is.
+        """
         geometry = self.geometry
-        kernel = self.weight.detach().double()
+        kernel = self.weight.detach().to(device=device).double()
         if max(self.dilation, default=1) > 1:
             taps = (axis.taps for axis in geometry.axes)
             spread = kernel.new_zeros(*kernel.shape[:2], *taps)
@@ -67,7 +70,7 @@ class Conv:
             kernel = spread
         bias = kernel.new_zeros(geometry.out_channels)
         if self.bias is not None:
-            bias = self.bias.detach().double()
+            bias = self.bias.detach().to(device=device).double()
         if isinstance(geometry, Geometry):
             return LinearConv(kernel, bias, geometry)
         return adjoint_of(LinearConv(kernel, kernel.new_zeros(len(kernel)), geometry.of), bias)
@@ -104,9 +107,9 @@ class Pad:
         axes = tuple(Axis.window(1, pads=p) for p in self.pads)
         return Geometry(self.channels, self.channels, axes, self.channels, self.border)
 
-    def linear(self) -> LinearConv:
-        """The same as a depthwise kernel of one tap."""
-        one = identity(self.channels, len(self.pads))
+    def linear(self, device: torch.device | None = None) -> LinearConv:
+        """The same as a depthwise kernel of one tap, on a device."""
+        one = identity(self.channels, len(self.pads), device)
         return LinearConv(one.kernel, one.bias, self.geometry)
 
     @property
@@ -149,12 +152,11 @@ class AvgPool:
         )
         return Geometry(self.channels, self.channels, axes, self.channels)
 
-    def linear(self) -> LinearConv:
-        """The same as a value. Shapes: kernel [channels, 1, *size]."""
-        kernel = torch.full(
-            (self.channels, 1, *self.size), 1.0 / prod(self.size), dtype=torch.float64
-        )
-        return LinearConv(kernel, kernel.new_zeros(self.channels), self.geometry)
+    def linear(self, device: torch.device | None = None) -> LinearConv:
+        """The same as a value, on a device. Shapes: kernel [channels, 1, *size]."""
+        one = identity(self.channels, len(self.size), device)
+        kernel = one.kernel.repeat(1, 1, *self.size) / prod(self.size)
+        return LinearConv(kernel, one.bias, self.geometry)
 
     @property
     def multiply_adds(self) -> int:
@@ -180,7 +182,7 @@ class Affine:
     @cached_property
     def shifts(self) -> bool:
         """Whether zero may become something else."""
-        return bool(torch.as_tensor(self.shift).any())
+        return bool(self.shift.any() if isinstance(self.shift, Tensor) else self.shift)
 
     @property
     def changes_nothing(self) -> bool:

@@ -170,7 +170,8 @@ class LinearConv:
         if times == 1:
             return self
         out, per_group, *taps = self.kernel.shape
-        same = torch.eye(times, dtype=self.kernel.dtype).view(1, times, 1, times, *[1] * len(taps))
+        same = torch.eye(times, dtype=self.kernel.dtype, device=self.kernel.device)
+        same = same.view(1, times, 1, times, *[1] * len(taps))
         kernel = self.kernel.view(out, 1, per_group, 1, *taps) * same
         return LinearConv(
             kernel.reshape(out * times, per_group * times, *taps),
@@ -181,6 +182,10 @@ class LinearConv:
     def without_shift(self) -> "LinearConv":
         """The same without its bias."""
         return LinearConv(self.kernel, torch.zeros_like(self.bias), self.geometry.without_shift())
+
+    def on_cpu(self) -> "LinearConv":
+        """The same, its numbers on the CPU: where all is compared."""
+        return LinearConv(self.kernel.cpu(), self.bias.cpu(), self.geometry)
 
     def __call__(self, image: Tensor) -> Tensor:
         """Runs it, in the dtype of the image. Shapes: [batch, channels, *sizes]."""
@@ -212,10 +217,10 @@ def extend(image: Tensor, pads: Sequence[tuple[int, int]], border: Border) -> Te
     return F.pad(image, inward) if any(inward) else image
 
 
-def identity(channels: int, axes: int = 2) -> LinearConv:
-    """The map that changes nothing, as a depthwise kernel of one tap [channels, 1, 1...]."""
-    return LinearConv(
-        torch.ones(channels, 1, *[1] * axes, dtype=torch.float64),
-        torch.zeros(channels, dtype=torch.float64),
-        Geometry.identity(channels, axes),
-    )
+def identity(channels: int, axes: int = 2, device: torch.device | None = None) -> LinearConv:
+    """The map that changes nothing, as a depthwise kernel of one tap [channels, 1, 1...].
+
+    It is on a device; without one, on the CPU.
+    """
+    kernel = torch.ones(channels, 1, *[1] * axes, dtype=torch.float64, device=device or "cpu")
+    return LinearConv(kernel, kernel.new_zeros(channels), Geometry.identity(channels, axes))

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from acfuse.errors import InputError
 from acfuse.graph.own_layers import has_hooks, is_layer
+from acfuse.system.devices import CPU, device_of
 from acfuse.system.escape import one_line
 
 
@@ -174,6 +175,11 @@ def _layer(layer: nn.Module, known: dict[int, Any]) -> nn.Module:
 
 EMPTY = (dict, OrderedDict)
 PLAIN = {bool, int, float, str, type(None)}
+
+
+def on_cpu(model: nn.Module) -> nn.Module:
+    """A model on the CPU, as it is written to files: itself, or a copy of one that is elsewhere."""
+    return model if device_of(model) == CPU else copied(model).to(CPU)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -29,6 +29,7 @@ from acfuse.graph.grids import Grid, Part, UnknownPlace, joined, simple
 from acfuse.graph.images import Image, not_linear
 from acfuse.graph.own_layers import has_hooks, is_layer
 from acfuse.graph.steps import ConvStep, PerChannel, Rule
+from acfuse.system.devices import device_of
 
 # A border is computed in float64, and in another order than a layer's own shift. This leaves 12
 # bits for what cancels out on the way, and is 2**16 times finer than what float32 can tell.
@@ -166,7 +167,7 @@ class _Frames:
         layers: list[tuple[fx.Node, fx.Node]] = []
         known: list[Rule | None] = []
         while True:
-            zero = torch.zeros((), dtype=torch.float64)
+            zero = border.new_zeros((), dtype=torch.float64)
             for rule in known:
                 zero = _of_constants(rule, zero)
             largest = max(float(zero.abs().max()), float(border.abs().max()))
@@ -231,7 +232,7 @@ class _Frames:
             return _double(getattr(self.module.get_submodule(owner), name))
         filled = _filled(node)
         if filled is not None:
-            return filled.expand(size)
+            return self._number(filled).expand(size)
         source: Any = node.args[0] if node.target is operator.getitem else node
         reads = source.all_input_nodes
         if not reads or any(self._constant(n) is None for n in reads):
@@ -306,7 +307,7 @@ class _Frames:
             bare = shape[1:] if len(shape) == rank + 2 and shape[0] == 1 else shape
             return known.reshape(-1) if bare[1:] == ones and len(bare) == rank + 1 else None
         if known is not None or _filled(node) is not None:
-            return known.reshape(()) if known is not None else _filled(node)
+            return known.reshape(()) if known is not None else self._number(_filled(node))
         source = node.args[node.target in WRITTEN] if node.args else None
         if not isinstance(source, fx.Node):
             return None
@@ -345,6 +346,10 @@ class _Frames:
     def _dim(self, dim: int = 0) -> int:
         return dim
 
+    def _number(self, value: Any) -> Tensor:
+        device = device_of(self.module)
+        return torch.full((), value, dtype=torch.float64, device=device)
+
     def _padded_grid(self, image: Any, pads: Any, value: Any = 0) -> Grid:
         grid = self.grid(image)
         pairs = [*zip(pads[::2], pads[1::2], strict=True)]
@@ -352,7 +357,7 @@ class _Frames:
             raise UnknownPlace
         for place, (before, after) in enumerate(pairs):
             axis = self.rank - 1 - place
-            grid = grid.padded(axis, (_size(before), _size(after)), _number(value))
+            grid = grid.padded(axis, (_size(before), _size(after)), self._number(value))
         return grid
 
     def _range(
@@ -396,14 +401,14 @@ def _of_constants(rule: Rule | None, value: Tensor) -> Tensor:
     return value
 
 
-def _filled(node: fx.Node) -> Tensor | None:
+def _filled(node: fx.Node) -> float | None:
     """The number that a node is filled with, if it is."""
     if node.op != "call_function" or node.target not in FILLED:
         return None
     value: Any = FILLED[node.target]
     if isinstance(value, int):
         value = node.args[value] if value < len(node.args) else None
-    return _number(value) if isinstance(value, (int, float)) else None
+    return value if isinstance(value, (int, float)) else None
 
 
 def size_of(expression: str) -> int:
@@ -414,10 +419,6 @@ def size_of(expression: str) -> int:
 def _size(argument: Any) -> Any:
     """A size or place as a number or an expression."""
     return argument.meta["size_of"] if isinstance(argument, fx.Node) else argument
-
-
-def _number(value: float) -> Tensor:
-    return torch.tensor(float(value), dtype=torch.float64)
 
 
 def _double(tensor: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from acfuse.graph.fx_values import METADATA, METADATA_ATTRIBUTES, TENSORS, outli
 from acfuse.graph.fx_write import NewLayer, nodes_between, rewrite_module
 from acfuse.graph.own_layers import has_hooks, is_layer
 from acfuse.graph.steps import PerChannel
+from acfuse.system.devices import device_of
 
 FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -339,7 +340,8 @@ def _in_float64(graph: fx.Graph) -> None:
 def _scale_and_shift(norm: nn.Module, graph: fx.Graph, channels: int, axes: int) -> Tensor:
     """What a graph that is one factor and one shift per channel makes of zeros and of ones."""
     network = fx.GraphModule(copied(norm).double(), graph)
-    image = torch.zeros(1, channels, *[1] * axes, dtype=torch.float64)
+    shape = (1, channels, *[1] * axes)
+    image = torch.zeros(shape, dtype=torch.float64, device=device_of(norm))
     with torch.no_grad():
         return torch.stack([network(image.clone()), network(image + 1)])
 

@@ -13,6 +13,7 @@ from acfuse.graph.combination import Move
 from acfuse.graph.fx_write import add_constants, nodes_between
 from acfuse.graph.images import as_rows
 from acfuse.graph.rules_axes import made_smaller
+from acfuse.system.devices import device_of, exact_arithmetic
 
 
 def region_graph(output: fx.Node, sources: Sequence[fx.Node]) -> fx.Graph:
@@ -69,7 +70,10 @@ class LiveSite:
 
 
 def replaced_layers(module: nn.Module, site: LiveSite) -> Callable[..., Tensor]:
-    """The part of a module's forward that a block replaces, in float64, as a function."""
+    """The part of a module's forward that a block replaces, in float64, as a function.
+
+    It runs where the module is; what it is given and gives is on the CPU.
+    """
     module = copies.copied(module).eval()
     if site.subgraph is not None:
         add_constants(module, site.subgraph)
@@ -77,11 +81,12 @@ def replaced_layers(module: nn.Module, site: LiveSite) -> Callable[..., Tensor]:
     for name in site.ignore:
         module.set_submodule(name, nn.Identity())
     module = module.double().requires_grad_(False)
+    device = device_of(module)
 
     def run(*images: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), exact_arithmetic(device):
             given = images if site.rows is None else (as_rows(i, site.rows) for i in images)
-            result: Tensor = module(*(image.clone() for image in given))
+            result: Tensor = module(*(image.to(device, copy=True) for image in given)).cpu()
             result = made_smaller(result, site.moves)
             return result if site.rows is None else result.flatten(0, -2)[: len(images[0])]
 

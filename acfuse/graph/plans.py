@@ -141,7 +141,7 @@ def _plan_step(graph: Graph, step: Step, options: list[list[Option]]) -> tuple[P
     miss = None
     for taken in _combinations(options):
         try:
-            value = Combiner(graph, numbers=False).apply(step.rule, [o.value for o in taken])
+            value = Combiner(graph).apply(step.rule, [o.value for o in taken])
         except NotFusable as refusal:
             if not expanded:  # the fullest come first: what they can be, others need not
                 miss = miss or Miss(step.value, refusal.code, refusal.why)

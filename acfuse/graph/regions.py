@@ -111,7 +111,7 @@ def _other_parts(
     for step in graph.steps:
         if step.value in left:
             read = [LinearCombination({source: IDENTITY}) for source in step.reads]
-            own = Combiner(graph, numbers=False).apply(step.rule, read)
+            own = Combiner(graph).apply(step.rule, read)
             yield _region(graph, step.value, Option(own, {}))
 
 
@@ -139,7 +139,7 @@ def _chosen(
 
 def planned(graph: Graph, region: Region) -> LinearCombination:
     """What `kernels` gives, on shapes alone. Raises NotFusable if it does."""
-    return _combined(graph, region, numbers=False)
+    return _combined(graph, region, None)
 
 
 def kernels(graph: Graph, region: Region) -> dict[str, Value | Identity]:
@@ -147,7 +147,7 @@ def kernels(graph: Graph, region: Region) -> dict[str, Value | Identity]:
 
     One bias is enough: the first convolution has it.
     """
-    value = _combined(graph, region, numbers=True)
+    value = _combined(graph, region, graph.device)
     terms = {s: t for s, t in value.items() if not isinstance(t, Planned)}
     solid = {s: t for s, t in terms.items() if isinstance(t, Value)}
     if len(solid) < 2:
@@ -165,9 +165,9 @@ def kernel_of(graph: Graph, region: Region, source: str) -> Value:
     return value
 
 
-def _combined(graph: Graph, region: Region, *, numbers: bool) -> LinearCombination:
+def _combined(graph: Graph, region: Region, at: torch.device | None) -> LinearCombination:
     bound = {source: LinearCombination({source: IDENTITY}) for source in region.sources}
-    return Combiner(graph, numbers).of(graph, region.output, bound)
+    return Combiner(graph, at).of(graph, region.output, bound)
 
 
 def as_layer(graph: Graph) -> LinearSubmodule | None:

@@ -26,6 +26,7 @@ from acfuse.algebra import (
 )
 from acfuse.errors import NotFusable, Reason
 from acfuse.graph.combination import Identity, LinearCombination, Move, Operand, together
+from acfuse.system.devices import CPU
 
 Layer = Conv | Pad | AvgPool
 
@@ -179,6 +180,21 @@ class Graph:
                 _spread_width(step, known, self.spatial_axes)
         return known
 
+    @cached_property
+    def device(self) -> torch.device:
+        """Where its numbers are: those of its first layer. Without any, the CPU."""
+        for step in self.steps:
+            match step.rule:
+                case ConvStep(Conv(weight)):
+                    return weight.device
+                case PerChannel(Affine(torch.Tensor() as number)):
+                    return number.device
+                case PerChannel(Affine(_, torch.Tensor() as number)):
+                    return number.device
+                case LinearSubmodule(graph) if graph.device != CPU:
+                    return graph.device
+        return CPU
+
     def spatial_axes(self, value: str) -> int | None:
         """How many spatial axes a value has."""
         return self.axes.get(value, self.spatial_rank)
@@ -313,12 +329,12 @@ def planned_rule(rule: Rule | None) -> Rule | None:
 class Combiner:
     """Applies rules to linear combinations of a graph's values. Raises NotFusable.
 
-    With `numbers` kernels are multiplied, without only geometry is planned; the same code does
-    both, so that a plan cannot promise what the numbers do not give.
+    Kernels are multiplied on the device `at`; without one, only geometry is planned. The same code
+    does both, so that a plan cannot promise what the numbers do not give.
     """
 
     graph: Graph
-    numbers: bool
+    at: torch.device | None = None
 
     def of(
         self, graph: Graph, value: str, bound: Mapping[str, LinearCombination]
@@ -381,7 +397,7 @@ class Combiner:
             raise NotFusable(Reason.INPUTS, f"it reads a sum of different inputs ({sources})")
         if read.moves and isinstance(record, Conv):  # the sources have their channels elsewhere
             record = record.pointwise(self._axes(read))
-        layer = record.linear() if self.numbers else record.geometry
+        layer = record.geometry if self.at is None else record.linear(self.at)
         if isinstance(layer, Geometry | LinearConv):  # else nothing was moved
             layer = layer.repeated(read.merged)
         result: dict[str, Operand] = {}
@@ -449,12 +465,13 @@ class Combiner:
         for source, term in read.items():
             written = self._written(source, term)
             rank = len(geometry_of(written).axes)
-            if not self.numbers:  # as large a matrix for every part would cost the cube of them
+            if self.at is None:  # as large a matrix for every part would cost the cube of them
                 taken = Geometry.pointwise(total, width, rank).repeated(read.merged)
                 result[source] = chain(written, taken)  # type: ignore[arg-type]
                 continue
-            weight = torch.zeros(total, width, *[1] * rank, dtype=torch.float64)
-            weight[torch.arange(start, start + len(channels)), torch.tensor(channels).long()] = 1.0
+            shape = (total, width, *[1] * rank)
+            weight = torch.zeros(shape, dtype=torch.float64, device=self.at)
+            weight[list(range(start, start + len(channels))), list(channels)] = 1.0
             geometry = Geometry.pointwise(total, width, rank)
             matrix = LinearConv(weight, weight.new_zeros(total), geometry).repeated(read.merged)
             result[source] = chain(written, matrix)  # type: ignore[arg-type]
@@ -465,4 +482,4 @@ class Combiner:
         if not isinstance(term, Identity):
             return term
         width = self.graph.width(source)
-        return identity(*width) if self.numbers else Geometry.identity(*width)
+        return Geometry.identity(*width) if self.at is None else identity(*width, self.at)

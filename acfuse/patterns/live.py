@@ -12,6 +12,7 @@ from acfuse.graph.fx_read import is_convolution, layer_rule
 from acfuse.graph.steps import ConvStep, PerChannel
 from acfuse.patterns.pattern import Pattern
 from acfuse.patterns.values import Layer
+from acfuse.system.devices import device_of
 
 
 def label(
@@ -56,7 +57,7 @@ def layers_of(module: nn.Module, pattern: Pattern) -> tuple[str, ...]:
 def value_of(module: nn.Module, pattern: Pattern) -> LinearConv | None:
     """What a pattern says that a module's layers compute; None if that is no convolution."""
     try:
-        return pattern.value(partial(_layer_at, module))
+        return pattern.value(partial(_layer_at, module), device_of(module))
     except NotFusable:
         return None
 

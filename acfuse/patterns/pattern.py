@@ -6,6 +6,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from acfuse.algebra import LinearConv
@@ -24,6 +25,7 @@ from acfuse.patterns.expr import (
     x,
 )
 from acfuse.patterns.values import Image, Linear
+from acfuse.system.devices import CPU
 
 Node = TypeVar("Node", bound=Expr)
 
@@ -153,10 +155,13 @@ class Pattern:
         result: Tensor = self.block.value(look, Image(image)).image
         return result
 
-    def value(self, look: Lookup) -> LinearConv:
-        """The one convolution that the block is. Raises NotFusable."""
+    def value(self, look: Lookup, device: torch.device = CPU) -> LinearConv:
+        """The one convolution that the block is, whose layers are on a device.
+
+        Raises NotFusable.
+        """
         try:
-            total = self.block.value(look, Linear())
+            total = self.block.value(look, Linear(device=device))
         except Absent as missing:
             raise NotFusable(Reason.ASSUMPTION, f"{missing} is missing") from missing
         if total is None or total.conv is None:

@@ -89,12 +89,12 @@ def difference_of_stored(
     if weight is None or bias is None:
         return None
     try:
-        exact = lower(multiply(), torch.float64)
+        exact = lower(multiply().on_cpu(), torch.float64)
     except NotFusable:
         return None
     if weight.shape != exact.weight.shape or bias.shape != exact.bias.shape:
         return float("inf")
-    pairs = ((weight, exact.weight), (bias, exact.bias))
+    pairs = ((weight.cpu(), exact.weight), (bias.cpu(), exact.bias))
     scale = max(float(true.abs().max()) for _, true in pairs)
     worst = max(float((stored.double() - true).abs().max()) for stored, true in pairs)
     return None if worst <= ROUNDING * torch.finfo(dtype).eps * scale else worst / (scale or 1.0)

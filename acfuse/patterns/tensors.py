@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from acfuse.algebra import Affine, Conv, LinearConv, batch_norm
@@ -11,6 +12,7 @@ from acfuse.errors import NotFusable, Reason
 from acfuse.patterns.expr import MAYBE_INPUT
 from acfuse.patterns.pattern import Pattern
 from acfuse.patterns.values import Layer
+from acfuse.system.devices import CPU
 
 LAYER_KEYS = ("weight", "bias", "running_mean", "running_var")
 KEYS = {*LAYER_KEYS, "num_batches_tracked"}
@@ -31,6 +33,12 @@ class TensorBlock:
     channels: int = 0  # of the input, where an identity arm tells; groups follow from it
     factors: frozenset[str] = frozenset()  # names that are one number per channel
     placed: frozenset[str] = frozenset()  # layers of which the pattern says where they stand
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        own = (tensor for key, tensor in self.tensors.items() if key.startswith(self.prefix))
+        return next((tensor.device for tensor in own), CPU)
 
     def __call__(self, name: str) -> Layer | None:
         """The layer of that name, or None. Raises NotFusable for a kernel that has no centre."""
@@ -118,7 +126,7 @@ def value_of(pattern: Pattern, block: TensorBlock) -> tuple[LinearConv, TensorBl
     for channels in dict.fromkeys([0, *filter(None, widths)]):
         known = replace(block, channels=channels)
         try:
-            value = pattern.value(known)
+            value = pattern.value(known, block.device)
         except NotFusable as error:
             if error.code != Reason.CHANNELS:
                 raise

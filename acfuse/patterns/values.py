@@ -11,30 +11,38 @@ from torch import Tensor, nn
 from acfuse.algebra import Affine, AvgPool, Conv, LinearConv, Pad, identity
 from acfuse.algebra.layers import Pads
 from acfuse.errors import NotFusable, Reason
+from acfuse.system.devices import CPU
 
 Layer = Conv | Affine | Pad | AvgPool
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A value of the language: a convolution, or a factor on the input, which fits any."""
+    """A value of the language: a convolution, or a factor on the input, which fits any.
+
+    `device` is where the layers of the block are.
+    """
 
     conv: LinearConv | None = None
     by: Affine | None = None
+    device: torch.device = CPU
 
     def then(self, layer: Layer) -> "Linear":
         if not isinstance(layer, Affine):
             before = self.solid(layer.geometry.in_channels, len(layer.geometry.axes))
-            own = layer.linear()
+            own = layer.linear(self.device)
             if not isinstance(own, LinearConv):
                 raise NotFusable(Reason.ASSUMPTION, "no pattern has a transposed convolution")
-            return Linear(own if self.is_input else before.then(own))
+            return self._of(own if self.is_input else before.then(own))
         if self.conv is not None:
-            return Linear(layer.of(self.conv))
+            return self._of(layer.of(self.conv))
         if self.by is None:
-            return Linear(by=layer)
+            return replace(self, by=layer)
         shift = self.by.shift * layer.scale + layer.shift
-        return Linear(by=Affine(self.by.scale * layer.scale, shift))
+        return replace(self, by=Affine(self.by.scale * layer.scale, shift))
+
+    def _of(self, conv: LinearConv) -> "Linear":
+        return Linear(conv, device=self.device)
 
     @property
     def is_input(self) -> bool:
@@ -51,7 +59,7 @@ class Linear:
         """The same as a convolution, for an input of so many channels."""
         if self.conv is not None:
             return self.conv
-        one = identity(channels, axes)
+        one = identity(channels, axes, self.device)
         return one if self.by is None else self.by.of(one)
 
     def fits(self, other: "Linear") -> bool:
@@ -66,7 +74,7 @@ class Linear:
         if known is None:
             raise NotFusable(Reason.ASSUMPTION, "no convolution stands in the block")
         width = known.geometry.in_channels, len(known.geometry.axes)
-        return Linear(self.solid(*width) + other.solid(*width))
+        return self._of(self.solid(*width) + other.solid(*width))
 
 
 @dataclass(frozen=True)
@@ -77,14 +85,15 @@ class Image:
     is_input: bool = True
 
     def then(self, layer: Callable[[Tensor], Tensor] | Affine) -> "Image":
+        image = self.image
         if isinstance(layer, Affine):  # a sign of the expression, or a stored factor
             ones = (1,) * (self.image.ndim - 2)
             scale, shift = (
-                torch.as_tensor(n, dtype=self.image.dtype).reshape(-1, *ones)
+                torch.as_tensor(n, dtype=image.dtype, device=image.device).reshape(-1, *ones)
                 for n in (layer.scale, layer.shift)
             )
-            return Image(self.image * scale + shift, is_input=False)
-        return Image(layer(self.image), is_input=False)
+            return Image(image * scale + shift, is_input=False)
+        return Image(layer(image), is_input=False)
 
     def padded(self, pads: Pads, channels: int) -> "Image":
         around = [n for pair in reversed(pads) for n in pair]

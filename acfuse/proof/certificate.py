@@ -183,7 +183,7 @@ class _Rounded(DispatchMode):
             return values
         steps = torch.randint(-3, 3, values.shape, generator=self.generator, dtype=torch.int8)
         steps += steps >= 0  # never none, and rarely as many for two terms that cancel
-        return values * (1 + self.unit * steps.double())
+        return values * (1 + self.unit * steps.to(values.device).double())
 
 
 def apply(values: Sequence[Value | None], images: Sequence[Tensor]) -> Tensor:

@@ -20,6 +20,7 @@ from acfuse.graph.copies import copied
 from acfuse.graph.fx_asserts import Rank
 from acfuse.proof.leaves import as_numbers
 from acfuse.proof.witness import Given, difference
+from acfuse.system.devices import CPU, device_of, random_draws_of_its_own
 from acfuse.system.escape import one_line
 
 Group = Sequence[tuple[int, tuple[int, ...]]]  # (batch, sizes) of each image that is tried
@@ -61,14 +62,15 @@ def evidence(
     """
     if not findings.found:
         return Evidence()
-    with torch.random.fork_rng(devices=[]):
+    with random_draws_of_its_own(device_of(model)):
         try:
             trial = _Trial(model, copied(model), copied(fused), findings.found, exact)
         except Exception as error:  # of whatever its attributes are
             why = f"it cannot be copied, to be run ({one_line(error, 200)})"
             return Evidence(tuple(Refused(b.where, Reason.NOT_RUN, why) for b in findings.found))
         wholes: list[Make] = [lambda: (example,)] if example is not None else []
-        wholes = wholes or _made_up(model, None, findings.images, WHOLE, MIDDLE, *LARGE)
+        sizes = (WHOLE, MIDDLE, *LARGE)
+        wholes = wholes or _made_up(model, None, findings.images, *sizes, device=trial.device)
         said, calls = trial.whole(wholes)
         refused = [*_in_itself(model, trial, calls, whole_was_run=said is not None)]
         if said and not refused:
@@ -96,7 +98,8 @@ def _in_itself(
     for path, blocks in trial.places.items():
         module, site = model.get_submodule(path), blocks[0].site
         small = SMALL[1:] if path in calls else SMALL  # with the whole model it runs on others
-        made = _made_up(module, site.call, site.images, small, MIDDLE, *LARGE)
+        sizes = (small, MIDDLE, *LARGE)
+        made = _made_up(module, site.call, site.images, *sizes, device=trial.device)
         said = trial.difference(path, [*made, partial(list, calls.get(path, ()))])
         if said == "" and path and site.call and site.call.guessed and not whole_was_run:
             said = None
@@ -112,7 +115,8 @@ def _takes_single_images(model: nn.Module, trial: "_Trial", path: str) -> bool:
         return False
     if not any(axes for _, axes in site.images.values()):  # rows are of any number of axes
         return False
-    return bool(trial.difference(path, _made_up(module, site.call, site.images, SINGLE)))
+    made = _made_up(module, site.call, site.images, SINGLE, device=trial.device)
+    return bool(trial.difference(path, made))
 
 
 def _changed(before: nn.Module, after: nn.Module) -> set[str]:
@@ -139,7 +143,7 @@ class _Trial:
         exact: Callable[[Sequence[Block]], nn.Module],
     ) -> None:
         self.model, self.original, self.fused = model, original, fused
-        self.found, self.exact = found, exact
+        self.found, self.exact, self.device = found, exact, device_of(model)
         self.places: dict[str, list[Block]] = {}
         for block in found:
             self.places.setdefault(block.where, []).append(block)
@@ -208,7 +212,9 @@ def _around(path: str) -> Iterator[str]:
         yield path
 
 
-def _made_up(module: nn.Module, call: Any, images: Images, *groups: Group) -> list[Make]:
+def _made_up(
+    module: nn.Module, call: Any, images: Images, *groups: Group, device: torch.device
+) -> list[Make]:
     """Calls of a module with random images of the channels that its layers ask for.
 
     `call` says which arguments are tensors, and what the others are; without one, each argument
@@ -231,7 +237,8 @@ def _made_up(module: nn.Module, call: Any, images: Images, *groups: Group) -> li
         channels, axes = images.get(name, usual)
         inner = [channels, *sizes[:axes]] if axes else [*sizes[:between], channels]
         shape = ([batch] if batch else []) + inner
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device=CPU)
+        return drawn.to(device)
 
     def made(between: int, batch: int, sizes: tuple[int, ...]) -> Given:
         args: list[Any] = []

@@ -93,7 +93,7 @@ def _parts(value: Any) -> list[tuple[str, Any]] | None:
 
 
 def as_numbers(value: Any) -> Tensor | None:
-    """A value as a dense tensor, if it is one or more numbers."""
+    """A value as a dense tensor on the CPU, if it is one or more numbers."""
     if isinstance(value, (bool, int, float, complex, np.ndarray, np.generic)):
         try:
             value = torch.as_tensor(value)
@@ -110,7 +110,7 @@ def as_numbers(value: Any) -> Tensor | None:
 def _dense(value: Tensor) -> Tensor:
     if value.is_meta:
         return torch.empty(0)  # it has none
-    value = value.detach()
+    value = value.detach().cpu()
     value = value.dequantize() if value.is_quantized else value
     value = value.to_dense() if value.layout != torch.strided else value
     if value.is_complex():

@@ -23,6 +23,7 @@ from acfuse.proof.outputs import Check
 from acfuse.proof.running import Inputs, floating_dtype
 from acfuse.proof.values import HELD, PLAIN, Made, Names, made_of
 from acfuse.proof.witness import example_of, seen
+from acfuse.system.devices import device_of, random_draws_of_its_own
 from acfuse.system.escape import safe
 
 NAME = "program"
@@ -107,12 +108,13 @@ def check_after_a_call(
     is written by the call itself; whether it changes what the first call gives, the outputs show.
     """
     call = example_of(expected, inputs).cast(floating_dtype(expected))
-    with torch.random.fork_rng(devices=[]):
+    with random_draws_of_its_own(device_of(expected), device_of(given)):
         try:
             twins = copied(expected), copied(given)
             if not program_check(given, twins[1]).passed:  # a copy has its class's own forward
                 return before
-            failed = [seen(twin, call.cast(None)).failure for twin in twins]
+            calls = [call.on(device_of(twin)).cast(None) for twin in twins]
+            failed = [seen(*pair).failure for pair in zip(twins, calls, strict=True)]
         except Exception:  # of whatever its attributes are
             return before
     check = program_check(*twins, proved)

@@ -15,6 +15,7 @@ from acfuse.errors import InputError, UsageError
 from acfuse.files.arrays import read_arrays
 from acfuse.graph.calls import signature
 from acfuse.proof.leaves import Holder, Leaves, leaves_of
+from acfuse.system.devices import CPU, device_of, exact_arithmetic
 from acfuse.system.escape import one_line
 
 Image = Mapping[str, Tensor]  # one for each input of a model
@@ -191,9 +192,12 @@ def cast(image: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def run(model: nn.Module, given: Image, dtype: torch.dtype) -> dict[str, Any]:
-    """Every value that a model gives, by name."""
-    with torch.no_grad():
-        return leaves_of(model(**{name: cast(image, dtype) for name, image in given.items()}))
+    """Every value that a model gives, by name. It runs where it is; they are on the CPU."""
+    device = device_of(model)
+    images = {name: cast(image, dtype).to(device) for name, image in given.items()}
+    with torch.no_grad(), exact_arithmetic(device):
+        leaves = leaves_of(model(**images))
+    return {n: x.cpu() if isinstance(x, Tensor) else x for n, x in leaves.items()}
 
 
 def floating_dtype(model: nn.Module) -> torch.dtype:
@@ -261,5 +265,6 @@ def moved_by_rounding(
     """
     if not tensor.is_floating_point():
         return tensor
-    signs = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8)
-    return tensor * (1 + units * torch.finfo(dtype).eps * (2 * signs.double() - 1))
+    drawn = torch.randint(0, 2, tensor.shape, generator=generator, dtype=torch.int8, device=CPU)
+    signs = 2 * drawn.to(tensor.device).double() - 1
+    return tensor * (1 + units * torch.finfo(dtype).eps * signs)

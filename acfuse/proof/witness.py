@@ -31,6 +31,7 @@ from acfuse.proof.running import (
     named_shapes,
 )
 from acfuse.proof.values import attributes, has_own_reduce, reduced
+from acfuse.system.devices import device_of, exact_arithmetic, seed_draws
 from acfuse.system.escape import one_line
 
 LOOSE = 2.0**10  # units of rounding: a difference that is larger is looked at again
@@ -60,6 +61,13 @@ class Given:
         args, kwargs = _pytree.tree_map(one, (self.args, dict(self.kwargs)))
         return Given(args, kwargs, self.gradients)
 
+    def on(self, device: torch.device) -> "Given":
+        """The same, its tensors on a device."""
+        args, kwargs = _pytree.tree_map_only(
+            Tensor, lambda value: value.to(device), (self.args, dict(self.kwargs))
+        )
+        return Given(args, kwargs, self.gradients)
+
     def moved(self, dtype: torch.dtype) -> "Given":
         """The same, every floating number one unit of rounding away."""
         eps = torch.finfo(dtype).eps
@@ -73,9 +81,13 @@ class Given:
 
 
 def example_of(model: nn.Module, inputs: Inputs) -> Given:
-    """Random images of the shapes that a user gives. Raises UsageError where these do not fit."""
+    """Random images of the shapes that a user gives, where the model is.
+
+    Raises UsageError where these do not fit.
+    """
     shapes = named_shapes(model, inputs)
-    return Given(kwargs=images(shapes, inputs.seed, kinds_of(shapes, inputs, model)))
+    made = Given(kwargs=images(shapes, inputs.seed, kinds_of(shapes, inputs, model)))
+    return made.on(device_of(model))
 
 
 @dataclass(frozen=True)
@@ -140,10 +152,11 @@ def _moved(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def seen(model: nn.Module, given: Given) -> Seen:
     """Calls a module; what it draws at random is the same each time."""
-    before = _state(model)
-    torch.default_generator.manual_seed(0)
+    before, device = _state(model), device_of(model)
+    seed_draws(device)
     try:
-        result = _called(model, given)
+        with exact_arithmetic(device):
+            result = _called(model, given)
     except Exception as error:
         return Seen(failure=one_line(error, 200) or type(error).__name__)
     after = _state(model)

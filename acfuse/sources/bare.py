@@ -28,6 +28,7 @@ from acfuse.sources.base import (
     Weights,
     silent,
 )
+from acfuse.system.devices import CPU
 from acfuse.system.memory import trim_heap
 
 
@@ -85,7 +86,7 @@ class BareFused(Fused):
             assert value is not None
             weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
             layer = lower(value, block.dtype)  # for its settings alone
-            stored.append(replace(layer, weight=weight, bias=bias).linear())
+            stored.append(replace(layer, weight=weight, bias=bias).linear(CPU))
             claimed.append(value)
         return stored, claimed
 
@@ -203,6 +204,7 @@ def named_tensors(given: Mapping[str, Weights]) -> dict[str, Tensor]:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are the same, number for number; NaN is what it was."""
-    return (
-        a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a != a) & (b != b)).all())
-    )
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    b = b.to(a.device)
+    return bool(((a == b) | (a != a) & (b != b)).all())

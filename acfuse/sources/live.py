@@ -21,7 +21,7 @@ from acfuse.files.write import Write, writer
 from acfuse.find import find_in_module
 from acfuse.findings import Block, Findings, Run, Size
 from acfuse.graph.calls import Call
-from acfuse.graph.copies import copied
+from acfuse.graph.copies import copied, on_cpu
 from acfuse.graph.fx_asserts import Rank
 from acfuse.graph.fx_operators import convolutions_of
 from acfuse.graph.fx_read import conv_of, is_norm
@@ -61,6 +61,7 @@ from acfuse.sources.base import (
     Weights,
     silent,
 )
+from acfuse.system.devices import CPU, device_of
 from acfuse.system.dispatch import DispatchMode
 from acfuse.system.memory import no_collection
 
@@ -86,7 +87,7 @@ class LiveSource(Source):
 
     @property
     def network(self) -> nn.Module:
-        return self.model
+        return on_cpu(self.model)
 
     @property
     def is_program(self) -> bool:
@@ -156,7 +157,7 @@ class LiveFused(Fused):
 
     @property
     def network(self) -> nn.Module:
-        return self.model
+        return on_cpu(self.model)
 
     @cached_property
     def exact(self) -> nn.Module:
@@ -228,6 +229,7 @@ class LiveFused(Fused):
         given = fitting(tensors, container, self.checkpoint, path.name)
         model = copied(self.model)
         assigned(model, given)
+        model.to(device_of(self.model))
         beside = beside_of(container, read_in, tensors)
         return replace(self, model=model, read_back=given, beside=beside)
 
@@ -236,7 +238,7 @@ class LiveFused(Fused):
         layers: dict[str, Any] = {
             n: self.model.get_submodule(n) for b in self.found for n in b.names
         }
-        return {n: (layer.weight.detach(), layer.bias.detach()) for n, layer in layers.items()}
+        return {n: (w.weight.detach().cpu(), w.bias.detach().cpu()) for n, w in layers.items()}
 
     @property
     def kept(self) -> Mapping[str, Tensor]:
@@ -245,6 +247,7 @@ class LiveFused(Fused):
     def with_weights(self, given: Mapping[str, Weights]) -> "LiveFused":
         model, tensors = copied(self.model), {**self.checkpoint, **named_tensors(given)}
         assigned(model, tensors)
+        model.to(device_of(self.model))
         return replace(self, model=model, read_back=tensors)
 
     def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:
@@ -254,7 +257,7 @@ class LiveFused(Fused):
         container = self.source.container
         if self.source.is_program:
             return {}
-        whole = self.model if container.kind == "module" else self.checkpoint
+        whole = self.network if container.kind == "module" else self.checkpoint
         return {"checkpoint": writer(container, whole)}
 
     def mistaken(self, block: Block, slack: Sequence[Tensor] | None) -> str:
@@ -287,10 +290,10 @@ def _taken_at_their_word(findings: Findings, patterns: Sequence[Pattern]) -> tup
 
 
 def stored_in(model: nn.Module, block: Block) -> list[Value | None]:
-    """The convolutions of a block as they lie in a fused model, in float64."""
+    """The convolutions of a block as they lie in a fused model, in float64, on the CPU."""
     prefix = f"{block.where}." if block.where else ""
     return [
-        conv_of(model.get_submodule(prefix + term.name)).linear() if term.name else None
+        conv_of(model.get_submodule(prefix + term.name)).linear(CPU) if term.name else None
         for term in block.terms
     ]
 
@@ -352,8 +355,8 @@ def load_fused(
     """A fused model, from a training-form network and a fused checkpoint.
 
     It is the way back into code whose authors wrote no deploy form. The network's own weights do
-    not matter. What was fused by the cost table of a file is read by the same one. Raises
-    InputError if the tensors do not fit.
+    not matter; where they are, the fused ones will be. What was fused by the cost table of a file
+    is read by the same one. Raises InputError if the tensors do not fit.
     """
     costs = None if cost is None else read_cost_table(Path(cost))
     name, tensors = "the state dict", source
@@ -364,7 +367,8 @@ def load_fused(
     with torch.no_grad():  # weights that happen to be zero must not decide what can be fused
         for tensor in (*trained.parameters(), *trained.buffers()):
             if tensor.is_floating_point():
-                tensor.uniform_(0.5, 1.5, generator=generator)
+                drawn = torch.empty(tensor.shape, dtype=tensor.dtype, device=CPU)
+                tensor.copy_(drawn.uniform_(0.5, 1.5, generator=generator))
     fused, folded = (
         LiveSource.of(trained)
         .fuse(find_in_module(trained, patterns, folds=folds, costs=costs))
@@ -374,7 +378,7 @@ def load_fused(
     # Were lone BatchNorms folded as well? Then only the folded network has these keys.
     network = folded if _has_keys(folded, tensors) and not _has_keys(fused, tensors) else fused
     load_into(network, fit_prefix(tensors, network)[1], name)
-    return network
+    return network.to(device_of(model))
 
 
 def _has_keys(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
