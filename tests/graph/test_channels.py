@@ -177,10 +177,10 @@ def test_channels_are_planned_as_they_are_multiplied():
         graph = Graph((step,), ("x",), frozenset("y"), spatial_rank=2)
         bound = {"x": LinearCombination({"x": IDENTITY})}
         plan, made = (
-            Combiner(graph, numbers).apply(rule, [Combiner(graph, numbers).of(graph, "y", bound)])[
+            Combiner(graph, at).apply(rule, [Combiner(graph, at).of(graph, "y", bound)])[
                 "x"
             ]
-            for numbers in (False, True)
+            for at in (None, torch.device("cpu"))
         )
         assert geometry_of(plan) == geometry_of(made)
         assert torch.equal(made.kernel, layer.linear().kernel[rule.channels(7)])
