@@ -200,7 +200,12 @@ class LinearConv:
 
 def each(number: Tensor | float, bias: Tensor) -> Tensor:
     """A number, or one for each channel of a bias, as the latter; float64."""
-    return torch.as_tensor(number, dtype=torch.float64, device=bias.device).expand(len(bias))
+    return beside(number, bias).expand(len(bias))
+
+
+def beside(number: Tensor | float, tensor: Tensor) -> Tensor:
+    """A number, or several, in the dtype and on the device of a tensor."""
+    return number.to(tensor) if isinstance(number, Tensor) else tensor.new_full((), number)
 
 
 def on_axes(index: Iterable[Any]) -> tuple[Any, ...]:

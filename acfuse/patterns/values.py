@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from acfuse.algebra import Affine, AvgPool, Conv, LinearConv, Pad, identity
 from acfuse.algebra.layers import Pads
+from acfuse.algebra.linear_conv import beside
 from acfuse.errors import NotFusable, Reason
 from acfuse.system.devices import CPU
 
@@ -89,8 +90,7 @@ class Image:
         if isinstance(layer, Affine):  # a sign of the expression, or a stored factor
             ones = (1,) * (self.image.ndim - 2)
             scale, shift = (
-                torch.as_tensor(n, dtype=image.dtype, device=image.device).reshape(-1, *ones)
-                for n in (layer.scale, layer.shift)
+                beside(n, image).reshape(-1, *ones) for n in (layer.scale, layer.shift)
             )
             return Image(image * scale + shift, is_input=False)
         return Image(layer(image), is_input=False)
