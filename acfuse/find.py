@@ -59,7 +59,7 @@ def find_in_module(
     marks on its module: it is done on a copy, which shares the parameters, because forwards are
     read without computing on them. What is found is proved against the model itself. `call` is how
     the model is called, where that is known. Raises InputError for one that cannot be copied, or
-    is not on one device.
+    is on several devices.
     """
     check_device(model)
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}

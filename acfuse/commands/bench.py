@@ -34,8 +34,6 @@ BENCH_OPTIONS = (
             "Default eager; onnxruntime for ONNX files; with --profile both. Repeatable."),
     option("--provider", metavar="NAME", default=PROVIDER,
             help="The execution provider of onnxruntime. Default CPUExecutionProvider."),
-    option("--device", type=click.Choice(["cpu", "cuda"]),
-            help="Where torch runs the models. Default cpu."),
     option("--batch", type=click.IntRange(min=1), metavar="COUNT",
             help="Images at once; as many as the input has else."),
     option("--rounds", type=click.IntRange(min=FEWEST), default=25, metavar="COUNT",
@@ -187,13 +185,13 @@ def _serve(worker: str, original: Path | None, fused: Path | None, options: dict
         from acfuse.pipeline.manifest import Manifest
 
         backend, _, role = worker.partition(":")
-        unchanged = False
+        unchanged, own = False, {**options, "device": None}  # it is opened on the CPU
         if original is None or fused is None:
             manifest = Manifest.only(Path.cwd())
-            job, path = job_again(manifest, options), manifest.paths.checkpoint
+            job, path = job_again(manifest, own), manifest.paths.checkpoint
             unchanged = not manifest.changed()
         else:
-            job, path = job_of(original, options), fused
+            job, path = job_of(original, own), fused
         how = {name: options[name] for name in ("batch", "provider", "seconds")}
         device = options["device"] or "cpu"
         return Asked(job, path, role, backend, unchanged, device=device, **how)

@@ -71,7 +71,9 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
     from acfuse.patterns import known_patterns
     from acfuse.proof import Inputs, Tolerance
 
-    plain = ("model", "model_args", "key", "prefix", "sha256", "bn_eps", "opset", "dynamic")
+    plain = (
+        "model", "model_args", "key", "prefix", "sha256", "bn_eps", "opset", "dynamic", "device",
+    )  # fmt: skip
     changes: dict[str, Any] = {name: options.get(name) for name in plain}
     flags = ("force", "allow_nonfinite", "fix_initializers", "no_runtime", "exhaustive")
     changes |= {name: options.get(name) or None for name in flags}

@@ -89,9 +89,7 @@ class Image:
         image = self.image
         if isinstance(layer, Affine):  # a sign of the expression, or a stored factor
             ones = (1,) * (self.image.ndim - 2)
-            scale, shift = (
-                beside(n, image).reshape(-1, *ones) for n in (layer.scale, layer.shift)
-            )
+            scale, shift = (beside(n, image).reshape(-1, *ones) for n in (layer.scale, layer.shift))
             return Image(image * scale + shift, is_input=False)
         return Image(layer(image), is_input=False)
 

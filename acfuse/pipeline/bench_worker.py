@@ -25,6 +25,7 @@ from acfuse.pipeline.replay import open_again
 from acfuse.proof.onnx_runtime import DTYPES, inputs_of, session_of
 from acfuse.proof.running import Inputs, cast, floating_dtype, images, kinds_of, named_shapes
 from acfuse.sources.others import held_in
+from acfuse.system.devices import named_device
 from acfuse.system.escape import one_line
 from acfuse.system.threads import bind_threads, threads
 from acfuse.targets.onnx_export import to_onnx
@@ -103,8 +104,8 @@ def turn(call: Call, calls: int) -> dict[str, float]:
 def call_of(asked: Asked) -> Call:
     """What runs the model once. Raises Skipped, UsageError or InputError where it cannot run."""
     in_torch = asked.backend != "onnxruntime"
-    if in_torch and asked.device != "cpu" and not torch.cuda.is_available():
-        raise UsageError(f"--device {asked.device}: torch finds no such device here. Give cpu.")
+    if in_torch:
+        named_device(asked.device)
     model = _opened(asked)
     if in_torch and not isinstance(model, nn.Module):
         raise UsageError(
@@ -179,7 +180,7 @@ def _in_torch(model: nn.Module, asked: Asked) -> Call:
     def call() -> object:
         with torch.no_grad():
             result = run(**given)
-        if asked.device != "cpu":  # it is done when the device is
+        if asked.device.startswith("cuda"):  # it is done when the device is
             torch.cuda.synchronize()
         return result
 

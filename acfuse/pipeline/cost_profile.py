@@ -90,8 +90,10 @@ def _eager(work: Work, size: int) -> Callable[[], object]:
     """A layer of torch's own."""
     inputs, outputs = (n * work.groups for n in work.channels)
     pads = work.kernel[0] // 2, work.kernel[1] // 2
-    layer = nn.Conv2d(inputs, outputs, work.kernel, padding=pads, groups=work.groups).eval()
-    image = torch.randn(1, inputs, size, size, generator=torch.Generator().manual_seed(0))
+    settings: dict[str, Any] = {"padding": pads, "groups": work.groups, "device": "cpu"}
+    layer = nn.Conv2d(inputs, outputs, work.kernel, **settings).eval()
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, inputs, size, size, generator=generator, device="cpu")
 
     def call() -> object:
         with torch.no_grad():

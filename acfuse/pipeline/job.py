@@ -49,6 +49,7 @@ class Job:
     fix_initializers: bool = False
     no_runtime: bool = False
     exhaustive: bool = False
+    device: str | None = None  # the CPU
     dry_run: bool = False
 
     @property
@@ -73,6 +74,7 @@ class Job:
             "no_runtime": self.no_runtime,
             "allow_class": bool(self.allow_classes),
             "bn_eps": self.bn_eps is not None,
+            "device": self.device not in (None, "cpu"),
             "patterns": any(pattern.file is not None for pattern in self.patterns),
             "assume": any(pattern.is_assumed for pattern in self.patterns),
         }
@@ -88,6 +90,7 @@ class Job:
             frozenset(name for name, is_given in given.items() if is_given),
             self.prefix,
             self.inputs,
+            self.device,
         )
 
     @property

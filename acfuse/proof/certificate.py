@@ -31,6 +31,7 @@ from acfuse.proof.impulses import (
     unit_in_last_place,
 )
 from acfuse.proof.random_probes import Claims
+from acfuse.system.devices import CPU
 from acfuse.system.dispatch import DispatchMode
 from acfuse.system.escape import one_line
 
@@ -181,7 +182,8 @@ class _Rounded(DispatchMode):
     def _moved(self, values: Tensor) -> Tensor:
         if values.dtype != torch.float64:
             return values
-        steps = torch.randint(-3, 3, values.shape, generator=self.generator, dtype=torch.int8)
+        how: Any = {"generator": self.generator, "dtype": torch.int8, "device": CPU}
+        steps = torch.randint(-3, 3, values.shape, **how)
         steps += steps >= 0  # never none, and rarely as many for two terms that cancel
         return values * (1 + self.unit * steps.to(values.device).double())
 
@@ -218,7 +220,8 @@ def _probes(stored: Sequence[Value | None], seed: int, room: int) -> Sequence[li
         for s in stored:
             channels = out if s is None else s.geometry.in_channels
             size = tuple(output) if s is None else image_size(s.geometry, output)
-            noise = torch.randn(batch, channels, *size, generator=generator, dtype=torch.float64)
+            shape = batch, channels, *size
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64, device=CPU)
             images.append(scale * (noise + mean))
         probes.append(images)
     return probes
@@ -286,7 +289,7 @@ def _worst_ulp(
     Where terms cancel, or the dtype is float64 itself, the noise of the float64 sums is larger than
     its unit: what is below that noise counts as none.
     """
-    worst, wrong, place, bad = 0.0, 0, "", torch.zeros(0, dtype=torch.bool)
+    worst, wrong, place, bad = 0.0, 0, "", torch.zeros(0, dtype=torch.bool, device=CPU)
     for true, have, term, own in zip(exact, stored, block.terms, noise, strict=True):
         if true is None or have is None or own is None:
             continue

@@ -24,6 +24,7 @@ from acfuse.algebra import (
 from acfuse.algebra.adjoint import by_output
 from acfuse.algebra.linear_conv import on_axes
 from acfuse.findings import Run
+from acfuse.system.devices import CPU
 
 AMPLITUDE = 2.0**400  # of impulses: beside their answers no bias is large, and none is infinite
 NOISE = 64 * 2.0**-53  # of float64 sums, relative to the largest weight of an output channel
@@ -203,7 +204,7 @@ def blank(geometries: Sequence[Planned | None], output: Sequence[int], batch: in
         channels, size = (
             (out, tuple(output)) if g is None else (g.in_channels, image_size(g, output))
         )
-        images.append(torch.zeros(batch, channels, *size, dtype=torch.float64))
+        images.append(torch.zeros(batch, channels, *size, dtype=torch.float64, device=CPU))
     return images
 
 
@@ -220,7 +221,8 @@ def _read_kernel(
     assert isinstance(geometry, Geometry)
     per_group, groups = geometry.in_channels // geometry.groups, geometry.groups
     taps = tuple(a.taps for a in geometry.axes)
-    kernel = torch.zeros(geometry.out_channels, len(channels), *taps, dtype=torch.float64)
+    shape = geometry.out_channels, len(channels), *taps
+    kernel = torch.zeros(shape, dtype=torch.float64, device=CPU)
     size = image_size(geometry, output)
     starts = [_impulse_start(a, geometry.border) for a in geometry.axes]
     step = max(1, CHUNK // (geometry.in_channels * math.prod(size)))
@@ -258,7 +260,8 @@ def _read_spread(
     assert isinstance(geometry, AdjointGeometry)
     groups, per_group = geometry.groups, geometry.in_channels // geometry.groups
     size, taps = image_size(geometry, output), geometry.of.taps
-    kernel = torch.zeros(geometry.out_channels, len(channels), *taps, dtype=torch.float64)
+    shape = geometry.out_channels, len(channels), *taps
+    kernel = torch.zeros(shape, dtype=torch.float64, device=CPU)
     pixel = tuple(map(_spread_start, geometry.axes))
     begins = [a.stride * p - a.before for p, a in zip(pixel, geometry.axes, strict=True)]
     window = tuple(slice(b, b + n) for b, n in zip(begins, taps, strict=True))

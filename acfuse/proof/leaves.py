@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from acfuse.system.devices import CPU
+
 Leaves = Mapping[str, Any]
 DEPTH = 32  # of what holds what: deeper, or in a circle, only classes are compared
 PLAIN = (
@@ -96,7 +98,7 @@ def as_numbers(value: Any) -> Tensor | None:
     """A value as a dense tensor on the CPU, if it is one or more numbers."""
     if isinstance(value, (bool, int, float, complex, np.ndarray, np.generic)):
         try:
-            value = torch.as_tensor(value)
+            value = torch.as_tensor(value, device=CPU)
         except (TypeError, RuntimeError):
             return None
     if not isinstance(value, Tensor):
@@ -109,7 +111,7 @@ def as_numbers(value: Any) -> Tensor | None:
 
 def _dense(value: Tensor) -> Tensor:
     if value.is_meta:
-        return torch.empty(0)  # it has none
+        return torch.empty(0, device=CPU)  # it has none
     value = value.detach().cpu()
     value = value.dequantize() if value.is_quantized else value
     value = value.to_dense() if value.layout != torch.strided else value

@@ -70,7 +70,8 @@ class Responses:
         self.moved: dict[str, Tensor | None] = {}  # None: it became something else
         for name, value in true.items():
             numbers = as_numbers(value)
-            self.moved[name] = torch.zeros(()) if numbers is None else apart(numbers, numbers)
+            nothing = torch.zeros((), device="cpu")
+            self.moved[name] = nothing if numbers is None else apart(numbers, numbers)
 
     def add(self, other: Leaves, units: float) -> None:
         """Takes in a run whose numbers were moved by so many units of rounding."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from acfuse.proof.certificate import BLOCK_LIMIT, Certificate, unravel
 from acfuse.proof.leaves import Holder, Leaves, as_numbers, is_discrete, named, unlike
 from acfuse.proof.noise import Noise, Noises, along, apart, sizes, without_noise
+from acfuse.system.devices import CPU
 from acfuse.system.escape import one_line
 
 Outputs = Leaves | Sequence[Tensor]
@@ -225,7 +226,7 @@ class Difference:
         self.is_hollow |= not bool(b.isfinite().all())
         b = b.double()
         size = sizes(b)
-        self._measure(name, None, distance.max(), size.max(), torch.tensor(noise.whole))
+        self._measure(name, None, distance.max(), size.max(), torch.tensor(noise.whole, device=CPU))
         for axis, own in noise.channels.items():
             self._measure(name, axis, along(axis, distance), along(axis, size), own)
         largest = float(distance.max())

@@ -17,6 +17,7 @@ from acfuse.algebra import AdjointGeometry, LinearConv, Planned, Value, adjoint_
 from acfuse.algebra.adjoint import by_output
 from acfuse.findings import Run
 from acfuse.proof.impulses import AMPLITUDE, NOISE, SOME, blank, fitting, largest_in_rows, rows
+from acfuse.system.devices import CPU
 
 FEW = 2  # channels that impulses read as fast
 PART = 8  # channels of which a further image shows no more than impulses do
@@ -112,7 +113,8 @@ class _Probe:
         images = blank(geometries, fitting(geometries, wanted), batch)
         size, groups, count = images[index].shape[2:], self.value.groups, len(channels)
         generator = torch.Generator().manual_seed(0)
-        drawn = torch.randint(-NUMBERS, NUMBERS, (batch, groups, count, *size), generator=generator)
+        shape = batch, groups, count, *size
+        drawn = torch.randint(-NUMBERS, NUMBERS, shape, generator=generator, device=CPU)
         numbers = 2.0 * drawn.double() + 1.0
         grouped = images[index].view(batch, groups, -1, *size)
         grouped[:, :, channels] = AMPLITUDE * numbers  # beside that, no bias is anything
@@ -124,7 +126,7 @@ class _Probe:
         )
         assert isinstance(expected, Tensor)
         if answer.shape != expected.shape:
-            return torch.full((self.kernel.shape[0],), math.inf, dtype=torch.float64)
+            return self.kernel.new_full(self.kernel.shape[:1], math.inf)
         apart = (answer - expected).abs().nan_to_num(nan=math.inf)
         return apart.transpose(0, 1).flatten(1).amax(1)
 

@@ -85,9 +85,10 @@ class Kind:
 
     def made(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Random values; those of floating numbers in float64."""
+        size = tuple(shape)
         if self.dtype is None:
-            return torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
-        numbers = torch.randint(self.low, self.high + 1, tuple(shape), generator=generator)
+            return torch.randn(size, generator=generator, dtype=torch.float64, device=CPU)
+        numbers = torch.randint(self.low, self.high + 1, size, generator=generator, device=CPU)
         return numbers.to(self.dtype)
 
 
@@ -232,9 +233,10 @@ def smaller(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]
     }
 
 
-# What torch says where a forward asks for CUDA, or another device, by name.
+# What torch says where a forward asks for a device by name, or keeps a tensor that is not moved.
 NO_DEVICE = re.compile(
     r"not compiled with \w+ enabled|NVIDIA driver|No \w+ GPUs|PyTorch is not linked|CUDA error"
+    r"|same device"
 )
 
 
@@ -246,8 +248,8 @@ def run_or_explain(model: nn.Module, given: Image, dtype: torch.dtype) -> Leaves
         text = one_line(error, 200)
         if NO_DEVICE.search(text):
             raise InputError(
-                f"the model's forward calls a device that is not here: {text}. acfuse runs it on "
-                "the CPU: make the forward take the device of its input."
+                f"the model's forward calls a device where it is not: {text}. acfuse runs it on "
+                f"{device_of(model)}: make the forward take the device of its input."
             ) from error
         listed = ", ".join(f"{n} {','.join(map(str, x.shape))}" for n, x in given.items())
         raise InputError(

@@ -39,8 +39,10 @@ class BareSource(Source):
     tensors: Mapping[str, Tensor] = field(repr=False)
     container: Container = field(default_factory=lambda: Container("state_dict"))
     file: SourceFile = field(default_factory=SourceFile)
-    ignores = dict.fromkeys(("prefix",), "it is for --model") | dict.fromkeys(
-        ("fix_initializers", "no_runtime"), "it is for ONNX files"
+    ignores = (
+        dict.fromkeys(("prefix",), "it is for --model")
+        | dict.fromkeys(("fix_initializers", "no_runtime"), "it is for ONNX files")
+        | {"device": "without a network, all is done on the CPU; give --model"}
     )
     hint = "Give --model with the network's code to look by algebra as well."
 

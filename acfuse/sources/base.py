@@ -39,7 +39,7 @@ class OpenOptions:
     """What a user says of a file beside its name.
 
     `asked` are the settings that not every kind of source can use and that were given, `inputs`
-    are what a network may be run on.
+    are what a network may be run on, and `device` is where (None: on the CPU).
     """
 
     model: str | None = None
@@ -53,6 +53,7 @@ class OpenOptions:
     asked: frozenset[str] = frozenset()
     prefix: str | None = None
     inputs: Inputs | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True)

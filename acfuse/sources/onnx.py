@@ -67,7 +67,7 @@ class OnnxSource(Source):
     ignores = dict.fromkeys(
         ("model", "model_args", "key", "prefix", "allow_class", "bn_eps", "patterns", "assume"),
         "an ONNX file needs none",
-    )
+    ) | {"device": "onnxruntime runs it on the CPU"}
 
     def __post_init__(self) -> None:
         fault = _fault_of(self.program)

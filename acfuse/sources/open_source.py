@@ -20,6 +20,7 @@ from acfuse.sources.bare import BareSource
 from acfuse.sources.base import OpenOptions, Source, SourceFile
 from acfuse.sources.live import LiveSource
 from acfuse.sources.onnx import OnnxSource, numbers_of
+from acfuse.system.devices import named_device
 from acfuse.system.escape import listed
 
 
@@ -32,11 +33,13 @@ def open_source(path: Path, options: OpenOptions) -> Source:
     if is_onnx(path):
         _refuse_without_effect(path, OnnxSource.ignores, options)
         return _open_onnx(path, options)
+    device = named_device(options.device or "cpu")
     source = _open_torch(path, options)
-    model = source.network
-    if isinstance(source, LiveSource) and options.inputs is not None:
-        source = replace(source, example=example_of(source.model, options.inputs))
-    norms = norms_of(source.tensors, model, options.bn_eps)
+    norms = norms_of(source.tensors, source.network, options.bn_eps)
+    if isinstance(source, LiveSource):
+        source.model.to(device)
+        if options.inputs is not None:
+            source = replace(source, example=example_of(source.model, options.inputs))
     odd = check_numbers(source.tensors, norms, path.name, allow_nonfinite=options.allow_nonfinite)
     _refuse_without_effect(path, source.ignores, options)
     return replace(source, file=replace(source.file, notes=(*source.file.notes, *odd)))

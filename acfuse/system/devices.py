@@ -29,7 +29,7 @@ def check_device(module: nn.Module) -> None:
     places = dict.fromkeys(tensor.device for tensor in module.parameters())
     if any(place.type == "meta" for place in places):
         raise InputError("the model's weights are on the device meta: there are none. Load them.")
-    places |= dict.fromkeys(tensor.device for tensor in _tensors(module))
+    places |= dict.fromkeys(b.device for b in module.buffers() if not b.is_meta)
     if len(places) > 1:
         listed = " and ".join(map(str, places))
         raise InputError(f"the model stands on {listed}. Move it to one device, with model.to().")
@@ -58,7 +58,9 @@ def named_device(name: str) -> torch.device:
         device = torch.device(name)
         check_float64(device)
     except RuntimeError as error:
-        raise UsageError(f"--device {name}: torch knows no such device. Give cpu or cuda.") from error
+        raise UsageError(
+            f"--device {name}: torch knows no such device. Give cpu or cuda."
+        ) from error
     except InputError as error:
         raise UsageError(f"--device {name}: {error}") from error
     if device.type == "cuda":  # else cuBLAS may add in another order each time

@@ -177,9 +177,7 @@ def test_channels_are_planned_as_they_are_multiplied():
         graph = Graph((step,), ("x",), frozenset("y"), spatial_rank=2)
         bound = {"x": LinearCombination({"x": IDENTITY})}
         plan, made = (
-            Combiner(graph, at).apply(rule, [Combiner(graph, at).of(graph, "y", bound)])[
-                "x"
-            ]
+            Combiner(graph, at).apply(rule, [Combiner(graph, at).of(graph, "y", bound)])["x"]
             for at in (None, torch.device("cpu"))
         )
         assert geometry_of(plan) == geometry_of(made)

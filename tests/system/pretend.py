@@ -38,7 +38,11 @@ class Pretend(Tensor):
 
     @classmethod
     def __torch_dispatch__(
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        cls,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         return computed(func, args, kwargs or {})
 
@@ -47,7 +51,11 @@ class Device(TorchDispatchMode):
     """Within it, tensors can be made on the device."""
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         return computed(func, args, kwargs or {})
 
@@ -65,11 +73,12 @@ def computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     tensors = [x for x in _pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     here = any(isinstance(x, Pretend) for x in tensors)
     others = [x for x in tensors if not isinstance(x, Pretend) and x.ndim > 0 and not x.is_meta]
-    if here and others and func not in MAY_MIX:
-        if func not in INDICES or isinstance(args[0], Pretend) is False:
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device: {func} reads cpu and {NAME}:0"
-            )
+    may_mix = func in MAY_MIX or (func in INDICES and isinstance(args[0], Pretend))
+    if here and others and not may_mix:
+        why = f"Expected all tensors to be on the same device: {func} reads cpu and {NAME}:0"
+        raise RuntimeError(why)
+    if here and kwargs.get("generator") is not None:
+        raise RuntimeError(f"Expected a generator of {NAME}, and got one of the CPU: {func}")
     wanted = kwargs.get("device")
     if wanted is not None:
         here = torch.device(wanted).type == NAME
@@ -85,4 +94,6 @@ def computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         own = [given[name] for name in into]
         return own[0] if len(own) == 1 else tuple(own)
-    return _pytree.tree_map_only(Tensor, lambda x: x if isinstance(x, Pretend) else Pretend(x), result)
+    return _pytree.tree_map_only(
+        Tensor, lambda x: x if isinstance(x, Pretend) else Pretend(x), result
+    )
