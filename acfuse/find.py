@@ -58,8 +58,7 @@ def find_in_module(
     `costs`, no block is slower than its layers. Reading a forward runs it, and a forward may leave
     marks on its module: it is done on a copy, which shares the parameters, because forwards are
     read without computing on them. What is found is proved against the model itself. `call` is how
-    the model is called, where that is known. Raises InputError for one that cannot be copied, or
-    is on several devices.
+    it is called, where that is known. Raises InputError for one that has no copy or no one device.
     """
     check_device(model)
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}

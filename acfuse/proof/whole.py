@@ -248,7 +248,7 @@ def randomize_batchnorm(model: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(like: Tensor, low: float, high: float) -> Tensor:
-        return torch.empty_like(like).uniform_(low, high, generator=generator)
+        return torch.empty_like(like, device="cpu").uniform_(low, high, generator=generator)
 
     with torch.no_grad():
         for module in twin.modules():

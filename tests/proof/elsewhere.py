@@ -1,0 +1,135 @@
+"""Samples fused and proved on a device that is not the CPU: `python -m tests.proof.elsewhere NAME`.
+
+It prints what differs from the same on the CPU, as JSON by sample; `--plant` puts a fault in first.
+It is run as a process of its own, because a device stays known to torch for as long as one lives.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import acfuse
+from acfuse.algebra import LinearConv
+from acfuse.algebra import linear_conv as algebra
+from acfuse.pipeline.convert import convert, prove
+from acfuse.pipeline.job import Job
+from acfuse.proof import Inputs, Tolerance
+from acfuse.proof import evidence as proof_evidence
+from acfuse.system import devices
+from sample_models import Sample, samples
+from tests.system import pretend
+
+HERE = torch.device("cpu")
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """All that a model holds, by name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def differences(sample: Sample, device: torch.device) -> list[str]:
+    """What is not as it is on the CPU, of a sample that is fused and proved on a device."""
+    shape = sample.input_shapes[0]
+    inputs = Inputs(((None, shape),))
+    here, there = sample.build(), sample.build().to(device)
+    own, fused = acfuse.fuse(here), acfuse.fuse(there)
+    told = []
+    if [b.where for b in own.found] != [b.where for b in fused.found]:
+        return [f"found {[b.where for b in fused.found]}: {[r.why for r in fused.refused]}"]
+    expected, given = tensors_of(own.model), tensors_of(fused.model)
+    told += [f"{n} is on {t.device}" for n, t in given.items() if t.device.type != device.type]
+    told += [f"{n} is another" for n, t in given.items() if not torch.equal(t.cpu(), expected[n])]
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        one, two = (t.cpu() for t in (own.model(image), fused.model(image.to(device))))
+    told += [] if torch.equal(one, two) else ["its output is another"]
+    proofs = [prove(f, inputs, Tolerance(), exhaustive=True) for f in (own, fused)]
+    told += [] if proofs[0] == proofs[1] else [f"proved otherwise: {proofs[1]}"]
+    check = acfuse.verify(there, fused.model, shape)
+    told += [] if check.passed else [f"not verified: {check.fault}"]
+    again = acfuse.load_fused(there, {n: t.cpu() for n, t in fused.model.state_dict().items()})
+    told += [f"{n} is loaded to {t.device}" for n, t in tensors_of(again).items()
+             if t.device.type != device.type]  # fmt: skip
+    wrong = sample.build().to(device)
+    wrong.load_state_dict(there.state_dict())
+    worse = acfuse.fuse(wrong)
+    with torch.no_grad():
+        worse.model.get_parameter(f"{worse.found[0].names[0]}.weight").mul_(1 + 2.0**-20)
+    told += [] if not acfuse.verify(there, worse.model, shape).passed else ["a fault is not seen"]
+    return told
+
+
+def converted(folder: Path, device: str) -> dict[str, bytes]:
+    """The files that a conversion writes with a network on a device, but for its manifest."""
+    job = Job(
+        folder / "model.pth",
+        model=f"{folder / 'nets.py'}:Net",
+        output=folder / device,
+        inputs=Inputs(((None, (1, 3, 17, 20)),)),
+        device=device,
+    )
+    job.output.mkdir(exist_ok=True)  # type: ignore[union-attr]
+    done = convert(job)
+    assert done.proofs.passed
+    return {path.name: path.read_bytes() for path in done.written if path.suffix != ".json"}
+
+
+def _identity_on_the_cpu() -> None:
+    """As if the map that changes nothing were made without asking where."""
+    right = algebra.identity
+
+    def identity(channels: int, axes: int = 2, device: Any = None) -> LinearConv:
+        return right(channels, axes)
+
+    for module in [m for n, m in sys.modules.items() if n.startswith("acfuse.")]:
+        if getattr(module, "identity", None) is right:
+            module.identity = identity  # type: ignore[attr-defined]
+
+
+def _images_on_the_cpu() -> None:
+    """As if the images of a trial were left where they were drawn."""
+    for module in (devices, proof_evidence):
+        module.device_of = lambda _: HERE  # type: ignore[attr-defined]
+
+
+def _results_stay() -> None:
+    """As if what the layers of a block give were compared where it is."""
+    Tensor.cpu = lambda self: self  # type: ignore[method-assign]
+
+
+PLANTS = {
+    "identity": _identity_on_the_cpu,
+    "images": _images_on_the_cpu,
+    "results": _results_stay,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--plant", choices=PLANTS)
+    parser.add_argument("--convert", type=Path)
+    asked = parser.parse_args()
+    pretend.set_up()
+    if asked.plant:
+        PLANTS[asked.plant]()
+    known, found = samples(), {}
+    for name in asked.names:
+        try:
+            found[name] = differences(known[name], torch.device(pretend.NAME, 0))
+        except Exception as error:
+            found[name] = [f"{type(error).__name__}: {error}"]
+    if asked.convert:
+        here, there = (converted(asked.convert, name) for name in ("cpu", pretend.NAME))
+        found["files"] = sorted(here)
+        found["different"] = sorted(n for n in here if here[n] != there.get(n))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
