@@ -16,7 +16,6 @@ from acfuse.graph.copies import copied
 from acfuse.graph.fx_in_place import without_norm
 from acfuse.graph.fx_sites import LiveSite
 from acfuse.graph.fx_write import NewLayer, rewrite_module, taken_up
-from acfuse.system.devices import device_of
 from acfuse.system.memory import trim_heap
 
 
@@ -37,9 +36,9 @@ def fused_copy(
             by_module.setdefault(block.where, []).append(block)
         else:
             replaced |= _fold_in_place(work.get_submodule(block.where), block, dtype)
-    places, device = {where: work.get_submodule(where) for where in by_module}, device_of(model)
-    replaced |= {  # what was made of plain numbers alone was made on the CPU
-        id(module): _replacement(module, by_module[where], dtype).to(device)
+    places = {where: work.get_submodule(where) for where in by_module}
+    replaced |= {
+        id(module): _replacement(module, by_module[where], dtype)
         for where, module in places.items()
     }
     fused = _exchange(work, replaced)

@@ -471,7 +471,8 @@ class Combiner:
                 continue
             shape = (total, width, *[1] * rank)
             weight = torch.zeros(shape, dtype=torch.float64, device=self.at)
-            weight[list(range(start, start + len(channels))), list(channels)] = 1.0
+            rows = torch.arange(start, start + len(channels), device=CPU)  # places are read there
+            weight[rows, torch.tensor(channels, device=CPU).long()] = 1.0
             geometry = Geometry.pointwise(total, width, rank)
             matrix = LinearConv(weight, weight.new_zeros(total), geometry).repeated(read.merged)
             result[source] = chain(written, matrix)  # type: ignore[arg-type]

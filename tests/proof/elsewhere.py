@@ -7,6 +7,7 @@ It is run as a process of its own, because a device stays known to torch for as 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,66 @@ from acfuse.algebra import LinearConv
 from acfuse.algebra import linear_conv as algebra
 from acfuse.pipeline.convert import convert, prove
 from acfuse.pipeline.job import Job
+from acfuse.pipeline.replay import verify_files
 from acfuse.proof import Inputs, Tolerance
 from acfuse.proof import evidence as proof_evidence
+from acfuse.proof.whole import randomize_batchnorm
 from acfuse.system import devices
 from sample_models import Sample, samples
 from tests.system import pretend
 
 HERE = torch.device("cpu")
+
+
+class Placed(nn.Module):
+    """Channels side by side, which become rows of one kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(4, 3, 1)
+        self.last = nn.Sequential(nn.Conv2d(11, 4, 1, bias=False), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.last(torch.cat([self.a(x), self.b(x)], 1)) + x)
+
+
+class Spread(nn.Module):
+    """Transposed branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.ConvTranspose2d(3, 4, 4, stride=2, padding=1)
+        self.b = nn.ConvTranspose2d(3, 4, 2, stride=2)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.a(x) + self.b(x))
+
+
+class Rows(nn.Module):
+    """Linear branches, with the norm of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(6, 6), nn.Linear(6, 6), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.a(x)) + self.b(x) + x)
+
+
+def _seeded(kind: type[nn.Module]) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return randomize_batchnorm(kind().eval()).float()
+
+    return build
+
+
+IMAGES = ((2, 4, 9, 8), (2, 3, 5, 6), (3, 6))
+OWN = {
+    kind.__name__: Sample(_seeded(kind), (shape,), 1, None)
+    for kind, shape in zip((Placed, Spread, Rows), IMAGES, strict=True)
+}
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -38,8 +92,8 @@ def differences(sample: Sample, device: torch.device) -> list[str]:
     inputs = Inputs(((None, shape),))
     here, there = sample.build(), sample.build().to(device)
     own, fused = acfuse.fuse(here), acfuse.fuse(there)
-    told = []
-    if [b.where for b in own.found] != [b.where for b in fused.found]:
+    told: list[str] = []
+    if not own.found or [b.where for b in own.found] != [b.where for b in fused.found]:
         return [f"found {[b.where for b in fused.found]}: {[r.why for r in fused.refused]}"]
     expected, given = tensors_of(own.model), tensors_of(fused.model)
     told += [f"{n} is on {t.device}" for n, t in given.items() if t.device.type != device.type]
@@ -76,6 +130,7 @@ def converted(folder: Path, device: str) -> dict[str, bytes]:
     job.output.mkdir(exist_ok=True)  # type: ignore[union-attr]
     done = convert(job)
     assert done.proofs.passed
+    assert verify_files(job, job.paths.checkpoint).proofs.passed
     return {path.name: path.read_bytes() for path in done.written if path.suffix != ".json"}
 
 
@@ -118,7 +173,7 @@ def main() -> None:
     pretend.set_up()
     if asked.plant:
         PLANTS[asked.plant]()
-    known, found = samples(), {}
+    known, found = {**samples(), **OWN}, {}
     for name in asked.names:
         try:
             found[name] = differences(known[name], torch.device(pretend.NAME, 0))
