@@ -198,7 +198,8 @@ def run(model: nn.Module, given: Image, dtype: torch.dtype) -> dict[str, Any]:
     images = {name: cast(image, dtype).to(device) for name, image in given.items()}
     with torch.no_grad(), exact_arithmetic(device):
         leaves = leaves_of(model(**images))
-    return {n: x.cpu() if isinstance(x, Tensor) else x for n, x in leaves.items()}
+    has_numbers = {n for n, x in leaves.items() if isinstance(x, Tensor) and not x.is_meta}
+    return {n: x.cpu() if n in has_numbers else x for n, x in leaves.items()}
 
 
 def floating_dtype(model: nn.Module) -> torch.dtype:
