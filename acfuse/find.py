@@ -55,10 +55,10 @@ def find_in_module(
     """The blocks of a live model in eval mode. The model is read, never changed.
 
     With `folds`, lone convolutions take up the BatchNorm behind them as well; by a table of
-    `costs`, no block is slower than its layers. Reading a forward runs it, and a forward may leave
-    marks on its module: it is done on a copy, which shares the parameters, because forwards are
-    read without computing on them. What is found is proved against the model itself. `call` is how
-    it is called, where that is known. Raises InputError for one that has no copy or no one device.
+    `costs`, no block is slower than its layers. Reading a forward runs it, and it may leave marks:
+    that is done on a copy, which shares the parameters, as they are not computed with. What is
+    found is proved against the model itself. `call` is how it is called, where that is known.
+    Raises InputError for one that has no copy, or no numbers, or is on several devices.
     """
     check_device(model)
     shared: dict[int, Any] = {id(p): p for p in model.parameters()}

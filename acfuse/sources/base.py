@@ -112,7 +112,7 @@ class Fused(ABC):
 
     @property
     def network(self) -> nn.Module | None:
-        """The fused model as exporters take it; None where there is only a file."""
+        """The fused model as exporters take it, on the CPU; None where there is only a file."""
         return None
 
     @property
@@ -212,7 +212,7 @@ class Source(ABC):
 
     @property
     def network(self) -> nn.Module | None:
-        """The original as exporters take it; None where there is only a file."""
+        """The original, on the device where it runs; None where there is only a file."""
         return None
 
     def original(self, inputs: Inputs) -> Original:

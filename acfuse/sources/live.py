@@ -87,7 +87,7 @@ class LiveSource(Source):
 
     @property
     def network(self) -> nn.Module:
-        return on_cpu(self.model)
+        return self.model
 
     @property
     def is_program(self) -> bool:
