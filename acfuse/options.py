@@ -123,7 +123,7 @@ MODEL_OPTIONS = (
             "the blocks with such tensors as they are."),
     option("--fix-initializers", is_flag=True, help="Take the inputs of an ONNX file that have a "
             "default as constants: no caller gives another."),
-    option("--device", metavar="DEVICE", help="Where a network is fused and proved: cpu, cuda, "
+    option("--device", metavar="DEVICE", help="Where all is fused and proved: cpu, cuda, "
             "cuda:1. Default cpu."),
     option("--bn-eps", type=click.FloatRange(min=0), help="BatchNorm eps, for checkpoints without "
             "their code."),

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from acfuse.algebra import Conv
@@ -12,6 +13,7 @@ from acfuse.errors import NotFusable, Reason, UsageError
 from acfuse.files.cost_table import CostTable
 from acfuse.findings import Block, Cost, Findings, Refused, Term
 from acfuse.graph.times import slower_than, timed
+from acfuse.patterns.expr import Lookup
 from acfuse.patterns.pattern import Pattern
 from acfuse.patterns.states import state_of
 from acfuse.patterns.suspects import suspects_in
@@ -23,6 +25,7 @@ from acfuse.patterns.tensors import (
     strangers,
     value_of,
 )
+from acfuse.system.devices import exact_arithmetic
 from acfuse.system.memory import trim_heap
 
 
@@ -44,10 +47,12 @@ def find_in_tensors(
     patterns: Sequence[Pattern],
     bn_eps: float | None = None,
     costs: CostTable | None = None,
+    device: torch.device | None = None,
 ) -> Findings:
     """The blocks of a state dict without its code, by exact keys and shapes.
 
-    By a table of `costs`, none that is slower than its layers.
+    By a table of `costs`, none that is slower than its layers. They are multiplied and run on a
+    `device`; without one, where the tensors are.
 
     What the file does not hold comes from the pattern or `bn_eps`, and is listed in the notes.
     Raises UsageError where neither knows the eps.
@@ -69,7 +74,7 @@ def find_in_tensors(
                 "and the file does not hold it. Give --bn-eps with the eps of the training code"
                 f"{pattern.usual_eps and f' ({pattern.usual_eps})'}."
             )
-        result = results[prefix] = _bare_block(tensors, candidate, eps or 0.0, costs)
+        result = results[prefix] = _bare_block(tensors, candidate, eps or 0.0, costs, device)
         trim_heap(sum(tensors[f"{n}.weight"].numel() for n in layers if f"{n}.weight" in tensors))
         if isinstance(result, Refused):
             continue
@@ -120,9 +125,11 @@ def _bare_block(
     candidate: _Candidate,
     eps: float,
     costs: CostTable | None = None,
+    device: torch.device | None = None,
 ) -> Block | Refused:
     prefix, pattern, names = candidate
-    dtype = tensors[f"{prefix}{pattern.anchor}.weight"].dtype
+    anchor = tensors[f"{prefix}{pattern.anchor}.weight"]
+    dtype, place = anchor.dtype, device or anchor.device
     unknown = strangers(pattern, names, list(tensors), prefix)
 
     def refused(why: str, code: Reason = Reason.ASSUMPTION) -> Refused:
@@ -136,7 +143,7 @@ def _bare_block(
             f"{', '.join(unknown)} stands beside and may take part. Give --model with the code"
         )
     try:
-        value, block = value_of(pattern, TensorBlock(tensors, prefix, eps))
+        value, block = value_of(pattern, TensorBlock(tensors, prefix, eps, device=place))
     except NotFusable as refusal:
         if pattern.ambiguity:
             return refused(f"{pattern.ambiguity}. Give --model with the code")
@@ -157,5 +164,11 @@ def _bare_block(
         dtype,
         Cost((convolutions_among(names, tensors, prefix), 1), (0, value.geometry.multiply_adds)),
         tuple(names),
-        lambda: partial(pattern.run, cache(partial(rebuilt, block))),
+        lambda: partial(_run, pattern, cache(partial(rebuilt, block)), place),
     )
+
+
+def _run(pattern: Pattern, look: Lookup, device: torch.device, image: Tensor) -> Tensor:
+    """What the layers of a block make of an image, where they are; it is given on the CPU."""
+    with exact_arithmetic(device):
+        return pattern.run(look, image.to(device)).cpu()

@@ -33,24 +33,20 @@ class TensorBlock:
     channels: int = 0  # of the input, where an identity arm tells; groups follow from it
     factors: frozenset[str] = frozenset()  # names that are one number per channel
     placed: frozenset[str] = frozenset()  # layers of which the pattern says where they stand
+    device: torch.device = CPU  # where its layers are put, to be multiplied and run
 
-    @property
-    def device(self) -> torch.device:
-        """Where its tensors are."""
-        own = (tensor for key, tensor in self.tensors.items() if key.startswith(self.prefix))
-        return next((tensor.device for tensor in own), CPU)
+    def tensor(self, name: str) -> Tensor | None:
+        """A tensor of the block, on its device."""
+        found = self.tensors.get(f"{self.prefix}{name}")
+        return None if found is None else found.to(self.device)
 
     def __call__(self, name: str) -> Layer | None:
         """The layer of that name, or None. Raises NotFusable for a kernel that has no centre."""
-        path = f"{self.prefix}{name}."
-        weight = self.tensors.get(path + "weight")
-        mean = self.tensors.get(path + "running_mean")
-        bias = self.tensors.get(path + "bias")
+        weight, bias, mean, variance = (self.tensor(f"{name}.{key}") for key in LAYER_KEYS)
         if mean is not None:
-            variance = self.tensors.get(path + "running_var")
             return batch_norm(weight, bias, mean, variance, self.eps)
         if name in self.factors and weight is None:
-            weight = self.tensors.get(f"{self.prefix}{name}")  # a parameter of the block itself
+            weight = self.tensor(name)  # a parameter of the block itself
         if name in self.factors and weight is not None:
             shift = 0.0 if bias is None else bias.detach().double().reshape(-1)
             return Affine(weight.detach().double().reshape(-1), shift)
@@ -146,8 +142,7 @@ def rebuilt(block: TensorBlock, name: str) -> nn.Module | Affine | None:
     record = block(name)
     if record is None or name in block.factors:
         return record if isinstance(record, Affine) else None
-    path = f"{block.prefix}{name}."
-    tensors = {k: block.tensors.get(path + k) for k in LAYER_KEYS}
+    tensors = {k: block.tensor(f"{name}.{k}") for k in LAYER_KEYS}
     present = {k: v.double() for k, v in tensors.items() if v is not None}
     layer: nn.Module
     if isinstance(record, Conv):
@@ -161,7 +156,7 @@ def rebuilt(block: TensorBlock, name: str) -> nn.Module | Affine | None:
     else:
         axes = next(t.ndim - 2 for t in block.tensors.values() if t.ndim > 2)
         layer = NORMS[axes](len(present["running_mean"]), block.eps, affine="weight" in present)
-        layer.double().load_state_dict(present, strict=False)
+        layer.to(block.device).double().load_state_dict(present, strict=False)
     return layer.eval().requires_grad_(False)
 
 

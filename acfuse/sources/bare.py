@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from acfuse.algebra import Value, lower
@@ -39,10 +40,9 @@ class BareSource(Source):
     tensors: Mapping[str, Tensor] = field(repr=False)
     container: Container = field(default_factory=lambda: Container("state_dict"))
     file: SourceFile = field(default_factory=SourceFile)
-    ignores = (
-        dict.fromkeys(("prefix",), "it is for --model")
-        | dict.fromkeys(("fix_initializers", "no_runtime"), "it is for ONNX files")
-        | {"device": "without a network, all is done on the CPU; give --model"}
+    device: torch.device | None = None  # where its blocks are multiplied and proved
+    ignores = dict.fromkeys(("prefix",), "it is for --model") | dict.fromkeys(
+        ("fix_initializers", "no_runtime"), "it is for ONNX files"
     )
     hint = "Give --model with the network's code to look by algebra as well."
 
@@ -53,7 +53,8 @@ class BareSource(Source):
         needless = [p.name for p in options.patterns if p.is_assumed and not p.ambiguity]
         if needless:
             raise UsageError(f"--assume: {needless[0]} is found without it: its tensors decide.")
-        findings = find_in_tensors(self.tensors, options.patterns, options.bn_eps, options.costs)
+        how = options.patterns, options.bn_eps, options.costs, self.device
+        findings = find_in_tensors(self.tensors, *how)
         return without_nonfinite(findings) if options.allow_nonfinite else findings
 
     def fuse(self, findings: Findings) -> "BareFused":

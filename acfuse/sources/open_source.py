@@ -36,7 +36,9 @@ def open_source(path: Path, options: OpenOptions) -> Source:
     device = named_device(options.device or "cpu")
     source = _open_torch(path, options)
     norms = norms_of(source.tensors, source.network, options.bn_eps)
-    if isinstance(source, LiveSource):
+    if isinstance(source, BareSource):
+        source = replace(source, device=device)
+    else:
         source.model.to(device)
         if options.inputs is not None:
             source = replace(source, example=example_of(source.model, options.inputs))

@@ -17,12 +17,16 @@ from torch import Tensor, nn
 import acfuse
 from acfuse.algebra import LinearConv
 from acfuse.algebra import linear_conv as algebra
+from acfuse.patterns import PATTERNS
+from acfuse.patterns.registry import assumed
 from acfuse.pipeline.convert import convert, prove
 from acfuse.pipeline.job import Job
 from acfuse.pipeline.replay import verify_files
 from acfuse.proof import Inputs, Tolerance
 from acfuse.proof import evidence as proof_evidence
 from acfuse.proof.whole import randomize_batchnorm
+from acfuse.sources.bare import BareSource
+from acfuse.sources.base import FindOptions
 from acfuse.system import devices
 from sample_models import Sample, samples
 from tests.system import pretend
@@ -76,7 +80,7 @@ def _seeded(kind: type[nn.Module]) -> Callable[[], nn.Module]:
 
 IMAGES = ((2, 4, 9, 8), (2, 3, 5, 6), (3, 6))
 OWN = {
-    kind.__name__: Sample(_seeded(kind), (shape,), 1, None)
+    kind.__name__: Sample(_seeded(kind), (shape,), 1, None, bare=False)
     for kind, shape in zip((Placed, Spread, Rows), IMAGES, strict=True)
 }
 
@@ -115,7 +119,26 @@ def differences(sample: Sample, device: torch.device) -> list[str]:
     with torch.no_grad():
         worse.model.get_parameter(f"{worse.found[0].names[0]}.weight").mul_(1 + 2.0**-20)
     told += [] if not acfuse.verify(there, worse.model, shape).passed else ["a fault is not seen"]
-    return told
+    return [*told, *bare_differences(sample, device)] if sample.bare else told
+
+
+def bare_differences(sample: Sample, device: torch.device) -> list[str]:
+    """The same of its tensors alone: whether these stay on the CPU, or are on the device too."""
+    tensors = sample.build().state_dict()
+    patterns = assumed(PATTERNS, sample.assume)
+    options = FindOptions(patterns, bn_eps=sample.bn_eps)
+    sources = [BareSource(tensors, device=place) for place in (None, device)]
+    own, fused = (source.fuse(source.find(options)) for source in sources)
+    whole = acfuse.fuse_tensors(
+        {n: t.to(device) for n, t in tensors.items()}, bn_eps=sample.bn_eps, patterns=patterns
+    )
+    told = [f"{n} is on {t.device}" for n, t in fused.tensors.items() if t.device != HERE]
+    told += [f"{n} is on {t.device}" for n, t in whole.tensors.items() if t.device != device]
+    for name, expected in own.tensors.items():
+        given = (fused.tensors[name], whole.tensors[name].cpu())
+        told += [f"{name} is another" for t in given if not torch.equal(t, expected)]
+    proofs = [prove(f, None, Tolerance(), exhaustive=True) for f in (own, fused, whole)]
+    return told + [f"proved otherwise: {p}" for p in proofs[1:] if p != proofs[0] or not p.passed]
 
 
 def converted(folder: Path, device: str) -> dict[str, bytes]:
