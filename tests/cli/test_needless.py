@@ -21,6 +21,7 @@ ONNX = (
     ["--bn-eps", "1e-5"],
     ["--patterns", "own.toml"],
     ["--assume", "repnext/large"],
+    ["--device", "cuda"],
 )
 
 
