@@ -20,7 +20,7 @@ from acfuse.sources.bare import BareSource
 from acfuse.sources.base import OpenOptions, Source, SourceFile
 from acfuse.sources.live import LiveSource
 from acfuse.sources.onnx import OnnxSource, numbers_of
-from acfuse.system.devices import named_device
+from acfuse.system.devices import named_device, prepare_products
 from acfuse.system.escape import listed
 
 
@@ -34,6 +34,7 @@ def open_source(path: Path, options: OpenOptions) -> Source:
         _refuse_without_effect(path, OnnxSource.ignores, options)
         return _open_onnx(path, options)
     device = named_device(options.device or "cpu")
+    prepare_products(device)
     source = _open_torch(path, options)
     norms = norms_of(source.tensors, source.network, options.bn_eps)
     if isinstance(source, BareSource):

@@ -63,14 +63,18 @@ def named_device(name: str) -> torch.device:
         ) from error
     except InputError as error:
         raise UsageError(f"--device {name}: {error}") from error
-    if device.type == "cuda":  # else cuBLAS may add in another order each time
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         return torch.zeros((), device=device).device
     except (RuntimeError, AssertionError) as error:
         why = one_line(error, 80)
         text = f"--device {name}: torch finds no such device here ({why}). Give cpu."
         raise UsageError(text) from error
+
+
+def prepare_products(device: torch.device) -> None:
+    """Makes cuBLAS add in one order, if no product was computed before; a user's own word wins."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextlib.contextmanager

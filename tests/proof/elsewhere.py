@@ -102,10 +102,14 @@ def differences(sample: Sample, device: torch.device) -> list[str]:
     expected, given = tensors_of(own.model), tensors_of(fused.model)
     told += [f"{n} is on {t.device}" for n, t in given.items() if t.device.type != device.type]
     told += [f"{n} is another" for n, t in given.items() if not torch.equal(t.cpu(), expected[n])]
+    written = fused.network
+    told += [f"{n} is written from {t.device}" for n, t in tensors_of(written).items()
+             if t.device != HERE]  # fmt: skip
     image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         one, two = (t.cpu() for t in (own.model(image), fused.model(image.to(device))))
     told += [] if torch.equal(one, two) else ["its output is another"]
+    told += [] if torch.equal(one, written(image)) else ["what is written is another"]
     proofs = [prove(f, inputs, Tolerance(), exhaustive=True) for f in (own, fused)]
     told += [] if proofs[0] == proofs[1] else [f"proved otherwise: {proofs[1]}"]
     check = acfuse.verify(there, fused.model, shape)

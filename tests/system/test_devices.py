@@ -27,8 +27,7 @@ def test_what_is_no_device_here_is_one_line_and_says_what_to_give(name):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
-def test_without_a_gpu_cuda_is_told_to_be_missing(name, monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+def test_without_a_gpu_cuda_is_told_to_be_missing(name):
     with pytest.raises(UsageError, match=r"finds no such device here .* Give cpu\."):
         named_device(name)
 
@@ -106,6 +105,18 @@ def test_of_the_cpu_no_setting_is_touched():
     before = _settings()
     with exact_arithmetic(CPU):
         assert _settings() == before
+
+
+@pytest.mark.parametrize(("own", "expected"), [(None, ":4096:8"), (":16:8", ":16:8")])
+def test_products_of_a_gpu_are_added_in_one_order_unless_a_user_says_how(
+    monkeypatch, own, expected
+):
+    variables = {} if own is None else {"CUBLAS_WORKSPACE_CONFIG": own}
+    monkeypatch.setattr(devices.os, "environ", variables)
+    devices.prepare_products(CPU)
+    assert variables.get("CUBLAS_WORKSPACE_CONFIG") == own
+    devices.prepare_products(CUDA)
+    assert variables == {"CUBLAS_WORKSPACE_CONFIG": expected}
 
 
 def test_draws_on_the_cpu_are_the_callers_afterwards():
