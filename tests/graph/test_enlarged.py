@@ -78,6 +78,16 @@ def test_branches_are_added_before_they_are_made_larger(make):
     assert not certify(block, [stored]).passed
 
 
+def test_a_fault_before_it_is_made_larger_is_told():
+    model = awake(Shuffled().eval(), 0)
+    fused = acfuse.fuse(model)
+    with torch.no_grad():
+        fused.model.get_parameter(f"{fused.found[0].names[0]}.weight").mul_(1 + 2.0**-12)
+    proofs = acfuse.verify(model, fused.model, (2, 3, 6, 7))
+    assert not proofs.passed
+    assert "weights are wrong" in proofs.fault
+
+
 def test_different_images_are_not_added_before_they_are_made_larger():
     class Pyramid(nn.Module):
         def __init__(self) -> None:
