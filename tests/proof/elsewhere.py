@@ -70,6 +70,31 @@ class Rows(nn.Module):
         return torch.relu(self.norm(self.a(x)) + self.b(x) + x)
 
 
+class Shuffled(nn.Module):
+    """A 1x1 convolution behind a pixel shuffle, which is done before it for each pixel alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 20, 3, padding=1), nn.Conv2d(3, 20, 1)
+        self.shuffle, self.last = nn.PixelShuffle(2), nn.Conv2d(5, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.last(self.shuffle(self.a(x) + self.b(x))))
+
+
+class Deciding(nn.Module):
+    """A forward that decides by the size of its input: its norm is folded, and it stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] % 2 == 0:
+            x = nn.functional.pad(x, (0, 1))
+        return torch.relu(self.norm(self.conv(x)))
+
+
 def _seeded(kind: type[nn.Module]) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         torch.manual_seed(0)
@@ -78,10 +103,10 @@ def _seeded(kind: type[nn.Module]) -> Callable[[], nn.Module]:
     return build
 
 
-IMAGES = ((2, 4, 9, 8), (2, 3, 5, 6), (3, 6))
+IMAGES = ((2, 4, 9, 8), (2, 3, 5, 6), (3, 6), (2, 3, 5, 6), (2, 3, 9, 8))
 OWN = {
     kind.__name__: Sample(_seeded(kind), (shape,), 1, None, bare=False)
-    for kind, shape in zip((Placed, Spread, Rows), IMAGES, strict=True)
+    for kind, shape in zip((Placed, Spread, Rows, Shuffled, Deciding), IMAGES, strict=True)
 }
 
 
@@ -95,7 +120,8 @@ def differences(sample: Sample, device: torch.device) -> list[str]:
     shape = sample.input_shapes[0]
     inputs = Inputs(((None, shape),))
     here, there = sample.build(), sample.build().to(device)
-    own, fused = acfuse.fuse(here), acfuse.fuse(there)
+    folds = sample in OWN.values()
+    own, fused = (acfuse.fuse(model, fold_bn=folds) for model in (here, there))
     told: list[str] = []
     if not own.found or [b.where for b in own.found] != [b.where for b in fused.found]:
         return [f"found {[b.where for b in fused.found]}: {[r.why for r in fused.refused]}"]
@@ -112,17 +138,18 @@ def differences(sample: Sample, device: torch.device) -> list[str]:
     told += [] if torch.equal(one, written(image)) else ["what is written is another"]
     proofs = [prove(f, inputs, Tolerance(), exhaustive=True) for f in (own, fused)]
     told += [] if proofs[0] == proofs[1] else [f"proved otherwise: {proofs[1]}"]
-    check = acfuse.verify(there, fused.model, shape)
+    check = acfuse.verify(there, fused.model, shape, fold_bn=folds)
     told += [] if check.passed else [f"not verified: {check.fault}"]
     again = acfuse.load_fused(there, {n: t.cpu() for n, t in fused.model.state_dict().items()})
     told += [f"{n} is loaded to {t.device}" for n, t in tensors_of(again).items()
              if t.device.type != device.type]  # fmt: skip
     wrong = sample.build().to(device)
     wrong.load_state_dict(there.state_dict())
-    worse = acfuse.fuse(wrong)
+    worse = acfuse.fuse(wrong, fold_bn=folds)
     with torch.no_grad():
         worse.model.get_parameter(f"{worse.found[0].names[0]}.weight").mul_(1 + 2.0**-20)
-    told += [] if not acfuse.verify(there, worse.model, shape).passed else ["a fault is not seen"]
+    seen = not acfuse.verify(there, worse.model, shape, fold_bn=folds).passed
+    told += [] if seen else ["a fault is not seen"]
     return [*told, *bare_differences(sample, device)] if sample.bare else told
 
 
