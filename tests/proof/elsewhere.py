@@ -24,9 +24,13 @@ from acfuse.pipeline.job import Job
 from acfuse.pipeline.replay import verify_files
 from acfuse.proof import Inputs, Tolerance
 from acfuse.proof import evidence as proof_evidence
+from acfuse.proof.certificate import rounded
+from acfuse.proof.impulses import blank
+from acfuse.proof.running import moved_by_rounding
 from acfuse.proof.whole import randomize_batchnorm
 from acfuse.sources.bare import BareSource
 from acfuse.sources.base import FindOptions
+from acfuse.sources.live import LiveFused
 from acfuse.system import devices
 from sample_models import Sample, samples
 from tests.system import pretend
@@ -140,6 +144,7 @@ def differences(sample: Sample, device: torch.device) -> list[str]:
     told += [] if proofs[0] == proofs[1] else [f"proved otherwise: {proofs[1]}"]
     check = acfuse.verify(there, fused.model, shape, fold_bn=folds)
     told += [] if check.passed else [f"not verified: {check.fault}"]
+    told += random_differences(own, fused, device)
     again = acfuse.load_fused(there, {n: t.cpu() for n, t in fused.model.state_dict().items()})
     told += [f"{n} is loaded to {t.device}" for n, t in tensors_of(again).items()
              if t.device.type != device.type]  # fmt: skip
@@ -153,6 +158,27 @@ def differences(sample: Sample, device: torch.device) -> list[str]:
     return [*told, *bare_differences(sample, device)] if sample.bare else told
 
 
+def random_differences(own: LiveFused, fused: LiveFused, device: torch.device) -> list[str]:
+    """What differs where numbers are moved by rounding at random, or are put into the model."""
+    numbers = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64)
+    one, two = (
+        moved_by_rounding(x, torch.float32, torch.Generator().manual_seed(0)).cpu()
+        for x in (numbers, numbers.to(device))
+    )
+    told = [] if torch.equal(one, two) else ["it is moved otherwise"]
+    moved = fused.with_weights(fused.weights).model
+    told += [f"{n} was put on {t.device}" for n, t in tensors_of(moved).items()
+             if t.device != device]  # fmt: skip
+    for before, after in zip(own.found, fused.found, strict=True):
+        stored = [value for value in own.stored(before) if value is not None]
+        if len(stored) == len(before.terms):
+            images = blank([value.geometry for value in stored], [9] * len(stored[0].stride), 1)
+            one, two = (rounded(b.reference())(*(x + 1 for x in images)) for b in (before, after))
+            near = bool(((one - two).abs() <= 2.0**-40 * one.abs().max()).all())
+            told += [] if near else [f"{before.where} is off"]
+    return told
+
+
 def bare_differences(sample: Sample, device: torch.device) -> list[str]:
     """The same of its tensors alone: whether these stay on the CPU, or are on the device too."""
     tensors = sample.build().state_dict()
@@ -160,10 +186,14 @@ def bare_differences(sample: Sample, device: torch.device) -> list[str]:
     options = FindOptions(patterns, bn_eps=sample.bn_eps)
     sources = [BareSource(tensors, device=place) for place in (None, device)]
     own, fused = (source.fuse(source.find(options)) for source in sources)
+    if [b.where for b in own.found] != [b.where for b in fused.found]:
+        return [f"found {fused.found}"]
     whole = acfuse.fuse_tensors(
         {n: t.to(device) for n, t in tensors.items()}, bn_eps=sample.bn_eps, patterns=patterns
     )
-    told = [f"{n} is on {t.device}" for n, t in fused.tensors.items() if t.device != HERE]
+    made = [term.multiply() for b in fused.found for term in b.terms if term.multiply is not None]
+    told = ["it is multiplied elsewhere" for value in made if value.kernel.device != device]
+    told += [f"{n} is on {t.device}" for n, t in fused.tensors.items() if t.device != HERE]
     told += [f"{n} is on {t.device}" for n, t in whole.tensors.items() if t.device != device]
     for name, expected in own.tensors.items():
         given = (fused.tensors[name], whole.tensors[name].cpu())
