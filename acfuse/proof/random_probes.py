@@ -136,7 +136,7 @@ def _with_less(kernel: Tensor, least: Tensor) -> Tensor:
 
     Shapes: kernel [out, in, taps], least [out], result [in].
     """
-    found = torch.zeros(kernel.shape[1], dtype=torch.bool)
+    found = kernel.new_zeros(kernel.shape[1], dtype=torch.bool)
     step = max(1, SOME // max(kernel[0].numel(), 1))
     for low in range(0, len(kernel), step):
         part = slice(low, low + step)
