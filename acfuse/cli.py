@@ -1,9 +1,12 @@
 """The command line: its commands, and what becomes of an error."""
 
+import re
 import sys
 import traceback
+from collections.abc import Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -16,7 +19,7 @@ from acfuse.commands.verify import selftest, verify
 from acfuse.errors import AcfuseError, Exit
 from acfuse.options import HELP
 from acfuse.settings import defaults
-from acfuse.system.escape import safe
+from acfuse.system.escape import as_json, safe
 from acfuse.system.pipes import Unbroken
 from acfuse.system.signals import Terminated, handle_signals
 
@@ -49,19 +52,18 @@ def main() -> None:
 
 
 def _main() -> None:
+    told: dict[str, str] = {}  # what the command said of its output, also where it fails
     try:
         with handle_signals():
-            sys.exit(cli.main(standalone_mode=False) or Exit.DONE)
+            sys.exit(cli.main(standalone_mode=False, obj=told) or Exit.DONE)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         if context is not None:
             click.echo(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n",
                        err=True)  # fmt: skip
-        click.echo(f"error: {error.format_message()}", err=True)
-        sys.exit(Exit.USAGE)
+        _fail(error.format_message(), Exit.USAGE, told)
     except AcfuseError as error:
-        click.echo(f"error: {safe(' '.join(str(error).split()))}", err=True)
-        sys.exit(error.exit_code)
+        _fail(" ".join(str(error).split()), error.exit_code, told)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(Exit.INTERRUPTED)
@@ -75,3 +77,13 @@ def _main() -> None:
         traceback.print_exc()
         click.echo("error: this is a bug of acfuse, not of your file. Please report it.", err=True)
         sys.exit(Exit.BUG)
+
+
+def _fail(message: str, code: Exit, told: Mapping[str, str]) -> NoReturn:
+    """Says what went wrong: in one line, and as JSON where that was asked for."""
+    click.echo(f"error: {safe(message)}", err=True)
+    given = " ".join(sys.argv)  # a line that cannot be read has told nothing
+    if told.get("format") == "json" or re.search(r" --format[ =]json\b", given):
+        error = {"message": message, "kind": code.name.lower(), "exit_code": int(code)}
+        click.echo(as_json({"schema_version": 1, "error": error}))
+    sys.exit(code)

@@ -173,9 +173,16 @@ def _prepare(context: click.Context, parameter: click.Parameter, count: int | No
     prepare_threads(count)
 
 
+def _told(context: click.Context, _: click.Parameter, format: str) -> str:
+    """Tells the program how results, and so errors, are wanted."""
+    if isinstance(context.obj, dict):
+        context.obj["format"] = format
+    return format
+
+
 COMMON_OPTIONS = (
-    option("--format", type=click.Choice(["text", "json"]), default="text",
-            help="What stdout gets."),
+    option("--format", type=click.Choice(["text", "json"]), default="text", callback=_told,
+            is_eager=True, help="What stdout gets; with json errors as well."),
     option("-q", "--quiet", is_flag=True, help="Say only what went wrong."),
     click.option("-v", "--verbose", count=True, help="Say more."),
     option("--threads", type=click.IntRange(min=1), callback=_prepare, expose_value=False,

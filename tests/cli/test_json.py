@@ -90,6 +90,19 @@ def test_what_the_user_s_code_prints_is_no_part_of_the_document(project):
     assert result.json["passed"]
 
 
-def test_an_error_leaves_stdout_empty(project):
-    result = run("convert", "nothing.pth", "--format", "json")
-    assert (result.exit_code, result.stdout) == (3, "")
+ERRORS = {
+    "input": (["convert", "nothing.pth"], 3),
+    "usage": (["convert", "model.pth", "--nothing"], 2),
+    "output": (["convert", "model.pth", "--output", "nowhere/x.pth", *CHECKPOINT], 6),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_is_json_as_well(name, project):
+    line, code = ERRORS[name]
+    result = run(*line, "--format", "json")
+    assert result.exit_code == code
+    error = result.json["error"]
+    assert error["exit_code"] == code
+    assert f"error: {error['message']}\n" in result.stderr
+    assert run(*line).stdout == ""
