@@ -1,32 +1,20 @@
-"""Where the time of a conversion goes: `python benchmarks/convert.py [WIDTH [SIZE]]`.
+"""A whole conversion beside loading and exporting: `python -m benchmarks.convert`.
 
-An ACNet of 17 blocks, up to 8 * WIDTH channels (64: 70 MB), on images of SIZE x SIZE, is converted
-with its ONNX file; beside it the same model unfused is loaded and exported by torch alone. Seconds
-of CPU time on one thread, of a process of its own each, from when torch is imported.
+An ACNet of 17 blocks (76 MB) on images of 224 x 224 is converted with its ONNX file; beside it the
+same model unfused is loaded and exported by torch alone. Seconds of CPU time on one thread, of a
+process of its own each, from when torch is imported; and where they go.
 """
 
 import json
-import os
-import subprocess
-import sys
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-NET = """
-from torch import nn
-from sample_models.acnet import ACBlock
+from benchmarks.figures import Figure, Target, told
+from benchmarks.processes import ROOT, in_turn, python, ratios
 
-def build(width):
-    layers, before = [], 3
-    for stage, count in enumerate((1, 4, 4, 4, 4)):
-        channels = width * 2 ** max(stage - 1, 0)
-        for i in range(count):
-            stride = 2 if i == 0 else 1
-            layers += [ACBlock(before, channels, 3, stride, 1), nn.ReLU()]
-            before = channels
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 1000)]
-    return nn.Sequential(*layers, *head)
-"""
 MAKE = """
 import sys, torch
 sys.path.insert(0, ".")
@@ -71,36 +59,32 @@ progress("")
 assert done.proofs.passed, done.proofs.fault
 print(json.dumps({"total": time.process_time() - start, "stages": stages}))
 """
-ROOT = Path(__file__).parents[1]
 
 
-def run(code: str, *arguments: str, folder: str) -> str:
-    """The last line that a program prints."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *arguments],
-        cwd=folder, env=env, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True,
-    )  # fmt: skip
-    return done.stdout.splitlines()[-1] if done.stdout else ""
+def figures(
+    everything: bool = False, width: int = 64, size: int = 224, rounds: int = 2
+) -> Iterator[Figure]:
+    """The ratio of each round."""
+    sizes = (str(width), str(size))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(ROOT / "benchmarks" / "nets.py", folder / "net.py")
+        python("-c", MAKE, str(width), folder=folder)
 
+        def converted() -> dict[str, Any]:
+            return dict(json.loads(python("-c", CONVERT, *sizes, folder=folder).last_line))
 
-def main() -> None:
-    """Prints a line for each stage, and the ratio."""
-    width, size = [*sys.argv[1:], *("64", "224")[len(sys.argv) - 1 :]]
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "net.py").write_text(NET)
-        run(MAKE, width, folder=folder)
-        megabytes = (Path(folder) / "net.pth").stat().st_size / 1e6
-        plain = float(run(EXPORT, width, size, folder=folder))
-        told = json.loads(run(CONVERT, width, size, folder=folder))
-    print(f"ACNet of 17 blocks, {megabytes:.0f} MB, images of {size} x {size}")
-    for stage, seconds in told["stages"].items():
-        print(f"  {stage:55} {seconds:7.1f} s")
-    print(
-        f"convert {told['total']:.1f} s; load and export {plain:.1f} s: {told['total'] / plain:.1f}"
-    )
+        def exported() -> dict[str, Any]:
+            return {"total": float(python("-c", EXPORT, *sizes, folder=folder).last_line)}
+
+        whole, plain = in_turn(converted, exported, rounds if not everything else 3 * rounds)
+    above, below = ([one["total"] for one in column] for column in (whole, plain))
+    raw = {"convert, CPU s": above, "load and export, CPU s": below}
+    for stage in whole[0]["stages"]:
+        raw[f"  {stage}"] = [one["stages"].get(stage, 0.0) for one in whole]
+    name = "convert with ONNX / load + export"
+    yield Figure(name, Target(high=1.5), ratios(above, below), raw=raw)
 
 
 if __name__ == "__main__":
-    main()
+    told(figures, __doc__)

@@ -1,33 +1,26 @@
-"""How long `acfuse --help` takes beside a bare click program: `python benchmarks/startup.py`.
+"""How long `acfuse --help` takes beside a bare click program: `python -m benchmarks.startup`.
 
-Both run as processes of their own, in turn; the median of the ratios is what counts.
+Both run as processes of their own, in turn, by the clock.
 """
 
-import statistics
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
+
+from benchmarks.figures import Figure, Target, told
+from benchmarks.processes import in_turn, python, ratios
 
 BARE = "import click\n@click.command()\ndef main(): 'Help.'\nmain()"
-ROUNDS = 15
 
 
-def seconds(*command: str) -> float:
-    """The wall time of one process."""
-    start = time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True, capture_output=True)
-    return time.perf_counter() - start
+def figures(everything: bool = False, rounds: int = 15) -> Iterator[Figure]:
+    """One ratio a round."""
+    ours, bare = in_turn(
+        lambda: python("-m", "acfuse", "--help").wall,
+        lambda: python("-c", BARE, "--help").wall,
+        rounds,
+    )
+    raw = {"acfuse --help, s": ours, "bare click, s": bare}
+    yield Figure("acfuse --help / bare click", Target(high=2), ratios(ours, bare), raw=raw)
 
 
-def main() -> None:
-    """Prints both medians and the median ratio."""
-    pairs = []
-    for _ in range(ROUNDS):
-        bare = seconds("-c", BARE, "--help")
-        pairs.append((seconds("-m", "acfuse", "--help"), bare))
-    ours, bare = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(a / b for a, b in pairs)
-    print(f"acfuse --help {ours:.3f} s, bare click {bare:.3f} s, ratio {ratio:.2f}")
-
-
-main()
+if __name__ == "__main__":
+    told(figures, __doc__)
