@@ -1,31 +1,25 @@
-"""How long finding, fusing, and running take: `python benchmarks/find.py [TIMM_MODEL ...]`.
+"""How long finding and fusing take: `python -m benchmarks.find [--all]`.
 
-Stacks of 10, 100 and 1,000 ACNet blocks show how the time grows, and a DenseNet of 121 layers, each
-of which reads all before it, that it grows no faster than what they read. Named models come from
-timm, if it is installed, with random weights. Medians of three runs, in seconds of this process's
-CPU time.
+Stacks of 10, 100 and 300 ACNet blocks (with --all, 1,000) show with which power of the blocks the
+time grows; dense blocks of 12, 24 and 48 layers, each of which reads all before it, that it grows
+no faster than what they read. Seconds of CPU time on one thread, each repetition of all sizes:
+finding, fusing, and running what is fused beside the original.
 """
 
-import statistics
-import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
-from acfuse.rewrite import fused_copy
 from acfuse.sources.live import LiveSource
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.figures import Figure, Target, exponent, told
 from sample_models.acnet import ACBlock
-from tests.packages.imports import imported
 
-STACKS = (10, 100, 1000)
-DENSE, GROWTH = (6, 12, 24, 16), 32  # the layers of DenseNet-121's blocks
+STACKS, DENSE = (10, 100, 300), (12, 24, 48)
+GROWTH = 32  # channels that each layer of a dense block adds
 
 
 class DenseBlock(nn.Module):
@@ -53,53 +47,59 @@ class DenseBlock(nn.Module):
         return torch.cat(parts, 1)
 
 
-def dense_net() -> nn.Module:
-    """DenseNet-121 without its head."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    channels = 64
-    for count in DENSE:
-        layers.append(DenseBlock(count, channels))
-        channels += count * GROWTH
-        half = nn.Conv2d(channels, channels // 2, 1, bias=False)
-        layers += [nn.BatchNorm2d(channels), nn.ReLU(), half, nn.AvgPool2d(2)]
-        channels //= 2
+def stack(blocks: int) -> nn.Module:
+    """So many ACNet blocks, one behind the other."""
+    layers = [nn.Sequential(ACBlock(8, 8, 3, padding=1), nn.ReLU()) for _ in range(blocks)]
     return nn.Sequential(*layers).eval()
 
 
-def models() -> Iterator[tuple[str, nn.Module]]:
-    """The stacks, or the models that were named."""
-    if len(sys.argv) > 1:
-        timm = imported("timm")
-        for name in sys.argv[1:]:
-            yield name, timm.create_model(name).eval()
-        return
-    for count in STACKS:
-        blocks = [nn.Sequential(ACBlock(8, 8, 3, padding=1), nn.ReLU()) for _ in range(count)]
-        yield f"{count} blocks", nn.Sequential(*blocks).eval()
-    yield "DenseNet-121", dense_net()
+def dense(layers: int) -> nn.Module:
+    """One dense block behind a convolution."""
+    stem = nn.Sequential(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU())
+    return nn.Sequential(stem, DenseBlock(layers, 64)).eval()
 
 
-def main() -> None:
-    """Prints a line for each model."""
+def channels_read(layers: int) -> float:
+    """How many channels the layers of a dense block read, all together."""
+    return sum(64 + i * GROWTH for i in range(layers))
+
+
+def seconds(model: nn.Module) -> float:
+    """CPU seconds of finding, fusing and running beside the original."""
+    start = time.process_time()
+    LiveSource.of(model).fuse(find_in_module(model, PATTERNS))
+    return time.process_time() - start
+
+
+def growth(
+    name: str, models: Mapping[int, nn.Module], measure: Callable[[int], float], rounds: int
+) -> Figure:
+    """The exponent of what `measure` says of a size."""
+    seconds(next(iter(models.values())))  # the first one imports
+    taken: dict[int, list[float]] = {size: [] for size in models}
+    for _ in range(rounds):
+        for size, model in models.items():
+            taken[size].append(seconds(model))
+    sizes = [measure(size) for size in models]
+    powers = tuple(exponent(sizes, round_) for round_ in zip(*taken.values(), strict=True))
+    raw = {f"{size}, CPU s": times for size, times in taken.items()}
+    return Figure(name, Target(high=1.1), powers, raw=raw)
+
+
+def figures(
+    everything: bool = False,
+    stacks: Sequence[int] = STACKS,
+    layers: Sequence[int] = DENSE,
+    rounds: int = 3,
+) -> Iterator[Figure]:
+    """Both exponents."""
     torch.set_num_threads(1)
-    for name, model in models():
-        find, fuse, run, found = [], [], [], 0
-        for _ in range(3):
-            start = time.process_time()
-            findings = find_in_module(model, PATTERNS)
-            middle = time.process_time()
-            fused_copy(model, findings.found)
-            end = time.process_time()
-            LiveSource.of(model).fuse(findings)  # which fuses as well
-            find.append(middle - start)
-            fuse.append(end - middle)
-            run.append(time.process_time() - end - fuse[-1])
-            found = len(findings.blocks)
-        a, b, c = map(statistics.median, (find, fuse, run))
-        print(
-            f"{name}: {found} blocks, find {a:.2f} s, fuse {b:.2f} s, run beside the original "
-            f"{c:.2f} s (+{100 * c / (a + b):.0f} %)"
-        )
+    sizes = (*stacks, 1000) if everything else stacks
+    name = f"find and fuse, {sizes[0]}..{sizes[-1]} blocks: power"
+    yield growth(name, {n: stack(n) for n in sizes}, float, rounds)
+    name = f"dense blocks, {layers[0]}..{layers[-1]} layers: power"
+    yield growth(name, {n: dense(n) for n in layers}, channels_read, rounds)
 
 
-main()
+if __name__ == "__main__":
+    told(figures, __doc__)
