@@ -7,7 +7,7 @@ PACKAGES := $(VENV)/.packages
 SOLVERS := $(VENV)/.solvers
 FLOORS := .venv-floors
 
-.PHONY: help demo test test-kernels floors prove trust zoo fuzz check fix samples clean
+.PHONY: help demo test test-kernels floors prove trust zoo bench fuzz check fix samples clean
 
 help:
 	@echo "make demo     fuse the trained sample and show the result"
@@ -19,6 +19,7 @@ help:
 	@echo "make trust    measure every promise of SECURITY.md (up to 30 minutes)"
 	@echo "make zoo      try published models, and write docs/models.md and docs/verdicts.md; only those"
 	@echo "              without a result, unless ZOO=--again (about 25 minutes)"
+	@echo "make bench    measure what acfuse takes and gives, beside its targets (under ten minutes)"
 	@echo "make fuzz     draw files that are nearly right by the ten thousand (about ten minutes)"
 	@echo "make check    lint, types and import contracts"
 	@echo "make fix      format, and mend what ruff can mend"
@@ -79,6 +80,9 @@ trust: $(READY)
 
 zoo: $(READY) $(PACKAGES)
 	$(BIN)/python -m benchmarks.zoo $(ZOO)
+
+bench: $(READY) $(PACKAGES)
+	$(BIN)/python -m benchmarks $(BENCH)
 
 # What it finds lies in tests/trust/finds afterwards, and is tried by make test from then on.
 fuzz: $(READY)

@@ -1,22 +1,21 @@
-"""What several processes at once save: `python benchmarks/batch.py [CHECKPOINTS [ROUNDS]]`.
+"""What several processes at once save: `python -m benchmarks.batch [--all] [--memory]`.
 
 Converts 20 copies of a sample's checkpoint with `acfuse batch -j 1` and with `-j 2`, in turn (A B,
-B A, ...), every run with a template of its own, and each process with one thread. Prints the wall
-seconds of each, and the ratio of each round. With --memory it prints the peak of one conversion
-beside the size of its checkpoint, for ACNets of several widths.
+B A, ...), every run with a template of its own, and each process with one thread. The ratio of the
+seconds by the clock is what counts. With --memory it prints the peak of one conversion beside the
+size of its checkpoint instead, for ACNets of several widths.
 """
 
 import json
-import os
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.figures import Figure, Target, told
+from benchmarks.processes import ROOT, acfuse, in_turn, python, ratios
+
 SAMPLE = ("--model", "digits.py:AcNet", "--input-shape", "1,1,8,8")
 NET = """
 from torch import nn
@@ -26,47 +25,38 @@ class Net(nn.Sequential):
     def __init__(self, channels):
         super().__init__(*(ACBlock(channels, channels, 3, padding=1) for _ in range(8)))
 """
-MAKE = "import sys, torch, net; torch.save(net.Net(int(sys.argv[1])).state_dict(), sys.argv[2])"
+MAKE = """
+import sys, torch
+sys.path.insert(0, ".")
+import net
+torch.save(net.Net(int(sys.argv[1])).state_dict(), sys.argv[2])
+"""
 
 
 def run(*arguments: str, folder: Path) -> tuple[float, list[dict[str, object]]]:
     """The wall seconds of a batch, and its lines."""
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "acfuse", "batch", "--force", "--quiet", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return time.perf_counter() - start, [json.loads(line) for line in done.stdout.splitlines()]
+    # Each batch says itself how many threads it has.
+    done = acfuse("batch", "--force", "--quiet", *arguments, folder=folder, OMP_NUM_THREADS="")
+    return done.wall, [json.loads(line) for line in done.text.splitlines()]
 
 
-def speed(checkpoints: int, rounds: int) -> None:
-    """Prints the seconds of both, and the ratios."""
-    ratios = []
+def figures(everything: bool = False, checkpoints: int = 20, rounds: int = 2) -> Iterator[Figure]:
+    """The ratio of each round."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copy(ROOT / "sample_models" / "digits.py", folder)
         files = [f"m{i}.pth" for i in range(checkpoints)]
         for file in files:
             shutil.copy(ROOT / "sample_models" / "model.pth", folder / file)
-        for number in range(rounds):
-            seconds = {}
-            for jobs in (1, 2) if number % 2 == 0 else (2, 1):
-                threads = ("--threads", str(jobs))  # of the whole batch: one for each process
-                given = (*files, "-j", str(jobs), *threads, *SAMPLE)
-                seconds[jobs], lines = run(*given, folder=folder)
-                cpu = sum(float(str(line["cpu_seconds"])) for line in lines) / len(lines)
-                print(
-                    f"-j {jobs}: {seconds[jobs]:6.1f} s, {cpu:.2f} CPU s a checkpoint", flush=True
-                )
-            ratios.append(seconds[1] / seconds[2])
-    print(
-        f"ratio of {rounds} rounds: median {statistics.median(ratios):.2f}",
-        *map("{:.2f}".format, ratios),
-    )
+
+        def batch(jobs: int) -> float:
+            threads = ("--threads", str(jobs))  # of the whole batch: one for each process
+            return run(*files, "-j", str(jobs), *threads, *SAMPLE, folder=folder)[0]
+
+        repeated = 3 * rounds if everything else rounds
+        one, two = in_turn(lambda: batch(1), lambda: batch(2), repeated)
+    name = f"batch of {checkpoints}, -j 1 / -j 2"
+    yield Figure(name, Target(low=1.7), ratios(one, two), raw={"-j 1, s": one, "-j 2, s": two})
 
 
 def memory() -> None:
@@ -74,10 +64,8 @@ def memory() -> None:
     for channels in (16, 256, 512):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            (folder / "net.py").write_text(NET)
-            variables = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
-            make = [sys.executable, "-c", MAKE, str(channels), "net.pth"]
-            subprocess.run(make, cwd=folder, env=variables, check=True)
+            (folder / "net.py").write_text(NET, encoding="utf-8")
+            python("-c", MAKE, str(channels), "net.pth", folder=folder)
             arguments = json.dumps({"channels": channels})
             options = ("--model", "net.py:Net", "--model-args", arguments)
             shape = f"1,{channels},16,16"
@@ -91,5 +79,4 @@ if __name__ == "__main__":
     if "--memory" in sys.argv:
         memory()
     else:
-        given = [int(text) for text in sys.argv[1:]]
-        speed(*[*given, *(20, 3)[len(given) :]])
+        told(figures, __doc__)

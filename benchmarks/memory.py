@@ -1,98 +1,108 @@
-"""How much memory a conversion takes: `python benchmarks/memory.py [GIGABYTES]`.
+"""How much memory a conversion takes: `python -m benchmarks.memory [--all]`.
 
-A checkpoint of 1 GB, most of it tensors that no block needs, is converted without its code, from
-torch's format and from safetensors; and a model of RepVGG blocks is found and fused with its code.
-Every conversion is a process of its own, and what counts is the peak of its resident memory above
-that of the same command for a checkpoint of one small block.
+A checkpoint of 300 MB (with --all, 1 GB) is converted without its code, from torch's format and
+from safetensors: once nearly all of it in RepVGG blocks, once most of it in tensors that no block
+needs. And a model of such blocks is converted with its code, whose own weights count as well.
+Every conversion is a process of its own. What counts is the peak of its resident memory above that
+of the same command for one small block, less one block in float64, for each byte of the weights.
 """
 
-import os
-import subprocess
-import sys
+import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-MEGABYTE = 2**20
+from benchmarks.figures import Figure, Target, told
+from benchmarks.processes import acfuse, python
+
 MAKE = """
 import sys, torch, safetensors.torch
-from torch import nn
+from sample_models import awake
 from sample_models.repvgg import RepVGGBlock
 
-def block(channels):
-    return RepVGGBlock(channels, channels).state_dict()
-
 size, blocks, channels = (int(n) for n in sys.argv[2:])
-tensors = {f"stage.{i}.{k}": t for i in range(blocks) for k, t in block(channels).items()}
+net = torch.nn.Sequential(*(RepVGGBlock(channels, channels) for _ in range(blocks)))
+tensors = awake(net, 0).state_dict()
 own = sum(t.nbytes for t in tensors.values())
-for i in range(max(size - own, 0) // 2**26):
-    tensors[f"other.{i}.weight"] = torch.randn(2**12, 2**12)
+for i in range(max(size - own, 0) // 2**24):
+    tensors[f"other.{i}.weight"] = torch.randn(2**11, 2**11)
 if sys.argv[1].endswith("safetensors"):
     safetensors.torch.save_file(tensors, sys.argv[1])
 else:
     torch.save(tensors, sys.argv[1])
-print(own, sum(t.nbytes for t in tensors.values()))
+print(own // blocks, sum(t.nbytes for t in tensors.values()))
 """
-LIVE = """
-import sys, torch
+NET = """
 from torch import nn
-from acfuse.find import find_in_module
-from acfuse.patterns import PATTERNS
-from acfuse.rewrite import fused_copy
 from sample_models.repvgg import RepVGGBlock
 
-blocks, channels, fuse = (int(n) for n in sys.argv[1:])
-model = nn.Sequential(*(RepVGGBlock(channels, channels) for _ in range(blocks))).eval()
-if fuse:
-    fused_copy(model, find_in_module(model, PATTERNS).found)
-print(sum(t.nbytes for t in model.state_dict().values()))
+def build(blocks, channels):
+    return nn.Sequential(*(RepVGGBlock(channels, channels) for _ in range(blocks)))
 """
+BARE = ("--bn-eps", "1e-5", "--no-onnx", "--quiet", "--force")
+LIVE = ("--model", "net.py:build", "--no-onnx", "--quiet", "--force")
+ARENA = {"MALLOC_ARENA_MAX": "1"}
+LIMIT = Target(high=1.5)
 
 
-def run(*command: str, **variables: str) -> tuple[int, str]:
-    """The peak of a process's resident memory in bytes, and what it printed."""
-    root = Path(__file__).parents[1]
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(root), "MALLOC_ARENA_MAX": "1", **variables},
-    )
-    text = process.stdout.read() if process.stdout else ""
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, text
-    return usage.ru_maxrss * 1024, text
+def made(folder: Path, file: str, size: int, blocks: int, channels: int) -> tuple[int, int]:
+    """The bytes of one block, and of all tensors, of a file that is written."""
+    given = map(str, (size, blocks, channels))
+    one, whole = map(int, python("-c", MAKE, file, *given, folder=folder).last_line.split())
+    return one, whole
 
 
-def converted(path: Path) -> int:
-    """The peak of converting a checkpoint without its code."""
-    options = ("--bn-eps", "1e-5", "--no-onnx", "--quiet", "--force")
-    peak, _ = run("-m", "acfuse", "convert", str(path), *options)
-    return peak
+def bare(file_type: str, size: int, blocks: int, channels: int, what: str) -> Figure:
+    """The figure of a checkpoint without its code."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        made(folder, f"small{file_type}", 0, 1, 8)
+        one, whole = made(folder, f"large{file_type}", size, blocks, channels)
+        peaks = [
+            acfuse("convert", f"{which}{file_type}", *BARE, folder=folder, **ARENA).peak
+            for which in ("small", "large")
+        ]
+    return _figure(f"memory, {file_type}, {what}", peaks, one, whole)
 
 
-def main() -> None:
-    """Prints a line for each format, and one for a model with its code."""
-    size = int(float(sys.argv[1] if len(sys.argv) > 1 else 1.0) * 1000**3)
-    for suffix in (".pth", ".safetensors"):
-        with tempfile.TemporaryDirectory() as folder:
-            small, large = Path(folder) / f"small{suffix}", Path(folder) / f"large{suffix}"
-            run("-c", MAKE, str(small), "0", "1", "8")
-            _, text = run("-c", MAKE, str(large), str(size), "10", "512")
-            own, whole = map(int, text.split())
-            above = converted(large) - converted(small)
-        print(
-            f"{suffix}: {whole / MEGABYTE:.0f} MB, of it {own / MEGABYTE:.0f} MB in blocks: "
-            f"{above / MEGABYTE:.0f} MB above a converter that reads nothing, "
-            f"{above / whole:.2f} of the file, {above / own:.2f} of the blocks' tensors"
-        )
-    # glibc keeps what is freed in pieces of up to 32 MB; with a fixed threshold it gives them back.
-    for told, variables in (("", {}), (" (freed at once)", {"MALLOC_MMAP_THRESHOLD_": "1000000"})):
-        before, text = run("-c", LIVE, "60", "512", "0", **variables)
-        after, _ = run("-c", LIVE, "60", "512", "1", **variables)
-        print(
-            f"live{told}: {int(text) / MEGABYTE:.0f} MB of weights: finding and fusing take "
-            f"{(after - before) / MEGABYTE:.0f} MB more, {(after - before) / int(text):.2f} of them"
-        )
+def live(blocks: int, channels: int) -> Figure:
+    """The figure of a model with its code."""
+    peaks = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "net.py").write_text(NET, encoding="utf-8")
+        for count, width in ((1, 8), (blocks, channels)):
+            one, whole = made(folder, "net.pth", 0, count, width)
+            arguments = json.dumps({"blocks": count, "channels": width})
+            shape = ("--input-shape", f"1,{width},8,8")
+            given = ("net.pth", *LIVE, "--model-args", arguments, *shape)
+            peaks.append(acfuse("convert", *given, folder=folder, **ARENA).peak)
+    return _figure("memory, live model, all in blocks", peaks, one, whole)
 
 
-main()
+def _figure(name: str, peaks: list[int], one: int, whole: int) -> Figure:
+    small, large = peaks
+    raw = {
+        "weights, MB": [whole / 1e6],
+        "one block, MB": [one / 1e6],
+        "peak, MB": [large / 1e6],
+        "peak of a small file, MB": [small / 1e6],
+    }
+    return Figure(name, LIMIT, ((large - small - 2 * one) / whole,), raw=raw)
+
+
+def figures(
+    everything: bool = False, size: int = 300_000_000, channels: int = 512
+) -> Iterator[Figure]:
+    """Two formats, two kinds of files, and a model with its code."""
+    size = 1_000_000_000 if everything else size
+    blocks = max(size // (channels * channels * 10 * 4), 1)
+    few = max(blocks // 8, 1)
+    for file_type in (".pth", ".safetensors"):
+        yield bare(file_type, size, few, channels, "most unrelated")
+        yield bare(file_type, 0, blocks, channels, "all in blocks")
+    yield live(blocks, channels)
+
+
+if __name__ == "__main__":
+    told(figures, __doc__)
