@@ -15,6 +15,7 @@ from sample_models.added_input import RepCPE
 from sample_models.mobileone import RepMixer, TimmBlock
 from sample_models.padded_middle import DiverseBranchBlock
 from sample_models.repvgg import RepVGGBlock
+from tests.packages.imports import imported
 
 Make = Callable[[], list[nn.Module]]
 SHAPE = (1, 3, 40, 28)
@@ -27,6 +28,24 @@ NETS: Mapping[str, Make] = {
     "DBB": lambda: [DiverseBranchBlock(WIDE, WIDE) for _ in range(3)],
     "FastViT": lambda: [RepMixer(WIDE), RepCPE(WIDE), RepMixer(WIDE)],
 }
+
+
+def _of_timm(module: str, name: str, *given: int, **more: int) -> Make:
+    """Three blocks of a class of timm's. Raises MissingPackage where it is not installed."""
+
+    def make() -> list[nn.Module]:
+        kind = getattr(imported(f"timm.models.{module}"), name)
+        return [kind(*given, **more) for _ in range(3)]
+
+    return make
+
+
+OF_TIMM: Mapping[str, Make] = {
+    "RepVGG": _of_timm("byobnet", "RepVggBlock", WIDE, WIDE),
+    "MobileOne": _of_timm("byobnet", "MobileOneBlock", WIDE, WIDE, num_conv_branches=3),
+    "FastViT": _of_timm("fastvit", "RepMixer", WIDE),
+}
+"""The families of which timm has a class, with a method that fuses it."""
 
 
 def net(make: Make) -> nn.Module:
