@@ -6,8 +6,9 @@ READY := $(VENV)/.ready
 PACKAGES := $(VENV)/.packages
 SOLVERS := $(VENV)/.solvers
 FLOORS := .venv-floors
+PEERS := .venv-peers
 
-.PHONY: help demo test test-kernels floors prove trust zoo bench fuzz check fix samples clean
+.PHONY: help demo test test-kernels floors prove trust zoo bench peers fuzz check fix samples clean
 
 help:
 	@echo "make demo     fuse the trained sample and show the result"
@@ -20,6 +21,7 @@ help:
 	@echo "make zoo      try published models, and write docs/models.md and docs/verdicts.md; only those"
 	@echo "              without a result, unless ZOO=--again (about 25 minutes)"
 	@echo "make bench    measure what acfuse takes and gives, beside its targets (under ten minutes)"
+	@echo "make peers    install the other tools that make bench tries, in .venv-peers"
 	@echo "make fuzz     draw files that are nearly right by the ten thousand (about ten minutes)"
 	@echo "make check    lint, types and import contracts"
 	@echo "make fix      format, and mend what ruff can mend"
@@ -84,6 +86,20 @@ zoo: $(READY) $(PACKAGES)
 bench: $(READY) $(PACKAGES)
 	$(BIN)/python -m benchmarks $(BENCH)
 
+# In a Python of their own, as they may want other versions of what acfuse needs.
+$(PEERS)/.ready: pyproject.toml constraints.txt benchmarks/peers.txt tests/packages/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(PEERS)/bin/python -m pip install --quiet --no-deps --requirement tests/packages/requirements.txt
+	grep == benchmarks/peers.txt | while read -r tool; do \
+		$(PEERS)/bin/python -m pip install --quiet --constraint constraints.txt "$$tool" \
+			|| echo "$$tool will be skipped: it could not be installed"; \
+		done
+	touch $@
+
+peers: $(PEERS)/.ready
+
 # What it finds lies in tests/trust/finds afterwards, and is tried by make test from then on.
 fuzz: $(READY)
 	ACFUSE_FUZZ=1 $(BIN)/python -m pytest tests/trust/test_fuzz.py --numprocesses 2 \
@@ -103,4 +119,4 @@ samples: $(READY)
 	$(BIN)/python sample_models/train.py
 
 clean:
-	rm -rf $(VENV) $(FLOORS) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) $(PEERS) build .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -90,7 +90,7 @@ def figures(
     everything: bool = False,
     stacks: Sequence[int] = STACKS,
     layers: Sequence[int] = DENSE,
-    rounds: int = 3,
+    rounds: int = 2,
 ) -> Iterator[Figure]:
     """Both exponents."""
     torch.set_num_threads(1)

@@ -108,7 +108,7 @@ def summary(row: Row) -> tuple[list[str], str, str]:
     if not done:
         return texts, "", ""
     error = max(cell["error"] for cell in done)
-    seconds = sum(min(cell["seconds"]) for cell in done)
+    seconds = sum(cell["seconds"] for cell in done)
     return texts, f"{error:.0e}", f"{seconds:.2f}" if seconds else ""
 
 
@@ -143,11 +143,15 @@ def main() -> None:
     parser.add_argument("--python", help="the Python whose packages are tried")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "peers.json")
     options = parser.parse_args()
-    python = options.python or (str(PYTHON) if PYTHON.exists() else sys.executable)
-    results = all_of(options.tools, python)
+    results = all_of(options.tools, options.python or python_of_peers())
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(terminal(results))
+
+
+def python_of_peers() -> str:
+    """That of `make peers`, or else this one."""
+    return str(PYTHON) if PYTHON.exists() else sys.executable
 
 
 def all_of(tools: Sequence[str], python: str) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def figures(
     backends: Sequence[str] = BACKENDS,
     width: int = 64,
     size: int = 224,
-    rounds: int = 25,
+    rounds: int = 15,
 ) -> Iterator[Figure]:
     """Fused beside the one by hand on each backend, and unfused beside fused in onnxruntime."""
     sizes = (4 * rounds if everything else rounds, width, size)
