@@ -66,9 +66,7 @@ def against_bytes(folder: Path, megabytes: Sequence[int], rounds: int) -> Figure
         torch = python("-c", "import torch").cpu
         files = [f"{size}.pth" for size in megabytes]
         taken.append([acfuse("convert", f, *OPTIONS, folder=folder).cpu - torch for f in files])
-    raw = {
-        f"{size} MB, CPU s": [round_[i] for round_ in taken] for i, size in enumerate(megabytes)
-    }
+    raw = {f"{size} MB, CPU s": [round_[i] for round_ in taken] for i, size in enumerate(megabytes)}
     powers = tuple(exponent(sizes, round_) for round_ in taken)
     name = f"bare, {megabytes[0]}..{megabytes[-1]} MB: power"
     return Figure(name, Target(high=1.1), powers, raw=raw)

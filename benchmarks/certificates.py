@@ -59,7 +59,7 @@ def figures(
             yield Figure(name, Target(high=limit), tuple(taken[size]), "s")
     powers = [exponent(sizes, round_) for round_ in zip(*taken.values(), strict=True)]
     raw = {f"{size} channels, CPU s": times for size, times in taken.items()}
-    name = f"certificate, {sizes[0]}..{sizes[-1]} channels: power"
+    name = f"certificate, {sizes[0]}..{sizes[-1]} ch.: power"
     yield Figure(name, Target(high=2.1), tuple(powers), raw=raw)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from acfuse.pipeline.speedup import FEWEST, ratio_of
 
-NAME, WIDTH = 36, 80  # characters, of a name and of a line
+NAME, WIDTH = 35, 80  # characters, of a name and of a line
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ def row(figure: Figure) -> str:
         told = [f"{shown(figure.median)}{figure.unit and ' ' + figure.unit}"]
         told.append(f"{shown(low)} to {shown(high)}" if len(figure.values) > 1 else "once")
     name, target = figure.name, str(figure.target)
-    line = f"{name:{NAME}} {told[0]:>8} {told[1]:>14}  {target:12} {figure.verdict}"
+    line = f"{name:{NAME}} {told[0]:>8} {told[1]:>14} {target:12} {figure.verdict}"
     return line if figure.values or not figure.note else f"{line}\n  {figure.note[: WIDTH - 2]}"
 
 
-HEAD = f"{'figure':{NAME}} {'median':>8} {'interval':>14}  {'target':12}"
+HEAD = f"{'figure':{NAME}} {'median':>8} {'interval':>14} {'target':12}"
 
 
 def table(figures: Iterable[Figure]) -> str:

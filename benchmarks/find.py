@@ -95,7 +95,7 @@ def figures(
     """Both exponents."""
     torch.set_num_threads(1)
     sizes = (*stacks, 1000) if everything else stacks
-    name = f"find and fuse, {sizes[0]}..{sizes[-1]} blocks: power"
+    name = f"find + fuse, {sizes[0]}..{sizes[-1]} blocks: power"
     yield growth(name, {n: stack(n) for n in sizes}, float, rounds)
     name = f"dense blocks, {layers[0]}..{layers[-1]} layers: power"
     yield growth(name, {n: dense(n) for n in layers}, channels_read, rounds)

@@ -61,7 +61,7 @@ def bare(file_type: str, size: int, blocks: int, channels: int, what: str) -> Fi
             acfuse("convert", f"{which}{file_type}", *BARE, folder=folder, **ARENA).peak
             for which in ("small", "large")
         ]
-    return _figure(f"memory, {file_type}, {what}", peaks, one, whole)
+    return _figure(f"memory, {file_type[1:]}, {what}", peaks, one, whole)
 
 
 def live(blocks: int, channels: int) -> Figure:

@@ -70,9 +70,7 @@ def exported(model: nn.Module, given: Tensor) -> onnx.ModelProto:
     """Its ONNX file, as torch writes it."""
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         path = Path(folder) / "net.onnx"
-        torch.onnx.export(
-            model, (given,), path, dynamo=True, verbose=False, external_data=False
-        )
+        torch.onnx.export(model, (given,), path, dynamo=True, verbose=False, external_data=False)
         return onnx.load(path)
 
 
@@ -206,7 +204,7 @@ def by_compile(model: nn.Module, given: Tensor) -> Result:
 
 
 def by_timm(model: nn.Module, given: Tensor) -> Result:
-    """timm's walker calls the method that a class of its own brings along: those are what it gets.
+    """Timm's walker calls the method that a class of its own brings along: those are what it gets.
 
     Raises Inapplicable for a family of which it has none.
     """
@@ -244,6 +242,8 @@ TOOLS: Mapping[str, Tool] = {
     "Sony MCT": by_mct,
     "acfuse": by_acfuse,
 }
+
+
 def tried(tool: Tool, make: Make) -> dict[str, Any]:
     """What came of a tool on one network; or why nothing did."""
     try:

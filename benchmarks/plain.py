@@ -60,9 +60,7 @@ def call_of(model: nn.Module, backend: str, size: int) -> Call:
 def _in_onnxruntime(model: nn.Module, image: torch.Tensor) -> Call:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.onnx"
-        torch.onnx.export(
-            model, (image,), path, dynamo=True, verbose=False, external_data=False
-        )
+        torch.onnx.export(model, (image,), path, dynamo=True, verbose=False, external_data=False)
         session = session_of(path.read_bytes(), optimised=True, count=1)
     feeds = {session.get_inputs()[0].name: image.numpy()}
     return lambda: session.run(None, feeds)
