@@ -67,10 +67,14 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """Whether the median reaches the target."""
+        """Whether the median reaches the target; with a question mark if the interval has both."""
         if not self.values:
             return "failed" if self.is_failed else "skipped"
-        return "pass" if self.median in self.target else "SHORT"
+        told = "pass" if self.median in self.target else "SHORT"
+        low, high = self.interval
+        inside = low in self.target and high in self.target
+        outside = high < self.target.low or low > self.target.high
+        return told if inside or outside else f"{told}?"
 
     def to_json(self) -> dict[str, Any]:
         """All that is known of it."""

@@ -1,14 +1,15 @@
 """How much memory a conversion takes: `python -m benchmarks.memory [--all]`.
 
 A checkpoint of 200 MB (with --all, 1 GB), most of it tensors that no block needs, is converted
-without its code, from torch's format and from safetensors; then one all of RepVGG blocks. And a model of such blocks is converted with its code, whose own weights count as well.
-Every conversion is a process of its own. What counts is the peak of its resident memory above that
-of the same command for one small block, less one block in float64, for each byte of the weights.
+without its code, from torch's format and from safetensors; then one that is all RepVGG blocks; then
+a model of such blocks with its code, whose own weights count as well. Every conversion is a process
+of its own. What counts is the peak of its resident memory above that of the same command for one
+small block, less one block in float64, for each byte of the weights.
 """
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.figures import Figure, Target, told
@@ -91,13 +92,16 @@ def _figure(name: str, peaks: list[int], one: int, whole: int) -> Figure:
 
 
 def figures(
-    everything: bool = False, size: int = 200_000_000, channels: int = 512
+    everything: bool = False,
+    size: int = 200_000_000,
+    channels: int = 512,
+    file_types: Sequence[str] = (".pth", ".safetensors"),
 ) -> Iterator[Figure]:
     """Two formats, two kinds of files, and a model with its code."""
     size = 1_000_000_000 if everything else size
     blocks = max(size // (channels * channels * 10 * 4), 1)
     few = max(blocks // 8, 1)
-    for file_type in (".pth", ".safetensors"):
+    for file_type in file_types:
         yield bare(file_type, size, few, channels, "most unrelated")
     yield bare(".pth", 0, blocks, channels, "all in blocks")
     yield live(blocks, channels)

@@ -108,12 +108,12 @@ def by_acfuse(model: nn.Module, given: Tensor) -> Result:
     return run(fused, given, seconds)
 
 
-def onnx_tool(optimise: Callable[[Any], Callable[[onnx.ModelProto], onnx.ModelProto]]) -> Tool:
+def onnx_tool(imported: Callable[[], Callable[[onnx.ModelProto], onnx.ModelProto]]) -> Tool:
     """A tool that makes an ONNX file of one."""
 
     def tool(model: nn.Module, given: Tensor) -> Result:
+        make = imported()
         file = exported(model, given)
-        make = optimise(None)
         start = time.process_time()
         made = make(file)
         return in_onnxruntime(made, given, time.process_time() - start)
@@ -121,19 +121,19 @@ def onnx_tool(optimise: Callable[[Any], Callable[[onnx.ModelProto], onnx.ModelPr
     return tool
 
 
-def _onnxsim(_: Any) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+def _onnxsim() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     import onnxsim
 
     return lambda file: onnxsim.simplify(file)[0]
 
 
-def _onnxslim(_: Any) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+def _onnxslim() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     import onnxslim
 
     return lambda file: onnxslim.slim(file)
 
 
-def _onnxoptimizer(_: Any) -> Callable[[onnx.ModelProto], onnx.ModelProto]:
+def _onnxoptimizer() -> Callable[[onnx.ModelProto], onnx.ModelProto]:
     import onnxoptimizer
 
     passes = onnxoptimizer.get_fuse_and_elimination_passes()

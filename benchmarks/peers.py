@@ -121,7 +121,7 @@ def name_of(tool: str, known: Mapping[str, str]) -> str:
 def terminal(results: Mapping[str, Any]) -> str:
     """The table in 80 columns, and what was skipped."""
     head = f"{'convolutions left':24}" + "".join(f"{name:>10}" for name in NETS)
-    lines, notes = [f"{head[:74]}  error"], []
+    lines, notes = [f"{head} error"], []
     for tool, row in results["tools"].items():
         if "cells" not in row:
             kind = "skipped" if "skipped" in row else "failed"

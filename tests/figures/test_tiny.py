@@ -4,9 +4,12 @@ import importlib
 import math
 
 import pytest
+import torch
 
 from benchmarks import __main__ as runner
+from benchmarks import plain
 from benchmarks.figures import NAME
+from tests.bounds import assert_within, rounding
 
 TINY = {
     "startup": {"rounds": 1},
@@ -14,9 +17,9 @@ TINY = {
     "without_onnx": {"models": ("repvgg_a0",), "rounds": 1, "shape": 32},
     "certificates": {"channels": (4, 8), "rounds": 1},
     "bare": {"channels": (4,), "blocks": 2, "megabytes": (4, 8), "rounds": 1},
-    "plain": {"backends": ("eager",), "width": 2, "size": 32, "rounds": 1},
+    "plain": {"rows": plain.ROWS[1:2], "width": 2, "size": 32, "rounds": 1},
     "find": {"stacks": (1, 2), "layers": (2, 3), "rounds": 1},
-    "memory": {"size": 1_000_000, "channels": 32},
+    "memory": {"size": 1_000_000, "channels": 32, "file_types": ()},
     "batch": {"checkpoints": 2, "rounds": 1},
 }
 
@@ -40,6 +43,17 @@ def test_it_measures(name):
         assert len(figure.name) <= NAME
         bounds = (figure.target.low, figure.target.high)
         assert not all(map(math.isinf, bounds)), "a figure has a target"
+
+
+def test_what_is_timed_beside_each_other_is_the_same_network():
+    nets = plain.networks(2)
+    image = torch.randn(1, 3, 37, 32)
+    with torch.no_grad():
+        original, fused, by_hand = (net(image) for net in nets.values())
+    bound = rounding(nets["unfused"], image, dtype=torch.float32)
+    assert_within(fused, original, bound)
+    assert_within(by_hand, original, bound)
+    assert not any("bn" in key for key in nets["by hand"].state_dict())
 
 
 @pytest.fixture
