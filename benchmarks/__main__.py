@@ -111,11 +111,11 @@ def main() -> int:
     if "peers" in names:
         results["peers"] = peers.all_of(peers.TOOLS, peers.python_of_peers())
         print(f"\n{peers.terminal(results['peers'])}")
+    written(options.output, results)
     if options.keep:
         known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         written(RESULTS, merged(known, results))
         write_pages()
-    written(options.output, results)
     minutes = (time.monotonic() - began) / 60
     print(f"\n{minutes:.1f} minutes; every repetition is in {os.path.relpath(options.output)}")
     return int(any(figure["verdict"] == "failed" for figure in figures))
