@@ -4,7 +4,7 @@ A checkpoint of 200 MB (with --all, 1 GB), most of it tensors that no block need
 without its code, from torch's format and from safetensors; then one that is all RepVGG blocks; then
 a model of such blocks with its code: found and fused alone, and converted, whose own weights count
 as well. Every one is a process of its own. What counts is the peak of its resident memory above
-that of the same command for one such block, for each byte of the weights beyond those of that block.
+that of the same command for one such block, for each byte of the weights beyond that block's.
 """
 
 import json
