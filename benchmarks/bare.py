@@ -1,13 +1,15 @@
 """A checkpoint without its code beside `cp`: `python -m benchmarks.bare [--all]`.
 
-ACNet blocks of 256, 512 and 1,024 channels, eight of each: 660 MB. Seconds by the clock on one
-thread of `acfuse convert` beyond those of `import torch`, and of `cp` on the same disk. Then files
-of 10 and 100 MB (with --all, 1,000) of equal blocks: with which power of the bytes CPU time grows.
+ACNet blocks of 256, 512 and 1,024 channels, eight of each: 660 MB. CPU seconds on one thread of
+`acfuse convert` beyond those of `import torch`, for each of `cp`, the median of several on the same
+disk. Then files of 10 and 100 MB (with --all, 1,000) of equal blocks: with which power of the bytes
+CPU time grows.
 """
 
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 
 from benchmarks.figures import Figure, Target, exponent, told
 from benchmarks.processes import Ran, acfuse, in_turn, python, ratios, run
@@ -15,6 +17,7 @@ from benchmarks.processes import Ran, acfuse, in_turn, python, ratios, run
 CHANNELS = (256, 512, 1024)
 MEGABYTES = (10, 100)
 WIDE = 256
+COPIES = 5
 BLOCK = WIDE * WIDE * (9 + 3 + 3) * 4  # bytes
 MAKE = """
 import sys, torch
@@ -37,21 +40,25 @@ def against_cp(folder: Path, channels: Sequence[int], blocks: int, rounds: int) 
         torch = python("-c", "import torch")
         return acfuse("convert", "net.pth", *OPTIONS, folder=folder), torch
 
-    def copy() -> Ran:
-        (folder / "copy.pth").unlink(missing_ok=True)
-        return run("cp", "net.pth", "copy.pth", folder=folder)
+    def copy() -> list[Ran]:
+        copied = []
+        for _ in range(COPIES):
+            (folder / "copy.pth").unlink(missing_ok=True)
+            copied.append(run("cp", "net.pth", "copy.pth", folder=folder))
+        return copied
 
     converted, copied = in_turn(convert, copy, rounds)
-    beyond = [whole.wall - torch.wall for whole, torch in converted]
+    beyond = [whole.cpu - torch.cpu for whole, torch in converted]
+    once = [median(one.cpu for one in several) for several in copied]
     raw = {
-        "convert, s": [whole.wall for whole, _ in converted],
-        "import torch, s": [torch.wall for _, torch in converted],
-        "cp, s": [one.wall for one in copied],
         "convert, CPU s": [whole.cpu for whole, _ in converted],
-        "cp, CPU s": [one.cpu for one in copied],
+        "import torch, CPU s": [torch.cpu for _, torch in converted],
+        "cp, CPU s": [one.cpu for several in copied for one in several],
+        "convert, s": [whole.wall for whole, _ in converted],
+        "cp, s": [one.wall for several in copied for one in several],
     }
     name = f"bare checkpoint of {size:.0f} MB / cp"
-    return Figure(name, Target(high=3), ratios(beyond, raw["cp, s"]), raw=raw)
+    return Figure(name, Target(high=3), ratios(beyond, once), raw=raw)
 
 
 def against_bytes(folder: Path, megabytes: Sequence[int], rounds: int) -> Figure:
