@@ -3,8 +3,8 @@
 Converts 20 copies of a sample's checkpoint with `acfuse batch -j 1` and with `-j 2`, in turn (A B,
 B A, ...), every run with a template of its own, and each process with one thread. The ratio of the
 seconds by the clock is what counts; what two processes that only count gain on this machine at that
-time stands beside it: on a busy one, hardly anything can be gained. With --memory it prints the peak
-of one conversion beside the size of its checkpoint instead, for ACNets of several widths.
+time stands beside it: on a busy one, hardly anything can be gained. With --memory it prints the
+peak of one conversion beside the size of its checkpoint, for ACNets of several widths.
 """
 
 import json
