@@ -27,10 +27,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def figures_table(results: Results) -> str:
     """Every figure beside its target, and where it was measured."""
-    rows, machines = [], []
+    rows, machines, loads = [], [], []
     for told in results["figures"]:
         figure, about = Figure.of_json(told), told["about"]
         machines.append(machine(about))
+        loads.append(about["load"][0])
         if figure.values:
             low, high = map(shown, figure.interval)
             between = f"{low} to {high}" if len(figure.values) > 1 else "once"
@@ -41,7 +42,8 @@ def figures_table(results: Results) -> str:
         command = f"`{told['benchmark']}`"
         rows.append([command, figure.name, target, value, between, figure.verdict])
     head = ["benchmark", "figure", "target", "median", "interval", ""]
-    return "\n".join([table(head, rows), "", *dict.fromkeys(machines)])
+    busy = f"Before they began, {min(loads):.1f} to {max(loads):.1f} processes had wanted to run."
+    return "\n".join([table(head, rows), "", *dict.fromkeys(machines), busy])
 
 
 def machine(about: Mapping[str, Any]) -> str:
