@@ -24,7 +24,7 @@ class Ran:
 
     wall: float  # seconds
     cpu: float  # seconds
-    peak: int  # bytes that lay in memory at once, of the largest of them
+    peak: int  # bytes in memory at once, of the largest of them; at least that of the one that asks
     text: str
 
     @property
