@@ -53,7 +53,6 @@ def compare_models(
     if is_trained(fused):  # a run changes what it holds
         fused = copied(fused)
     progress("the original model")
-    dtype = original.dtype
     shown = [*original.given, *original.of_other_sizes, *original.showing_more]
     if not _is_repeated(original):
         why = "two runs of the original model on one input differ: nothing can be compared"
@@ -64,37 +63,70 @@ def compare_models(
         why += "ships alone"
         checks.append(Check("algebra", True, 0.0, 0.0, detail=why, warning=why, compared=0))
     else:
-        # What another batch shows, it shows as it ships as well.
-        given = [*shown, *original.far]
-        true = [original.true(image) for image in given]
+        # What another batch shows, it shows as it ships as well. Of the models in float64, one at a
+        # time is in memory.
+        for image in (*shown, *original.far):
+            original.true(image)
         original.forget_exact()
         progress("algebra of the whole model, in float64")
-        compared = partial(_in_float64, dtype=dtype, takes_any=original.takes_any)
-        answers = _answers(fused_exactly(), given, torch.float64)
-        algebra = partial(compared, name="algebra", what=EXACT, answers=answers, true=true)
-        usual = len(shown)
-        check = algebra(still(true, usual, ALGEBRA_LIMIT), limit=ALGEBRA_LIMIT)
-        if not check.passed:
-            noise = original.noise(given, usual)
-            limit = _algebra_limit(original.exact, given[0], true[0], noise[0])
-            check = algebra(_steady(noise), limit=limit)
-        checks.append(check)
+        checks.append(_algebra(original, shown, fused_exactly()))
         if has_fresh_statistics(original.model):
-            checks.append(_with_random_statistics(original.model, fuse_anew, shown, dtype))
+            checks.append(_with_random_statistics(original, fuse_anew, shown))
         progress("stored weights, in float64")
-        limit = max(STORED_LIMIT * torch.finfo(dtype).eps, ALGEBRA_LIMIT)
-        answers = _answers(copied(fused).double(), given, torch.float64)
-        weights = partial(
-            compared, name="weights", what=STORED, answers=answers, true=true, limit=limit
-        )
-        checks.append(judged_by_noise(weights, original, given, usual, limit))
-    progress(f"rounding in {str(dtype).removeprefix('torch.')}")
-    shown += original.of_other_batches
+        checks.append(_weights(original, shown, copied(fused).double()))
+    progress(f"rounding in {str(original.dtype).removeprefix('torch.')}")
+    checks.append(_rounding(original, [*shown, *original.of_other_batches], fused, tolerance))
+    return tuple(checks)
+
+
+def _algebra(original: Original, shown: Sequence[Image], fused: nn.Module) -> Check:
+    """What is fused in float64, nothing rounded."""
+    given, usual = [*shown, *original.far], len(shown)
+    true = [original.true(image) for image in given]
+    algebra = partial(
+        _in_float64,
+        name="algebra",
+        what=EXACT,
+        answers=_answers(fused, given, torch.float64),
+        true=true,
+        dtype=original.dtype,
+        takes_any=original.takes_any,
+    )
+    check = algebra(still(true, usual, ALGEBRA_LIMIT), limit=ALGEBRA_LIMIT)
+    if check.passed:
+        return check
+    noise = original.noise(given, usual)
+    limit = _algebra_limit(original.exact, given[0], true[0], noise[0])
+    original.forget_exact()
+    return algebra(_steady(noise), limit=limit)
+
+
+def _weights(original: Original, shown: Sequence[Image], stored: nn.Module) -> Check:
+    """The weights as they are stored, in float64."""
+    given = [*shown, *original.far]
+    limit = max(STORED_LIMIT * torch.finfo(original.dtype).eps, ALGEBRA_LIMIT)
+    verdict = partial(
+        _in_float64,
+        name="weights",
+        what=STORED,
+        answers=_answers(stored, given, torch.float64),
+        true=[original.true(image) for image in given],
+        limit=limit,
+        dtype=original.dtype,
+        takes_any=original.takes_any,
+    )
+    return judged_by_noise(verdict, original, given, len(shown), limit)
+
+
+def _rounding(
+    original: Original, shown: Sequence[Image], fused: nn.Module, tolerance: Tolerance
+) -> Check:
+    """The fused model as it ships."""
     # A tolerance holds for usual inputs: of others, only the largest output is a fair measure.
     given = shown if tolerance.is_given else [*shown, *original.far]
-    found = _answers(fused, given, dtype)
+    found = _answers(fused, given, original.dtype)
 
-    def rounding(noise: Sequence[Noises]) -> Check:
+    def verdict(noise: Sequence[Noises]) -> Check:
         difference = Difference(tolerance=tolerance, takes_any=original.takes_any)
         own = None if original.why_not_exact else Difference(tolerance=tolerance)
         for i, (image, answer) in enumerate(zip(given, found, strict=True)):
@@ -105,10 +137,10 @@ def compare_models(
                 difference.absolute = usual
             if own is not None and i < len(original.given):
                 own.add(_wide(original.true(image)), _wide(shipped), noise[i])
-        return judge("rounding", difference, tolerance, dtype, own)
+        return judge("rounding", difference, tolerance, original.dtype, own)
 
-    checks.append(judged_by_noise(rounding, original, given, len(shown), rounding_limit(dtype)))
-    return tuple(checks)
+    limit = rounding_limit(original.dtype)
+    return judged_by_noise(verdict, original, given, len(shown), limit)
 
 
 def judged_by_noise(
@@ -201,13 +233,10 @@ def _in_float64(
 
 
 def _with_random_statistics(
-    model: nn.Module,
-    fuse: Callable[[nn.Module], nn.Module],
-    given: Sequence[Image],
-    dtype: torch.dtype,
+    original: Original, fuse: Callable[[nn.Module], nn.Module], given: Sequence[Image]
 ) -> Check:
     """The algebra on a copy with random statistics, in which the blocks are found anew."""
-    before = randomize_batchnorm(model)
+    before, dtype = randomize_batchnorm(original.model), original.dtype
     true = [run(before, g, torch.float64) for g in given]
     answers = _answers(fuse(before), given, torch.float64)
     algebra = partial(_in_float64, name="algebra, random statistics", what=EXACT, answers=answers,

@@ -164,6 +164,12 @@ class LiveFused(Fused):
         """The original in float64, fused without any rounding."""
         return fused_copy(self.source.model, self.found, dtype=torch.float64).double()
 
+    def _exact_once(self) -> nn.Module:
+        """The same for the last time: it takes twice the memory of the model that ships."""
+        exact = self.exact
+        del self.__dict__["exact"]
+        return exact
+
     @cached_property
     def checkpoint(self) -> Mapping[str, Tensor]:
         """The fused checkpoint: what was not fused is the original's own tensor."""
@@ -194,7 +200,7 @@ class LiveFused(Fused):
             self.source.original(inputs),
             self.model if self.made is None else copied(self.model),  # a call may leave marks
             tolerance,
-            lambda: self.exact,
+            self._exact_once,
             lambda model: fused_copy(model, again(model).found, dtype=torch.float64),
             progress,
         )
