@@ -8,7 +8,7 @@ SOLVERS := $(VENV)/.solvers
 FLOORS := .venv-floors
 PEERS := .venv-peers
 
-.PHONY: help demo test test-kernels floors prove trust zoo bench peers fuzz check fix samples clean
+.PHONY: help demo test test-kernels floors prove trust zoo bench peers fuzz golden check fix samples clean
 
 help:
 	@echo "make demo     fuse the trained sample and show the result"
@@ -22,6 +22,7 @@ help:
 	@echo "              without a result, unless ZOO=--again (about 25 minutes)"
 	@echo "make bench    measure what acfuse takes and gives, beside its targets (under ten minutes)"
 	@echo "make peers    install the other tools that make bench tries, in .venv-peers"
+	@echo "make golden   write the pages and transcripts again that tests hold to the program"
 	@echo "make fuzz     draw files that are nearly right by the ten thousand (about ten minutes)"
 	@echo "make check    lint, types and import contracts"
 	@echo "make fix      format, and mend what ruff can mend"
@@ -101,6 +102,12 @@ $(PEERS)/.ready: pyproject.toml constraints.txt benchmarks/peers.txt tests/packa
 peers: $(PEERS)/.ready
 
 # What it finds lies in tests/trust/finds afterwards, and is tried by make test from then on.
+# Pages and transcripts that tests hold to what the program says. Read what changed before a commit.
+golden: $(READY)
+	ACFUSE_WRITE_CASES=1 $(BIN)/python -m pytest --quiet tests/families/test_table.py \
+		tests/cli/test_transcripts.py || true
+	git --no-pager diff --stat -- docs tests/cli/cases
+
 fuzz: $(READY)
 	ACFUSE_FUZZ=1 $(BIN)/python -m pytest tests/trust/test_fuzz.py --numprocesses 2 \
 		--hypothesis-profile fuzz

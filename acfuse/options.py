@@ -147,8 +147,9 @@ INPUT_OPTIONS = (
     SEED,
     option("--samples", type=click.IntRange(min=1), default=None,
             help="How many random inputs. Default 3."),
-    option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance, on every element."),
-    option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance beside it."),
+    option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance, on every element; "
+            "beside it --rtol is 1e-5 if it is not given, as torch.allclose has it."),
+    option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance; alone, --atol is 0."),
 )  # fmt: skip
 RUNTIME_OPTIONS = (
     option("--exhaustive", is_flag=True, help="Read every weight of a block's layers by impulses, "

@@ -95,6 +95,8 @@ def export_onnx(
         report.print_json({"written": [str(path)]})
     elif not quiet:
         click.echo(f"wrote   {safe(path)}  ({path.stat().st_size:,} bytes)")
+        if source is not None:
+            click.echo("note    the network as it is: `acfuse convert` fuses it")
 
 
 def _early_output_checks(source: Path, options: dict[str, Any]) -> None:

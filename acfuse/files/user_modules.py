@@ -59,7 +59,10 @@ def not_built(spec: str, error: BaseException) -> InputError:
 
 
 def _not_imported(place: Path | str, flag: str, error: BaseException) -> InputError:
-    return InputError(f"{flag}: {place} could not be imported: {one_line(error)}.")
+    why = one_line(error)
+    if isinstance(error, SystemExit):  # a script that reads arguments, or ends when it is done
+        why = "it ends the program. Put what it runs behind if __name__ == '__main__'"
+    return InputError(f"{flag}: {place} could not be imported: {why}.")
 
 
 def module_of(place: str, name: str, flag: str) -> ModuleType:

@@ -637,7 +637,7 @@ def test_wrong_arguments_are_named(project):
 def test_code_that_leaves_the_process_is_an_error_of_that_code(project):
     Path("leaves.py").write_text("import sys\nsys.exit(0)\n")
     result = run("convert", "model.pth", "--no-onnx", "--model", "leaves.py:Net", *SHAPE)
-    refused(result, 3, "leaves.py")
+    refused(result, 3, "leaves.py", "if __name__ == '__main__'")
 
 
 def test_a_name_in_the_checkpoint_is_never_imported(project):
