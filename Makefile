@@ -101,13 +101,13 @@ $(PEERS)/.ready: pyproject.toml constraints.txt benchmarks/peers.txt tests/packa
 
 peers: $(PEERS)/.ready
 
-# What it finds lies in tests/trust/finds afterwards, and is tried by make test from then on.
 # Pages and transcripts that tests hold to what the program says. Read what changed before a commit.
 golden: $(READY)
 	ACFUSE_WRITE_CASES=1 $(BIN)/python -m pytest --quiet tests/families/test_table.py \
 		tests/cli/test_transcripts.py || true
 	git --no-pager diff --stat -- docs tests/cli/cases
 
+# What it finds lies in tests/trust/finds afterwards, and is tried by make test from then on.
 fuzz: $(READY)
 	ACFUSE_FUZZ=1 $(BIN)/python -m pytest tests/trust/test_fuzz.py --numprocesses 2 \
 		--hypothesis-profile fuzz
