@@ -122,6 +122,9 @@ def diagnose_numbers(
             return "the kernel is transposed"
         if bool(near(a.kernel.flip(*axes), b.kernel, slack=m.flip(*axes)).all()):
             return "the kernel is flipped"
+        for axis, step in ((axis, step) for axis in axes for step in (1, -1)):
+            if bool(near(a.kernel.roll(step, axis), b.kernel, slack=m.roll(step, axis)).all()):
+                return "the kernel is moved by one tap"
     return ""
 
 
@@ -142,6 +145,8 @@ def _mistakes(module: nn.Module, block: Block) -> Iterator[tuple[str, Mistake]]:
         yield f"the arm of {name} is missing", partial(_silence, name)
         yield f"the shift of {name} is missing", partial(_zero, name, "bias")
         yield f"the mean of {name} is missing", partial(_zero, name, "running_mean")
+    for name in (*convolutions, *norms):
+        yield f"the arm of {name} is added twice", partial(_double, name)
     for first, second in combinations(norms, 2):
         yield f"{first} and {second} are swapped", partial(_swap, first, second)
     for first, second in combinations(convolutions, 2):
@@ -162,6 +167,17 @@ def _switch_off(name: str, module: nn.Module) -> None:
             tensor.data = torch.zeros_like(tensor)
     if norm is not None and norm.weight is None:
         raise ValueError("this arm cannot be switched off")
+
+
+def _double(name: str, module: nn.Module) -> None:
+    """Twice what an arm gives: of its norm, if it has one, else of its convolution."""
+    own = module.get_submodule(name)
+    layer: Any = own if is_norm(own) else _norm_behind(module, name) or own
+    if layer.weight is None:
+        raise ValueError("this arm cannot be doubled")
+    for tensor in (layer.weight, layer.bias):
+        if tensor is not None:
+            tensor.data = 2 * tensor
 
 
 def _norm_behind(module: nn.Module, name: str) -> nn.Module | None:

@@ -86,6 +86,10 @@ def a_missing_arm(tensors):
     tensors.update(_fused(ARMS[:2], 1e-5))
 
 
+def a_doubled_arm(tensors):
+    tensors.update(_fused([*ARMS, ARMS[1]], 1e-5))
+
+
 def swapped_norms(tensors):
     tensors.update(_fused([("square", "square"), ("ver", "hor"), ("hor", "ver")], 1e-5))
 
@@ -98,12 +102,13 @@ FAULTS = {
     one_bias: "1 altered weight",
     transposed: "the kernel is transposed",
     flipped: "the kernel is flipped",
-    shifted: "",
+    shifted: "the kernel is moved by one tap",
     channels_swapped: "",
     through_float16: "float16",
     infinite: "1 altered weight",
     another_eps: "eps 0.001",
     a_missing_arm: "the arm of hor_conv is missing",
+    a_doubled_arm: "the arm of ver_conv is added twice",
     swapped_norms: "ver_bn and hor_bn are swapped",
 }
 
