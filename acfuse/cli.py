@@ -15,6 +15,7 @@ from acfuse.commands.batch import batch
 from acfuse.commands.bench import bench
 from acfuse.commands.convert import convert, export_onnx, inspect
 from acfuse.commands.diff import diff
+from acfuse.commands.explain import explain
 from acfuse.commands.patterns import list_patterns
 from acfuse.commands.verify import selftest, verify
 from acfuse.errors import AcfuseError, Exit
@@ -42,7 +43,9 @@ def cli(context: click.Context) -> None:
     context.default_map = defaults(Path.cwd(), cli.commands)
 
 
-for command in (convert, batch, verify, selftest, bench, diff, export_onnx, inspect, list_patterns):
+for command in (
+    convert, batch, verify, diff, selftest, bench, export_onnx, inspect, explain, list_patterns,
+):  # fmt: skip
     cli.add_command(command)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from acfuse.errors import NotFusable, Reason
 from acfuse.files.cost_table import CostTable
 from acfuse.findings import Block, Cost, Findings, Refused, Run, Term
+from acfuse.graph.arms import arms_of
 from acfuse.graph.calls import Call, signature
 from acfuse.graph.combination import Identity
 from acfuse.graph.copies import copied
@@ -122,8 +123,8 @@ class _Finder:
         self.found.sort(key=lambda f: order[f.where])
         self.refused.sort(key=lambda r: order.get(r.where, 0))
         root = self.analyses[id(self.model)].traced
-        convolutions = filter(None, map(image_of, self.model.modules()))
-        first = next(convolutions, None)  # what the first one reads, where nothing tells more
+        # What the first convolution reads, where nothing tells more.
+        first = next(filter(None, map(image_of, self.model.modules())), None)
         inputs = {name: self._image(self.model, name) or first for name in root.call.tensors}
         images = {name: image for name, image in inputs.items() if image is not None}
         return Findings(tuple(self.found), tuple(self.refused), images=images)
@@ -173,8 +174,7 @@ class _Finder:
         for found in self.found:
             module = self.model.get_submodule(found.where)
             layers = {name: module.get_submodule(name) for name in found.layers}
-            parts: dict[str, object] = {**layers}
-            parts |= {**module._parameters, **module._buffers}
+            parts: dict[str, object] = {**layers, **module._parameters, **module._buffers}
             keep = frozenset(name for name, part in parts.items() if id(part) in self.needed)
             lost = [n for n, layer in layers.items() if is_convolution(layer)]
             lost += [n for n, p in module._parameters.items() if p is not None and p.ndim > 1]
@@ -268,8 +268,7 @@ class _Finder:
                 why = f"{lost[0]} is overwritten in place"
                 self.refused.append(Refused(where, Reason.IN_PLACE, why))
                 continue
-            sources = [nodes[s] for s in region.sources]
-            inside = nodes_between(nodes[region.output], sources)
+            inside = nodes_between(nodes[region.output], [nodes[s] for s in region.sources])
             found = self._found(module, graph, region, inside, forward, taken)
             if isinstance(found, Refused):
                 self.refused.append(found)
@@ -370,6 +369,7 @@ class _Finder:
                 moves=plan.moves,
             ),
             region.is_block,
+            arms=partial(arms_of, graph, region),
         )
 
     def _folded_in_place(self) -> Iterator[Block]:

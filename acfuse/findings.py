@@ -32,6 +32,32 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Arm:
+    """One branch as it enters a sum: its layers in order, and the convolution that they are.
+
+    Each layer has a name, what it is in words, and the bias of the first channel behind it, where
+    that is known. A `value` of None is the source as it is.
+    """
+
+    source: str
+    layers: tuple[tuple[str, str, float | None], ...]
+    value: Value | None
+
+    @property
+    def bias(self) -> float | None:
+        """What it adds to the bias of the first channel."""
+        return None if self.value is None else float(self.value.bias[0])
+
+
+@dataclass(frozen=True)
+class Arms:
+    """The branches of a block, and the layers behind their sum."""
+
+    arms: tuple[Arm, ...]
+    behind: tuple[tuple[str, str, float | None], ...] = ()
+
+
+@dataclass(frozen=True)
 class Cost:
     """Before and after: how many convolutions, and their multiply-adds per pixel (0: not known).
 
@@ -50,7 +76,8 @@ class Block:
     `where` is the path of the module whose forward adds the branches, or the ONNX value that they
     make; `layers` are the names of what is replaced. `reference` gives the replaced layers as a
     function of the sources' images, in float64: it is what the block is proved against. `site` is
-    for the source in which the block was found, and for nobody else.
+    for the source in which the block was found, and for nobody else. `arms` gives the branches, for
+    a reader: no proof asks for them.
     """
 
     where: str
@@ -63,6 +90,7 @@ class Block:
     site: Any = field(default=None, repr=False)
     is_block: bool = True  # False: a fold, which only takes up a BatchNorm or a factor
     assumed: bool = False  # True: by the user's word, because the forward cannot be read
+    arms: Callable[[], Arms] | None = field(default=None, repr=False, compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -126,7 +126,7 @@ def _lowered(block: Block, term: Term, dtype: torch.dtype | None = None) -> Conv
         name = ".".join(filter(None, (block.where, term.name)))
         way = " Save the checkpoint in bfloat16 or float32, and convert that."
         hint = way if refusal.code == Reason.OVERFLOW and block.dtype == torch.float16 else ""
-        raise InputError(f"{name}: {refusal.why}.{hint}") from refusal
+        raise InputError(f"{name}: {refusal.why} [{refusal.code}].{hint}") from refusal
     trim_heap(layer.weight.numel())
     return layer
 

@@ -234,7 +234,8 @@ class Each(Expr):
         """The names of the layers of one arm."""
         return [".".join(filter(None, (self.prefix, str(number), p))) for p in self.parts]
 
-    def _present(self, look: Lookup) -> Sum:
+    def present(self, look: Lookup) -> Sum:
+        """The sum of the arms that are there."""
         arms: list[Expr] = []
         while look(self.numbered(len(arms))[0]) is not None:
             arms.append(seq(*self.numbered(len(arms))))
@@ -244,13 +245,13 @@ class Each(Expr):
         return f"{{{' > '.join(map(_written, self.numbered('*')))}}}"
 
     def value(self, look: Lookup, start: Value) -> Any:
-        return self._present(look).value(look, start)
+        return self.present(look).value(look, start)
 
     def names(self, look: Lookup) -> list[str]:
-        return self._present(look).names(look)
+        return self.present(look).names(look)
 
     def arms(self, look: Lookup) -> int:
-        return len(self._present(look).parts)
+        return len(self.present(look).parts)
 
     def first(self) -> str:
         return self.numbered(0)[0]

@@ -13,6 +13,7 @@ from acfuse.errors import NotFusable, Reason, UsageError
 from acfuse.files.cost_table import CostTable
 from acfuse.findings import Block, Cost, Findings, Refused, Term
 from acfuse.graph.times import slower_than, timed
+from acfuse.patterns.arms import arms_of
 from acfuse.patterns.expr import Lookup
 from acfuse.patterns.pattern import Pattern
 from acfuse.patterns.states import state_of
@@ -165,6 +166,7 @@ def _bare_block(
         Cost((convolutions_among(names, tensors, prefix), 1), (0, value.geometry.multiply_adds)),
         tuple(names),
         lambda: partial(_run, pattern, cache(partial(rebuilt, block)), place),
+        arms=partial(arms_of, pattern, block),
     )
 
 

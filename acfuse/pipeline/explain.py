@@ -33,7 +33,9 @@ def _why(findings: Findings, hint: str) -> str:
         first, count = findings.refused[0], len(findings.refused)
         more = f" ({count} candidates in all)" if count > 1 else ""
         where = first.where or "the model"
-        return f". {where}: {first.why}{more}. `acfuse inspect` lists every candidate."
+        return (
+            f". {where}: {first.why} [{first.code}]{more}. `acfuse inspect` lists every candidate."
+        )
     if findings.suspects:
         group, count = findings.suspects[0], len(findings.suspects)
         return (

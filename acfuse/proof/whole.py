@@ -8,6 +8,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
+from acfuse.errors import Reason
 from acfuse.graph.copies import copied
 from acfuse.graph.fx_read import is_norm
 from acfuse.proof.leaves import Leaves
@@ -29,7 +30,7 @@ from acfuse.proof.running import Image, run
 
 FRESH_NOTE = (
     "BatchNorm statistics are fresh (mean 0, variance 1): a weak test, so the algebra was also "
-    "checked on a copy with random ones"
+    f"checked on a copy with random ones [{Reason.FRESH_STATISTICS}]"
 )
 
 EXACT, STORED = "float64 outputs", "the stored weights, run in float64,"  # in messages

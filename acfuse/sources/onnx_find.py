@@ -12,6 +12,7 @@ from acfuse.errors import NotFusable, Reason
 from acfuse.files.cost_table import CostTable
 from acfuse.files.onnx_cost import subgraphs
 from acfuse.findings import Block, Cost, Findings, Refused, Term
+from acfuse.graph.arms import arms_of
 from acfuse.graph.combination import Identity, Move
 from acfuse.graph.onnx_nodes import FLOATS, Surroundings, is_training_dropout
 from acfuse.graph.onnx_quantised import FLOAT_FIRST, quantises_images
@@ -207,6 +208,7 @@ def _find_in_graph(
                 lambda run=run: run,  # type: ignore[misc]
                 OnnxSite(index, steps, region, layers, moves),
                 region.is_block,
+                arms=partial(arms_of, steps.graph, region),
             )
         )
     return found, refused

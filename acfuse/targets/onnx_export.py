@@ -246,7 +246,8 @@ def export_failure(error: Exception, form: str, without: str, dynamic: str) -> s
     text = lines[0][:240].rstrip(".") if lines else type(cause).__name__
     hint = f"{without} to write the checkpoint alone"
     if "onstraint" in str(cause) or "dynamic" in str(cause).lower():
-        hint = f"A size may be fixed in the model: try another --dynamic than {dynamic}"
+        code = Reason.FIXED_AXIS
+        hint = f"A size may be fixed in the model [{code}]: try another --dynamic than {dynamic}"
     return f"torch cannot export the model to {form}: {text}. {hint}."
 
 
