@@ -13,9 +13,13 @@ import click
 from acfuse import __version__
 from acfuse.commands.batch import batch
 from acfuse.commands.bench import bench
+from acfuse.commands.completion import completion
+from acfuse.commands.config import config
 from acfuse.commands.convert import convert, export_onnx, inspect
 from acfuse.commands.diff import diff
+from acfuse.commands.doctor import doctor
 from acfuse.commands.explain import explain
+from acfuse.commands.init import init
 from acfuse.commands.patterns import list_patterns
 from acfuse.commands.verify import selftest, verify
 from acfuse.errors import AcfuseError, Exit
@@ -45,6 +49,7 @@ def cli(context: click.Context) -> None:
 
 for command in (
     convert, batch, verify, diff, selftest, bench, export_onnx, inspect, explain, list_patterns,
+    init, config, doctor, completion,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -23,6 +23,11 @@ def defaults(folder: Path, commands: Mapping[str, click.Command]) -> dict[str, A
 
 def configuration(folder: Path) -> dict[str, Any]:
     """The settings of acfuse.toml, or of pyproject.toml, by parameter name."""
+    return configured(folder)[1]
+
+
+def configured(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The name of the file that has settings ("" for none), and these by parameter name."""
     for name, table in (("acfuse.toml", ()), ("pyproject.toml", ("tool", "acfuse"))):
         path = folder / name
         if not path.is_file():
@@ -34,8 +39,8 @@ def configuration(folder: Path) -> dict[str, Any]:
         for part in table:
             data = data.get(part, {}) if isinstance(data, dict) else {}
         if data:
-            return {key.replace("-", "_"): value for key, value in data.items()}
-    return {}
+            return name, {key.replace("-", "_"): value for key, value in data.items()}
+    return "", {}
 
 
 def for_command(command: click.Command, settings: dict[str, Any]) -> dict[str, Any]:
