@@ -7,19 +7,41 @@
     conversion = acfuse.convert("model.pth", model="nets.py:Net", input_shape=(1, 3, 224, 224))
     network = acfuse.load_fused(Net(), "model.fused.pth")
 
-What a user can mend is an `acfuse.AcfuseError`: one line, and an exit code of `acfuse.Exit`.
+What a user can mend is an `acfuse.AcfuseError`: one line, and an exit code of `acfuse.Exit`. Its
+kinds can be had from here, and `acfuse.Reason`, the codes of what was refused.
 
 Nothing heavy is imported before it is used.
 """
 
 from typing import TYPE_CHECKING
 
-from acfuse.errors import AcfuseError, Exit
+from acfuse.errors import (
+    AcfuseError,
+    BusyError,
+    Exit,
+    InputError,
+    NotEqual,
+    NotFusable,
+    NothingToFuse,
+    OutputError,
+    Reason,
+    UnsafeError,
+    UsageError,
+)
 
 __version__ = "0.1.0"
 __all__ = [
     "AcfuseError",
+    "BusyError",
     "Exit",
+    "InputError",
+    "NotEqual",
+    "NotFusable",
+    "NothingToFuse",
+    "OutputError",
+    "Reason",
+    "UnsafeError",
+    "UsageError",
     "convert",
     "fuse",
     "fuse_onnx",

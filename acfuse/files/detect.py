@@ -9,6 +9,7 @@ from acfuse.errors import InputError
 from acfuse.files.opened_file import Opened, unhashed
 from acfuse.files.shards import INDEX
 from acfuse.files.zip_check import is_exported
+from acfuse.system.atomic_write import BINARY
 from acfuse.system.limits import Limits
 
 
@@ -64,7 +65,7 @@ def _is_safetensors(head: bytes, size: int) -> bool:
 def is_onnx(path: Path) -> bool:
     """Whether a file is an ONNX model, told from its bytes alone; nothing is parsed."""
     try:
-        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | BINARY)
     except (OSError, ValueError):
         return False
     status = os.fstat(number)

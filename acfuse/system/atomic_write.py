@@ -20,6 +20,7 @@ from acfuse.system.temp_files import UNFINISHED
 if sys.platform != "win32":  # there, nothing keeps a second run away
     import fcntl
 
+BINARY = getattr(os, "O_BINARY", 0)  # Windows would change the ends of lines
 SMALLEST = 4  # no published block shrinks its weights to less than a quarter
 
 
@@ -230,7 +231,7 @@ class _Remembering(io.BufferedWriter):
 def _write_beside(path: Path, data: bytes | Write) -> Path:
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}.partial")
     UNFINISHED.add(temporary)
-    number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
     try:
         with _Remembering(io.FileIO(number, "wb")) as file:
             try:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -29,6 +30,9 @@ def handle_signals() -> Iterator[None]:
     running. A second signal ends it at once. What is not finished is removed either way.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    if sys.platform == "win32":  # there, nobody can wait for a pipe: Python's own handling is all
+        yield
+        return
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)

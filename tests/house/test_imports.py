@@ -1,11 +1,15 @@
 """Who imports whom, and what is not imported before it is needed."""
 
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import acfuse
+from acfuse import errors
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy", "safetensors", "sympy")
@@ -65,6 +69,14 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(tmp_path, line, code):
     (tmp_path / "there.fused.acfuse.json").touch()
     program = LOADED.format(heavy=HEAVY, arguments=line.split())
     assert loaded_by(program, tmp_path) == ([], code)
+
+
+def test_every_error_can_be_had_from_the_top():
+    kinds = {
+        n for n, v in vars(errors).items() if inspect.isclass(v) and v.__module__ == "acfuse.errors"
+    }
+    assert kinds <= set(acfuse.__all__)
+    assert all(getattr(acfuse, name) is getattr(errors, name) for name in kinds)
 
 
 def test_the_package_itself_is_light(tmp_path):

@@ -3,13 +3,16 @@
 import errno
 import io
 import os
+import signal
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from acfuse.errors import OutputError
-from acfuse.system.atomic_write import check_outputs, write_all
+from acfuse.system import atomic_write, signals
+from acfuse.system.atomic_write import check_outputs, reserved, write_all
 
 NAMES = ("one", "two", "three")
 
@@ -274,3 +277,32 @@ def test_an_error_of_a_write_is_told_although_torch_hides_it(folder):
     with pytest.raises(OutputError, match="Bad file descriptor"):
         write_all({path: hides})
     assert tree(folder) == {"a.pth": b"before"}
+
+
+def test_what_is_written_is_the_same_on_every_system(folder, monkeypatch):
+    """Where files have ends of lines that are changed, they are asked not to be."""
+    given, opened = os.O_CLOEXEC, os.open
+    asked = []
+    monkeypatch.setattr(atomic_write, "BINARY", given)
+    monkeypatch.setattr(os, "open", lambda *args: asked.append(args[1]) or opened(*args))
+    write_all({folder / "a": b"one\ntwo\n"})
+    assert [flags & given for flags in asked if flags & os.O_CREAT] == [given]
+
+
+def test_a_system_without_locks_writes_all_the_same(folder, monkeypatch):
+    monkeypatch.setattr(atomic_write, "sys", SimpleNamespace(platform="win32"))
+    with reserved([folder / "net.pth"], [], force=False):
+        assert [*folder.iterdir()] == []
+        write_all({folder / "net.pth": b"whole"})
+    assert (folder / "net.pth").read_bytes() == b"whole"
+
+
+def test_a_system_whose_pipes_cannot_be_waited_for_has_signals_of_its_own(monkeypatch):
+    monkeypatch.setattr(signals, "sys", SimpleNamespace(platform="win32"))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with signals.handle_signals():
+            assert signal.getsignal(signal.SIGTERM) != before
+            assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.signal(signal.SIGTERM, before)
