@@ -10,11 +10,13 @@ from pathlib import Path
 import click
 import pytest
 
+from acfuse import __version__
 from acfuse.cli import cli
 from acfuse.errors import Exit, Reason
 from acfuse.patterns import PATTERNS
 
 ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -74,6 +76,26 @@ def test_every_command_and_option_has_help(command: click.Command) -> None:
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{command.name} {parameter.opts}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_command_that_a_page_shows_exists_with_its_options(page: Path) -> None:
+    blocks = page.read_text(encoding="utf-8").split("```")[1::2]
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    for line in lines:
+        if not line.startswith("acfuse ") or line.startswith(f"acfuse {__version__}"):
+            continue
+        _, name, *rest = line.partition(" #")[0].split()
+        command: click.Command = cli
+        for word in (name, *rest):
+            if not isinstance(command, click.Group) or word not in command.commands:
+                break
+            command = command.commands[word]
+        assert command is not cli or name.startswith("-"), line
+        known = {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)}
+        known |= {"-h", "--help"}
+        given = {word.partition("=")[0] for word in (name, *rest) if word.startswith("-")}
+        assert given <= known, f"{line}: {given - known}"
 
 
 def test_architecture_names_every_room() -> None:
