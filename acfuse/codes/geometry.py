@@ -50,7 +50,7 @@ GEOMETRY = (
         "ACF202 branches give outputs of different sizes (windows of 3 and 1 taps, padded "
         "by (0, 0) and (0, 0))",
         "Pad each arm by what its kernel takes away: padding 1 for a kernel of 3, 2 for one of 5. "
-        "An arm that is cropped behind its convolution is read as well.",
+        "A crop by a negative pad is read as well.",
     ),
     Code(
         Reason.CHANNELS,
