@@ -164,7 +164,7 @@ def _walked(walk: "Walk") -> list[str]:
         lines += ["behind their sum", *_layers(told["behind"]), ""]
     shares = [arm["bias"] for arm in told["arms"] if arm["bias"] is not None]
     added = " + ".join(f"{share:.6g}" for share in shares)
-    lines.append(f"bias[0] {added} = {sum(shares):.6g}")
+    lines.append(f"bias[0] {added} = {sum(shares):.6g}" if len(shares) > 1 else f"bias[0] {added}")
     if told["behind"]:
         lines.append(f"        and behind the sum: {told['bias']:.6g}")
     lines += [f"result  {safe(row['name'])}: {row['what']}" for row in told["results"]]

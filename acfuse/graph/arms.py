@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from math import prod
 
-from acfuse.algebra import Affine, AvgPool, Conv, Value, identity
+from acfuse.algebra import Affine, AvgPool, Conv, Pad, Value, identity
 from acfuse.errors import NotFusable
 from acfuse.findings import Arm, Arms
 from acfuse.graph.combination import IDENTITY, LinearCombination, Operand
@@ -93,43 +93,50 @@ def _told(step: Step, known: Mapping[str, LinearCombination]) -> tuple[str, str,
 
 
 def in_words(rule: Rule | Affine | Layer) -> str:
-    """What a layer is, with all that decides where it looks."""
+    """What a layer is, and where it looks; a stride, dilation or groups of 1 are not told."""
     match rule:
         case ConvStep(layer):
             return in_words(layer)
         case Conv():
             return _convolution(rule)
         case AvgPool():
-            return f"average pooling {_sizes(rule.size)}, stride {_sizes(rule.stride)}"
+            stride = f", stride {_sizes(rule.stride)}" if prod(rule.stride) > 1 else ""
+            return f"average pooling {_sizes(rule.size)}{stride}"
         case PerChannel() | Affine():
-            return "a factor and a shift for each channel"
+            return "factor and shift per channel"
         case Moved(move):
             return move.name
         case LinearSubmodule(graph):
-            return f"a module, linear as a whole, of {len(graph.steps)} steps"
+            inner = [in_words(step.rule) for step in graph.steps]
+            return inner[0] if len(inner) == 1 else f"a linear module of {len(inner)} steps"
         case Sum(signs):
             return f"a sum of {len(signs)}"
         case Concat():
             return "concatenation"
         case ChannelSlice():
             return "some of the channels"
-    return "padding"
+        case Pad(pads=pads):
+            return f"padding {pads_in_words(pads)}"
+    return type(rule).__name__
 
 
 def _convolution(layer: Conv) -> str:
     geometry = layer.geometry
-    channels = f"{geometry.in_channels} -> {geometry.out_channels} channels"
-    bias = "" if layer.bias is None else ", with a bias"
+    bias = "" if layer.bias is None else ", bias"
+    channels = f"{geometry.in_channels} -> {geometry.out_channels}"
     if not layer.stride:
         return f"linear layer, {channels}{bias}"
     kind = "transposed convolution" if layer.transposed else "convolution"
     text = f"{kind} {_sizes(tuple(layer.weight.shape[2:]))}, {channels}"
-    text += f", stride {_sizes(layer.stride)}, padding {pads_in_words(layer.pads)}"
+    if prod(layer.stride) > 1:
+        text += f", stride {_sizes(layer.stride)}"
+    text += f", padding {pads_in_words(layer.pads)}"
     if prod(layer.dilation) > 1:
         text += f", dilation {_sizes(layer.dilation)}"
     if layer.border != "zeros":
         text += f" ({layer.border})"
-    return f"{text}, groups {layer.groups}{bias}"
+    groups = f", groups {layer.groups}" if layer.groups > 1 else ""
+    return f"{text}{groups}{bias}"
 
 
 def _sizes(sizes: tuple[int, ...]) -> str:
