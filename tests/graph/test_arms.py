@@ -11,7 +11,7 @@ from acfuse.algebra import added
 from acfuse.find import find_in_module
 from acfuse.graph.arms import in_words
 from acfuse.graph.fx_read import layer_rule
-from acfuse.patterns import PATTERNS
+from acfuse.patterns import PATTERNS, known_patterns
 from acfuse.patterns.match import find_in_tensors
 from acfuse.pipeline.walk import drawn
 from acfuse.sources.onnx import fuse_onnx
@@ -144,3 +144,16 @@ def test_a_wrong_branch_would_not_add_up():
 def test_a_layer_is_told_with_what_decides_where_it_looks(layer, words):
     axes = 0 if isinstance(layer, nn.Linear) else 2
     assert in_words(layer_rule(layer.eval(), axes)) == words
+
+
+def test_what_a_pattern_takes_away_is_told_so(tmp_path):
+    house = tmp_path / "house.toml"
+    house.write_text('[[pattern]]\nname = "less"\nblock = "(a - b) > n"\nfused = "one"\n')
+    net = awake(Net(lambda m, x: m.n(m.a(x) - m.b(x)), a=conv(3), b=conv(1), n=norm()), 0)
+    (block,) = find_in_tensors(net.state_dict(), known_patterns([house]), 1e-5).found
+    told = block.arms()
+    plus, minus = told.arms
+    assert plus.bias == float(net.a.bias.detach()[0])
+    assert minus.bias == -float(net.b.bias.detach()[0])
+    assert minus.layers[-1] == ("", "times -1", None)
+    assert told.behind == (("n", "factor and shift per channel", None),)
