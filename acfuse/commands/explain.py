@@ -163,8 +163,9 @@ def _walked(walk: "Walk") -> list[str]:
     if told["behind"]:
         lines += ["behind their sum", *_layers(told["behind"]), ""]
     shares = [arm["bias"] for arm in told["arms"] if arm["bias"] is not None]
-    added = " + ".join(f"{share:.6g}" for share in shares)
-    lines.append(f"bias[0] {added} = {sum(shares):.6g}" if len(shares) > 1 else f"bias[0] {added}")
+    if shares:
+        total = [f"= {sum(shares):.6g}"] * (len(shares) > 1)
+        lines.append(" ".join(["bias[0]", " + ".join(f"{share:.6g}" for share in shares), *total]))
     if told["behind"]:
         lines.append(f"        and behind the sum: {told['bias']:.6g}")
     lines += [f"result  {safe(row['name'])}: {row['what']}" for row in told["results"]]
@@ -182,7 +183,7 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> list[str]:
         (
             f"    {safe(layer['layer'])}",
             safe(layer["what"]),
-            "" if layer["bias"] is None else f"bias[0] {layer['bias']:.6g}",
+            "" if layer["bias"] is None else f"bias[0] = {layer['bias']:.6g}",
         )
         for layer in layers
     ]

@@ -122,7 +122,7 @@ def in_words(rule: Rule | Affine | Layer) -> str:
 
 def _convolution(layer: Conv) -> str:
     geometry = layer.geometry
-    bias = "" if layer.bias is None else ", bias"
+    bias = "" if layer.bias is None else ", with bias"
     channels = f"{geometry.in_channels} -> {geometry.out_channels}"
     if not layer.stride:
         return f"linear layer, {channels}{bias}"

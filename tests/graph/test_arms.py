@@ -132,13 +132,13 @@ def test_a_wrong_branch_would_not_add_up():
         (conv(3, channels=(4, 8), stride=(1, 2), groups=2, bias=False),
          "convolution 3x3, 4 -> 8, stride 1x2, padding 1x1, groups 2"),
         (conv(3, 2, dilation=2, padding_mode="reflect"),
-         "convolution 3x3, 4 -> 4, padding 2x2, dilation 2x2 (reflect), bias"),
+         "convolution 3x3, 4 -> 4, padding 2x2, dilation 2x2 (reflect), with bias"),
         (nn.ConvTranspose2d(4, 6, 2, 2, bias=False),
          "transposed convolution 2x2, 4 -> 6, stride 2x2, padding 0x0"),
         (nn.AvgPool2d(3, 2, 1), "average pooling 3x3, stride 2x2"),
         (nn.ZeroPad2d((1, 2, 0, -1)), "padding 0/-1x1/2"),
         (norm(), "factor and shift per channel"),
-        (nn.Linear(4, 6), "linear layer, 4 -> 6, bias"),
+        (nn.Linear(4, 6), "linear layer, 4 -> 6, with bias"),
     ],
 )  # fmt: skip
 def test_a_layer_is_told_with_what_decides_where_it_looks(layer, words):
