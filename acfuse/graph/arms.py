@@ -22,6 +22,7 @@ from acfuse.graph.steps import (
     Step,
     Sum,
 )
+from acfuse.system.devices import CPU
 
 
 def arms_of(graph: Graph, region: Region) -> Arms:
@@ -29,7 +30,7 @@ def arms_of(graph: Graph, region: Region) -> Arms:
 
     Where nothing is added, the whole chain is one arm.
     """
-    combiner = Combiner(graph, numbers=True)
+    combiner = Combiner(graph, CPU)
     known = {source: LinearCombination({source: IDENTITY}) for source in region.sources}
     for step in graph.steps:
         if step.value in region.steps:

@@ -1,6 +1,7 @@
 """The branches of a block of bare tensors one by one, as its pattern adds them up."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from acfuse.findings import Arm, Arms
 from acfuse.graph.arms import in_words
@@ -8,12 +9,14 @@ from acfuse.patterns.expr import Absent, Each, Expr, Seq, Sum, seq
 from acfuse.patterns.pattern import Pattern
 from acfuse.patterns.tensors import TensorBlock
 from acfuse.patterns.values import Linear
+from acfuse.system.devices import CPU
 
 Layers = tuple[tuple[str, str, float | None], ...]
 
 
 def arms_of(pattern: Pattern, block: TensorBlock) -> Arms:
-    """What a pattern adds, each with its layers, and the layers behind the sum."""
+    """What a pattern adds, each with its layers, and the layers behind the sum; on the CPU."""
+    block = replace(block, device=CPU)
     parts = pattern.block.parts if isinstance(pattern.block, Seq) else (pattern.block,)
     place = next((i for i, part in enumerate(parts) if isinstance(part, Sum | Each)), None)
     if place is None:

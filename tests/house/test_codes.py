@@ -81,3 +81,13 @@ def test_no_code_is_spoken_of_that_does_not_exist() -> None:
     texts = [*ROOT.glob("acfuse/**/*.py"), *ROOT.glob("docs/*.md"), ROOT / "README.md"]
     spoken = {c for path in texts for c in re.findall(r"ACF\d{3}", path.read_text("utf-8"))}
     assert spoken == {reason.value for reason in Reason}
+
+
+def test_the_page_is_formatted_as_the_source_is() -> None:
+    """The formatter reads the programs in pages as well: what it changed would be stale."""
+    ruff = Path(sys.executable).parent / "ruff"
+    if not ruff.exists():
+        pytest.skip("ruff is not installed")
+    given = [str(ruff), "format", "--check", "docs/codes.md"]
+    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -14,7 +14,19 @@ ROOT = Path(__file__).parents[2]
 RIGHT = """
 import acfuse
 import onnx
-from acfuse import AcfuseError, Exit
+from acfuse import (
+    AcfuseError,
+    BusyError,
+    Exit,
+    InputError,
+    NotEqual,
+    NotFusable,
+    NothingToFuse,
+    OutputError,
+    Reason,
+    UnsafeError,
+    UsageError,
+)
 from torch import Tensor, nn
 
 
@@ -48,6 +60,17 @@ def files(network: nn.Module) -> nn.Module:
         raise SystemExit(Exit.NOT_EQUAL)
     print(acfuse.__version__.partition("."), [path.name for path in done.written])
     return acfuse.load_fused(network, "model.fused.pth")
+
+
+def told(error: Exception) -> str:
+    match error:
+        case NotFusable(code=Reason.STRIDES, why=why):
+            return why
+        case BusyError() | UnsafeError() | UsageError() | NothingToFuse():
+            return f"{error.exit_code.name}: {error}"
+        case InputError() | OutputError() | NotEqual():
+            return str(error)
+    return ""
 """
 
 # Each line below the one that makes the values is wrong in its own way.
