@@ -174,7 +174,7 @@ FORWARD = (
         "Under torch.no_grad or autocast the same layers give other gradients or other dtypes. A "
         "fused layer would stand on one side of that line.",
         network(
-            "with torch.autocast('cpu', dtype=torch.bfloat16):\n    y = self.a(x)\ny + self.b(x)",
+            'with torch.autocast("cpu", dtype=torch.bfloat16):\n    y = self.a(x)\ny + self.b(x)',
             a=THREE,
             b=ONE,
         ),
