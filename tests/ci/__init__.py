@@ -1,0 +1,1 @@
+"""The GitHub action, its steps run as a runner would."""
