@@ -16,13 +16,13 @@ from acfuse.graph.calls import Call
 from acfuse.graph.copies import copied, unwrapped
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.pipeline.convert import convert as convert_job
-from acfuse.pipeline.convert import prove
+from acfuse.pipeline.convert import logged, prove
 from acfuse.pipeline.job import Conversion, Job
 from acfuse.proof import Inputs, Proofs, Tolerance
 from acfuse.proof.live_program import has_its_forwards
 from acfuse.proof.witness import Given, example_of, seen
 from acfuse.sources.bare import BareFused, BareSource
-from acfuse.sources.base import FindOptions, Fused
+from acfuse.sources.base import FindOptions, Fused, silent
 from acfuse.sources.live import LiveFused, LiveSource, load_fused
 from acfuse.sources.onnx import OnnxFused, fuse_onnx
 
@@ -162,7 +162,7 @@ def verify(
         read_back=fused.state_dict(),
         made=expected.model,
     )
-    return prove(given, inputs, Tolerance(atol, rtol), by_others=True)
+    return prove(given, inputs, Tolerance(atol, rtol), logged(silent), by_others=True)
 
 
 def _shape(given: Any) -> Shape:

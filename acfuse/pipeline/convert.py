@@ -1,6 +1,7 @@
 """The pipeline: open, find, fuse, prove, export, save. Nothing is written before it is proved."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,8 +18,11 @@ from acfuse.proof.onnx_runtime import compare_onnx
 from acfuse.sources.base import Fused, Progress, Source, silent
 from acfuse.sources.open_source import open_source
 from acfuse.system.atomic_write import reserved, write_all
+from acfuse.system.escape import safe
 from acfuse.targets.onnx_export import OnnxFile, to_onnx
 from acfuse.targets.pt2_export import Program, compare_pt2, to_pt2
+
+LOGGER = logging.getLogger("acfuse")
 
 
 def convert(job: Job, progress: Progress = silent) -> Conversion:
@@ -26,6 +30,7 @@ def convert(job: Job, progress: Progress = silent) -> Conversion:
 
     Raises AcfuseError for what a user can mend; a failed proof is a result, and nothing is written.
     """
+    progress = logged(progress)
     with _reserved(job):
         source = _opened_to_fuse(job, progress)
         with unchanged(source.file.files):
@@ -34,6 +39,16 @@ def convert(job: Job, progress: Progress = silent) -> Conversion:
             proofs = prove(fused, job.inputs, job.tolerance, progress, exhaustive=job.exhaustive)
             exports = export(source, fused, job, progress) if proofs.passed else Exports()
         return save(concluded(job, source, fused, proofs, exports), fused)
+
+
+def logged(progress: Progress) -> Progress:
+    """Progress that is also told to the logger `acfuse`, at INFO."""
+
+    def tell(what: str) -> None:
+        LOGGER.info("%s", safe(what))
+        progress(what)
+
+    return tell
 
 
 def inspect(job: Job) -> Conversion:
@@ -212,6 +227,7 @@ def concluded(
         exports.pt2,
         files=source.file.files,
         diagnosis="" if bad is None else fused.diagnose(bad[0], folded=bad[1]),
+        fused=fused,
     )
 
 

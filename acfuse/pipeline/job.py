@@ -13,7 +13,7 @@ from acfuse.findings import Findings, Size
 from acfuse.patterns import Pattern, known_patterns
 from acfuse.pipeline.paths import Paths, fused_path
 from acfuse.proof import Check, Inputs, Proofs, Tolerance
-from acfuse.sources.base import FindOptions, OpenOptions
+from acfuse.sources.base import FindOptions, Fused, OpenOptions
 from acfuse.system.limits import LIMITS, Limits
 from acfuse.targets.onnx_export import DEFAULT_OPSET, OnnxFile
 from acfuse.targets.pt2_export import Program
@@ -139,6 +139,7 @@ class Conversion:
     written: tuple[Path, ...] = ()
     files: Mapping[Path, FileState] = field(default_factory=dict)  # that were read
     diagnosis: str = ""
+    fused: Fused | None = field(default=None, repr=False, compare=False)  # what was proved
 
     @property
     def exit_code(self) -> Exit:

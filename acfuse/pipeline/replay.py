@@ -12,7 +12,7 @@ from acfuse.files.records import ReadOptions
 from acfuse.files.user_code import build_model
 from acfuse.findings import Findings
 from acfuse.graph.copies import unwrapped
-from acfuse.pipeline.convert import certified, checked_onnx, concluded, opened, prove
+from acfuse.pipeline.convert import certified, checked_onnx, concluded, logged, opened, prove
 from acfuse.pipeline.job import Conversion, Job
 from acfuse.pipeline.manifest import Manifest, provenance, record, to_json
 from acfuse.pipeline.paths import Paths, again_path, exported_path
@@ -29,6 +29,7 @@ from acfuse.targets.pt2_export import compare_pt2_file
 
 def verify_again(manifest: Manifest, job: Job, progress: Progress = silent) -> Conversion:
     """Proves the last conversion again, from its files alone."""
+    progress = logged(progress)
     changed = manifest.changed()
     missing = [change for change in changed if change.is_missing]
     if missing:
@@ -48,6 +49,7 @@ def verify_again(manifest: Manifest, job: Job, progress: Progress = silent) -> C
 
 def verify_files(job: Job, fused_path: Path, progress: Progress = silent) -> Conversion:
     """Proves that a fused file, of acfuse or of others, is the job's original."""
+    progress = logged(progress)
     again, reading = open_again(job, progress), job.reading_fused
     if job.opset is not None and again.fused.onnx_original is None:
         raise UsageError(
