@@ -9,6 +9,7 @@ from torch import Tensor
 
 from acfuse.algebra import Value
 from acfuse.errors import Reason
+from acfuse.system.escape import html_table
 
 Run = Callable[..., Tensor]  # images of the sources to the image that is made of them
 
@@ -164,6 +165,23 @@ class Findings:
     suspects: tuple[Suspect, ...] = ()  # what looks like branches, and matches no pattern
     again: Callable[[Any], "Findings"] | None = field(default=None, repr=False, compare=False)
     images: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        folds = len(self.found) - len(self.blocks)
+        told = f"{len(self.blocks)} blocks, {folds} folds, {len(self.refused)} refused"
+        return f"<Findings: {told}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: each block, and each refusal with its reason."""
+        found = [
+            (b.label, b.pattern or "", ", ".join(b.names), f"{b.convolutions[0]} to "
+             f"{b.convolutions[1]}")
+            for b in self.found
+        ]  # fmt: skip
+        refused = [(r.where or "the model", r.code, r.why) for r in self.refused]
+        return html_table(("block", "pattern", "fused into", "convolutions"), found) + html_table(
+            ("refused", "code", "reason"), refused
+        )
 
     @property
     def messages(self) -> tuple[str, ...]:

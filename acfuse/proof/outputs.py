@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from acfuse.errors import NotEqual
 from acfuse.proof.certificate import BLOCK_LIMIT, Certificate, unravel
 from acfuse.proof.leaves import Holder, Leaves, as_numbers, is_discrete, named, unlike
 from acfuse.proof.noise import Noise, Noises, along, apart, sizes, without_noise
 from acfuse.system.devices import CPU
-from acfuse.system.escape import one_line
+from acfuse.system.escape import html_table, one_line, safe
 
 Outputs = Leaves | Sequence[Tensor]
 
@@ -73,6 +74,26 @@ class Proofs:
     certificates: tuple[Certificate, ...] = ()
     checks: tuple[Check, ...] = ()
     remarks: tuple[str, ...] = ()  # on what could not be measured
+
+    def __repr__(self) -> str:
+        told = f"{len(self.certificates)} certificates, {len(self.checks)} checks"
+        return f"<Proofs: {'equal' if self.passed else 'NOT EQUAL'}, {told}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the verdict, then each measurement."""
+        verdict = "Equal" if self.passed else f"Not equal: {self.fault}"
+        blocks = [(c.where, f"{c.ulp:.2f}", f"{c.error:.1e}", c.fault) for c in self.certificates]
+        checks = [(c.name, c.passed, f"{c.error:.1e}", c.detail) for c in self.checks]
+        return (
+            f"<p><b>{safe(verdict, 'html')}</b></p>"
+            f"{html_table(('block', 'worst ULP', 'error', 'fault'), blocks)}"
+            f"{html_table(('check', 'passed', 'error', 'detail'), checks)}"
+        )
+
+    def raise_for_fault(self) -> None:
+        """Raises NotEqual, with what is wrong, unless all is proved."""
+        if not self.passed:
+            raise NotEqual(self.fault)
 
     @property
     def notes(self) -> tuple[str, ...]:

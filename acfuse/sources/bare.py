@@ -61,7 +61,7 @@ class BareSource(Source):
         return BareFused(findings, fused_bare(self.tensors, findings.found), self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BareFused(Fused):
     """A fused state dict, what was found and refused, and what had to be assumed."""
 

@@ -100,6 +100,13 @@ class Fused(ABC):
     findings: Findings
     beside: Beside = field(default_factory=Beside, kw_only=True)  # of a file that was read back
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.findings!r}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what was found."""
+        return self.findings._repr_html_()
+
     @property
     def found(self) -> tuple[Block, ...]:
         """The blocks, each of which is one convolution now."""

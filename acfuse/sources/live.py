@@ -146,7 +146,7 @@ def _of_batches(block: Block) -> Block:
     return replace(block, site=replace(block.site, fixed={**block.site.fixed, **ranks}))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LiveFused(Fused):
     """A fused model in eval mode, what was found in the original, and what was refused and why."""
 

@@ -130,7 +130,7 @@ class OnnxSource(Source):
         return OnnxFused(findings, fused, tuple(layers[id(b)] for b in findings.found), self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OnnxFused(Fused):
     """A fused ONNX model, what was found in the original, and what was refused and why."""
 

@@ -84,6 +84,14 @@ def columns(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[st
     ]
 
 
+def html_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """The same for a notebook: names are only text there, too."""
+    head = "".join(f"<th>{safe(cell, 'html')}</th>" for cell in header)
+    lines = ("".join(f"<td>{safe(cell, 'html')}</td>" for cell in row) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
 def _places(text: str) -> int:
     """How many places of a terminal a text takes."""
     if text.isascii():
