@@ -21,6 +21,7 @@ from acfuse.commands.doctor import doctor
 from acfuse.commands.explain import explain
 from acfuse.commands.init import init
 from acfuse.commands.patterns import list_patterns
+from acfuse.commands.report import report
 from acfuse.commands.verify import selftest, verify
 from acfuse.errors import AcfuseError, Exit
 from acfuse.options import HELP
@@ -48,8 +49,8 @@ def cli(context: click.Context) -> None:
 
 
 for command in (
-    convert, batch, verify, diff, selftest, bench, export_onnx, inspect, explain, list_patterns,
-    init, config, doctor, completion,
+    convert, batch, verify, report, diff, selftest, bench, export_onnx, inspect, explain,
+    list_patterns, init, config, doctor, completion,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -164,10 +164,15 @@ ONNX_OPTIONS = (
     option("--dynamic", type=click.Choice(["batch", "hw", "all", "none"]),
             help="Which axes of the ONNX file are free. Default batch."),
 )  # fmt: skip
+FORCE = option("-f", "--force", is_flag=True, help="Replace files that exist.")
 OUTPUT_OPTIONS = (
     option("-o", "--output", type=click.Path(path_type=Path), help="File or directory."),
-    option("-f", "--force", is_flag=True, help="Replace files that exist."),
+    FORCE,
 )
+
+REPORT = option("--report", type=click.Path(path_type=Path), multiple=True,
+                metavar="FILE", help="Write a report as well, also of what is not equal: .html to "
+                "look at, .md for a review, .json, .xml (JUnit). Repeatable.")  # fmt: skip
 
 
 def _prepare(context: click.Context, parameter: click.Parameter, count: int | None) -> None:

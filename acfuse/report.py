@@ -18,10 +18,10 @@ from acfuse.findings import Block, Findings, Suspect
 from acfuse.patterns import Pattern
 from acfuse.patterns.trial import Trial
 from acfuse.pipeline.job import Conversion
-from acfuse.pipeline.manifest import describe, findings_json
+from acfuse.pipeline.manifest import findings_json
 from acfuse.pipeline.selftest import Trial as FaultTrial
 from acfuse.proof import Check
-from acfuse.system.atomic_write import written_to
+from acfuse.reports.record import NAMES
 from acfuse.system.escape import as_json, columns, safe
 
 
@@ -174,12 +174,6 @@ def describe_findings(seen: Conversion) -> dict[str, Any]:
         "state": list(findings.state),
         "notes": list(findings.notes),
     }
-
-
-def conversion_json(conversion: Conversion) -> dict[str, Any]:
-    """What `--format json` prints of a conversion: its manifest, and the paths it wrote."""
-    data = describe(conversion, {path: written_to(path) for path in conversion.written[:-1]})
-    return {**data, "written": [str(path) for path in conversion.written]}
 
 
 COLOURS = {"equal": "green", "FAILED": "red", "DIFFERS": "red", "warning": "yellow",
@@ -399,19 +393,6 @@ def print_selftest(trials: Sequence[FaultTrial], *, quiet: bool = False) -> None
             _echo(f"        {safe(trial.said)}")
     seen, named = told["seen"], told["named"]
     _echo(f"{seen} of {len(trials)} planted faults are seen, {named} by the name of their place")
-
-
-NAMES = {
-    "program": "what is outside of the blocks, as acfuse writes it",
-    "entries": "what a checkpoint holds beside its weights",
-    "untouched": "tensors that were not fused, other than the original's",
-    "algebra": "whole model in float64, nothing rounded",
-    "weights": "whole model in float64, weights as stored",
-    "rounding": "whole model as it ships",
-    "rewriting": "what acfuse rewrote, read back",
-    "onnx": "ONNX file in onnxruntime against the original model",
-    "pt2": ".pt2 file in torch against the original model",
-}
 
 
 def _check_line(check: Check) -> str:

@@ -15,6 +15,7 @@ from acfuse.options import (
     MODEL_OPTIONS,
     ONNX_OPTIONS,
     OUTPUT_OPTIONS,
+    REPORT,
     RUNTIME_OPTIONS,
     SHAPE_OPTIONS,
     option,
@@ -26,6 +27,7 @@ from acfuse.system.escape import safe
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS)
+@REPORT
 @option("--pt2", is_flag=True, help="Write a program of torch.export (.pt2) as well.")
 @option("--no-onnx", is_flag=True, help="Write the checkpoint alone.")
 @option("--allow-empty", is_flag=True, help="Succeed where there is nothing to fuse.")
@@ -35,17 +37,24 @@ from acfuse.system.escape import safe
     help="Exit with 5, and write nothing, where a block was "
     "refused for another reason than its cost.",
 )
-@option("-n", "--dry-run", is_flag=True, help="Find and prove, write nothing.")
-def convert(source: Path, format: str, quiet: bool, verbose: int, **options: Any) -> None:
+@option("-n", "--dry-run", is_flag=True, help="Find and prove, write nothing but reports.")
+def convert(
+    source: Path,
+    format: str,
+    quiet: bool,
+    verbose: int,
+    report: tuple[Path, ...],
+    **options: Any,
+) -> None:
     """Fuse a checkpoint: find the blocks, prove equality, write checkpoint, ONNX and manifest."""
-    _early_output_checks(source, options)
+    _early_output_checks(source, options, report)
     check_first(source, options)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
-        from acfuse import report
+        from acfuse import report as text
         from acfuse.pipeline.convert import convert as run
 
         conversion = run(job_of(source, options), progress)
-    show(conversion, format, report, quiet=quiet, verbose=verbose)
+    show(conversion, format, text, quiet=quiet, verbose=verbose, reports=report)
 
 
 @click.command()
@@ -99,16 +108,17 @@ def export_onnx(
             click.echo("note    the network as it is: `acfuse convert` fuses it")
 
 
-def _early_output_checks(source: Path, options: dict[str, Any]) -> None:
+def _early_output_checks(source: Path, options: dict[str, Any], reports: tuple[Path, ...]) -> None:
     """What is wrong with the paths is said before PyTorch is loaded."""
     from acfuse.pipeline.paths import Paths, fused_path
+    from acfuse.reports.where import check_reports, inputs_among
     from acfuse.system.atomic_write import check_outputs
 
-    if options["dry_run"]:
-        return
     paths = Paths.beside(fused_path(source, options["output"]))
     wanted = paths.wanted(onnx=not options["no_onnx"], pt2=options["pt2"])
-    check_outputs(wanted, [source], force=options["force"])
+    if not options["dry_run"]:
+        check_outputs(wanted, [source], force=options["force"])
+    check_reports(reports, inputs_among(options, source), wanted, force=options["force"])
 
 
 def _early_export_checks(source: Path | None, options: dict[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,18 +23,32 @@ def show(
     quiet: bool,
     verbose: int,
     writes: bool = True,
+    reports: Sequence[Path] = (),
 ) -> None:
-    """Prints what became of a command, and ends it with its exit code."""
+    """Prints what became of a command, writes its reports, and ends it with its exit code."""
+    from acfuse.pipeline.manifest import conversion_json
+
     if format == "json":
-        report.print_json(report.conversion_json(conversion))
+        report.print_json(conversion_json(conversion))
     else:
         report.print_conversion(conversion, quiet=quiet, verbose=verbose > 0, writes=writes)
+    if reports:
+        from acfuse.reports.render import report_of_run, write_reports
+
+        write_reports(report_of_run(conversion), reports)
+        told_of(reports, quiet=quiet or format == "json")
     if not conversion.proofs.passed:
         reason = conversion.proofs.fault
         if conversion.diagnosis:
             reason += f" (looks like: {conversion.diagnosis})"
         click.echo(f"error: not equal: {safe(reason)}", err=True)
     sys.exit(conversion.exit_code)
+
+
+def told_of(paths: Sequence[Path], *, quiet: bool) -> None:
+    """Says which reports were written."""
+    for path in paths if not quiet else ():
+        click.echo(f"wrote   {safe(path)}  ({path.stat().st_size:,} bytes)")
 
 
 @contextmanager

@@ -11,9 +11,11 @@ from acfuse.commands.shown import progress_of, show
 from acfuse.errors import Exit
 from acfuse.options import (
     COMMON_OPTIONS,
+    FORCE,
     INPUT_OPTIONS,
     MODEL_OPTIONS,
     OPSET,
+    REPORT,
     RUNTIME_OPTIONS,
     takes,
 )
@@ -23,21 +25,24 @@ from acfuse.system.escape import safe
 @click.command()
 @click.argument("original", type=click.Path(path_type=Path), required=False)
 @click.argument("fused", type=click.Path(path_type=Path), required=False)
-@takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, (OPSET,), COMMON_OPTIONS)
+@takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, (OPSET, REPORT, FORCE), COMMON_OPTIONS)
 def verify(
     original: Path | None,
     fused: Path | None,
     format: str,
     quiet: bool,
     verbose: int,
+    report: tuple[Path, ...],
+    force: bool,
     **options: Any,
 ) -> None:
     """Prove that a fused file is the original: the last conversion's, or ORIGINAL FUSED."""
     if original is not None and fused is None:
         raise click.UsageError("give ORIGINAL and FUSED, or neither.")
+    _early_report_checks(report, options, original, fused, force=force)
     check_first(original, options, fused)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
-        from acfuse import report
+        from acfuse import report as text
         from acfuse.pipeline import replay
         from acfuse.pipeline.manifest import Manifest
 
@@ -46,7 +51,20 @@ def verify(
             conversion = replay.verify_again(manifest, job_again(manifest, options), progress)
         else:
             conversion = replay.verify_files(job_of(original, options), fused, progress=progress)
-    show(conversion, format, report, quiet=quiet, verbose=verbose, writes=False)
+    show(conversion, format, text, quiet=quiet, verbose=verbose, writes=False, reports=report)
+
+
+def _early_report_checks(
+    reports: tuple[Path, ...],
+    options: dict[str, Any],
+    original: Path | None,
+    fused: Path | None,
+    *,
+    force: bool,
+) -> None:
+    from acfuse.reports.where import check_reports, inputs_among
+
+    check_reports(reports, inputs_among(options, original, fused), force=force)
 
 
 @click.command()

@@ -19,7 +19,7 @@ from acfuse.pipeline.job import Conversion, Job
 from acfuse.pipeline.paths import Paths, only_manifest
 from acfuse.proof import Inputs, Proofs
 from acfuse.sources.base import SourceFile
-from acfuse.system.atomic_write import Written, sha256_of
+from acfuse.system.atomic_write import Written, sha256_of, written_to
 from acfuse.system.escape import as_json, one_line
 from acfuse.system.limits import LIMITS, Limits, parsed_json
 
@@ -79,6 +79,12 @@ def describe(
         "checks": [vars_of(check) for check in proofs.checks],
         "notes": [*conversion.notes, *proofs.notes],
     }  # fmt: skip
+
+
+def conversion_json(conversion: Conversion) -> dict[str, Any]:
+    """What `--format json` prints of a conversion: its manifest, and the paths it wrote."""
+    data = describe(conversion, {path: written_to(path) for path in conversion.written[:-1]})
+    return {**data, "written": [str(path) for path in conversion.written]}
 
 
 def asked_of(job: Job, folder: Path) -> dict[str, Any]:

@@ -24,27 +24,34 @@ BINARY = getattr(os, "O_BINARY", 0)  # Windows would change the ends of lines
 SMALLEST = 4  # no published block shrinks its weights to less than a quarter
 
 
-def check_outputs(paths: Sequence[Path], inputs: Sequence[Path], *, force: bool) -> None:
-    """Raises OutputError if one of the files may not, or cannot, be written."""
+def check_outputs(
+    paths: Sequence[Path], inputs: Sequence[Path], *, force: bool, option: str = "--output"
+) -> None:
+    """Raises OutputError if one of the files may not, or cannot, be written.
+
+    `option` is what names them.
+    """
     try:
-        _check_outputs(paths, inputs, force=force)
+        _check_outputs(paths, inputs, force=force, option=option)
     except OSError as error:
         raise OutputError(f"{error.filename} cannot be written to: {error.strerror}.") from error
 
 
-def _check_outputs(paths: Sequence[Path], inputs: Sequence[Path], *, force: bool) -> None:
+def _check_outputs(
+    paths: Sequence[Path], inputs: Sequence[Path], *, force: bool, option: str
+) -> None:
     for path in paths:
         folder = path.parent
         if not folder.is_dir():
-            raise OutputError(f"{folder} is not a directory; create it, or give another --output.")
+            raise OutputError(f"{folder} is not a directory; create it, or give another {option}.")
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise OutputError(f"{folder} cannot be written to; give another --output.")
+            raise OutputError(f"{folder} cannot be written to; give another {option}.")
         if any(path.exists() and source.exists() and path.samefile(source) for source in inputs):
-            raise OutputError(f"{path} is the input itself; give another --output.")
+            raise OutputError(f"{path} is the input itself; give another {option}.")
         if path.is_dir() or (path.exists() and not path.is_file()):
-            raise OutputError(f"{path} exists and is not a regular file; give another --output.")
+            raise OutputError(f"{path} exists and is not a regular file; give another {option}.")
         if path.exists() and not force:
-            raise OutputError(f"{path} exists; give --force to replace it, or another --output.")
+            raise OutputError(f"{path} exists; give --force to replace it, or another {option}.")
 
     needed = sum(source.stat().st_size for source in inputs if source.is_file()) // SMALLEST
     for folder in {path.parent for path in paths}:

@@ -1,0 +1,118 @@
+"""Looks at the kernels of a conversion while they are at hand: pictures, ranges, distances."""
+
+import platform
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from acfuse.algebra import Value
+from acfuse.findings import Block
+from acfuse.proof.impulses import SOME, largest_in_rows, rows, unit_in_last_place
+from acfuse.reports.record import BlockPictures, Grid, Kernel, Pictures
+from acfuse.sources.base import Fused
+
+ULP_BINS = 20  # from 0 to half a unit in the last place, and one more for what lies beyond
+MOST_CELLS = 15  # of a picture along an axis; of a larger kernel, neighbours are averaged
+MOST_CHANNELS = 32  # of a picture of ranges
+
+
+def pictures_of(fused: Fused, source_bytes: int) -> Pictures:
+    """What can be seen of the kernels of a fused form, whose original was so large a file."""
+    original: Mapping[str, Tensor] = getattr(getattr(fused, "source", None), "tensors", {})
+    ulps = torch.zeros(ULP_BINS + 1, dtype=torch.int64)
+    blocks = []
+    for block in fused.found:
+        stored = fused.stored(block)
+        ulps += _distances(block, stored)
+        after = [
+            kernel_of(term.name or "", rows(value))
+            for term, value in zip(block.terms, stored, strict=True)
+            if value is not None
+        ]
+        blocks.append(BlockPictures(tuple(_before(block, original)), tuple(after)))
+    return Pictures(
+        tuple(blocks),
+        tuple(map(int, ulps)),
+        tuple(_kept(fused)),
+        _order(original),
+        source_bytes,
+        (("Python", platform.python_version()), ("system", f"{platform.system()} "
+         f"{platform.machine()}"), ("threads", str(torch.get_num_threads()))),
+    )  # fmt: skip
+
+
+def _before(block: Block, original: Mapping[str, Tensor]) -> list[Kernel]:
+    """The convolutions that a block replaces, as they were trained; none where there are no names.
+
+    A BatchNorm has no kernel, nor has what an ONNX file calls its values.
+    """
+    prefix = f"{block.where}." if block.where else ""
+    named = ((name, original.get(f"{prefix}{name}.weight")) for name in block.layers)
+    return [kernel_of(n, w.detach().double()) for n, w in named if w is not None and w.ndim > 1]
+
+
+def _kept(fused: Fused) -> list[str]:
+    """The layers of a fused model that were convolutions before: each has a weight with taps."""
+    weights = (name for name, tensor in fused.kept.items() if tensor.ndim > 2)
+    return [name.removesuffix(".weight") for name in weights]
+
+
+def _order(original: Mapping[str, Tensor]) -> dict[str, int]:
+    """Where each module stands in a network: by the first of its tensors."""
+    order: dict[str, int] = {}
+    for place, key in enumerate(original):
+        parts = key.split(".")
+        for length in range(1, len(parts)):
+            order.setdefault(".".join(parts[:length]), place)
+    return order
+
+
+def kernel_of(name: str, kernel: Tensor) -> Kernel:
+    """A kernel [out, in, *taps] as a picture."""
+    taps = tuple(kernel.shape[2:])
+    means = kernel.abs().flatten(2).mean((0, 1)) if taps else kernel.abs().mean().reshape(1)
+    plane = means.reshape(taps or (1,))
+    while plane.ndim > 2:  # a kernel of volumes, seen along its first axis
+        plane = plane.mean(0)
+    return Kernel(name, taps, grid_of(plane.reshape(-1, plane.shape[-1])), ranges_of(kernel))
+
+
+def grid_of(plane: Tensor) -> Grid:
+    """Numbers of a plane over the largest of them, with no more cells than a picture has."""
+    size = min(plane.shape[0], MOST_CELLS), min(plane.shape[1], MOST_CELLS)
+    if tuple(plane.shape) != size:
+        plane = torch.nn.functional.adaptive_avg_pool2d(plane[None], size)[0]
+    scaled = plane / plane.max().clamp_min(torch.finfo(plane.dtype).tiny)
+    return tuple(tuple(round(x, 3) for x in row) for row in scaled.tolist())
+
+
+def ranges_of(kernel: Tensor) -> tuple[float, ...]:
+    """The largest |w| of each output channel over their median, sorted."""
+    ranges = largest_in_rows(kernel).sort().values
+    median = float(ranges.median())
+    if not median or not bool(ranges.isfinite().all()):
+        return ()
+    if len(ranges) > MOST_CHANNELS:
+        steps = torch.linspace(0, len(ranges) - 1, MOST_CHANNELS).round().long()
+        ranges = ranges[steps]
+    return tuple(round(x / median, 3) for x in ranges.tolist())
+
+
+def _distances(block: Block, stored: Sequence[Value | None]) -> Tensor:
+    """How many stored numbers of a block are how far from the exact ones, by the algebra."""
+    counts = torch.zeros(ULP_BINS + 1, dtype=torch.int64)
+    for term, have in zip(block.terms, stored, strict=True):
+        exact = term.value
+        if exact is None or have is None or exact.kernel.shape != have.kernel.shape:
+            continue
+        for a, b in ((exact.kernel, have.kernel), (exact.bias, have.bias)):
+            parts = (
+                torch.tensor_split(part.flatten(), -(-part.numel() // SOME)) for part in (a, b)
+            )
+            for numbers, others in zip(*parts, strict=True):
+                units = (numbers - others).abs() / unit_in_last_place(numbers, block.dtype)
+                places = (units * 2 * ULP_BINS).nan_to_num(nan=ULP_BINS).clamp(0, ULP_BINS).long()
+                places[units == 0.5] = ULP_BINS - 1  # half a unit is still rounded right
+                counts += torch.bincount(places, minlength=ULP_BINS + 1).cpu()
+    return counts

@@ -1,0 +1,40 @@
+"""Where reports may be written: said before anything heavy is loaded."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from acfuse.errors import UsageError
+from acfuse.pipeline.paths import INDEX, MANIFEST
+from acfuse.system.atomic_write import check_outputs
+
+SUFFIXES = (".html", ".md", ".json", ".xml")
+
+
+def check_reports(
+    paths: Sequence[Path], inputs: Sequence[Path], outputs: Sequence[Path] = (), *, force: bool
+) -> None:
+    """Raises UsageError for a format that there is not, OutputError for a file that must stay.
+
+    `outputs` are what else is written.
+    """
+    for path in paths:
+        if path.suffix not in SUFFIXES:
+            known = ", ".join(SUFFIXES)
+            raise UsageError(f"{path}: a report is one of {known}, by the suffix of its name.")
+        if path.name.endswith((MANIFEST, INDEX)):
+            raise UsageError(f"{path}: that is the name of a manifest or an index, not a report's.")
+    named = [path.absolute() for path in (*paths, *outputs)]
+    for path in paths:
+        if named.count(path.absolute()) > 1:
+            raise UsageError(f"{path} is written twice; give another --report.")
+    if paths:
+        check_outputs(paths, inputs, force=force, option="--report")
+
+
+def inputs_among(options: Mapping[str, Any], *files: Path | None) -> list[Path]:
+    """Every file that a command reads, as far as its options name them."""
+    named = [*files, options.get("inputs"), options.get("cost"), *(options.get("patterns") or ())]
+    front, _, behind = (options.get("model") or "").partition(":")
+    named += [Path(front), Path(behind), Path(behind) / "config.json"] if behind else []
+    return [path for path in named if path is not None]
