@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := $(VENV)/.packages
 SOLVERS := $(VENV)/.solvers
+BROWSER := $(VENV)/.browser
 FLOORS := .venv-floors
 PEERS := .venv-peers
 
@@ -39,10 +40,15 @@ $(PACKAGES): $(READY) tests/packages/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --requirement tests/packages/requirements.txt \
 		&& touch $@ || echo "tests/packages will be skipped: its packages could not be installed"
 
+# What drives a browser. The browser itself is the system's: `apt-get install chromium`.
+$(BROWSER): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]' \
+		&& touch $@ || echo "tests/reports/test_browser.py will be skipped: no playwright"
+
 demo: $(READY)
 	@sh sample_models/demo.sh $(abspath $(BIN))
 
-test: $(READY) $(PACKAGES)
+test: $(READY) $(PACKAGES) $(BROWSER)
 	$(BIN)/python -m pytest --numprocesses 2
 
 # Wheels of the lowest numpy exist up to Python 3.12. Of an old torch, often only a CUDA build is to

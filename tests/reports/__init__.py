@@ -1,0 +1,1 @@
+"""Reports: what they say, in which formats, and that a browser shows them."""
