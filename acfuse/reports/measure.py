@@ -24,7 +24,7 @@ def pictures_of(fused: Fused, source_bytes: int) -> Pictures:
     blocks = []
     for block in fused.found:
         stored = fused.stored(block)
-        ulps += _distances(block, stored)
+        ulps += distances(block, stored)
         after = [
             kernel_of(term.name or "", rows(value))
             for term, value in zip(block.terms, stored, strict=True)
@@ -99,7 +99,7 @@ def ranges_of(kernel: Tensor) -> tuple[float, ...]:
     return tuple(round(x / median, 3) for x in ranges.tolist())
 
 
-def _distances(block: Block, stored: Sequence[Value | None]) -> Tensor:
+def distances(block: Block, stored: Sequence[Value | None]) -> Tensor:
     """How many stored numbers of a block are how far from the exact ones, by the algebra."""
     counts = torch.zeros(ULP_BINS + 1, dtype=torch.int64)
     for term, have in zip(block.terms, stored, strict=True):

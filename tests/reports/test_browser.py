@@ -131,6 +131,11 @@ def test_a_table_sorts_by_its_numbers_in_both_directions(seen):
     seen.page.keyboard.press("Enter")
     assert head.get_attribute("aria-sort") == "descending"
     assert rows(seen)[0] == "stage.9.acb"
+    seen.page.locator('[aria-label="Blocks"] th', has_text="error").locator("button").click()
+    cells = '[aria-label="Blocks"] tbody td:nth-child(7)'
+    errors = [float(text) for text in seen.page.locator(cells).all_inner_texts()]
+    assert errors == sorted(errors)  # 1.0e-15 behind 2.7e-16
+    assert errors[0] < errors[-1]
     name = seen.page.locator('[aria-label="Blocks"] th').first
     name.locator("button").click()
     assert head.get_attribute("aria-sort") == "none"

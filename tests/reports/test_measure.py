@@ -1,9 +1,12 @@
 """What the pictures show is what the kernels are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import acfuse
+from acfuse.findings import Term
 from acfuse.pipeline.manifest import findings_json
 from acfuse.proof import Proofs
 from acfuse.reports.html import as_html
@@ -11,6 +14,7 @@ from acfuse.reports.measure import (
     MOST_CELLS,
     MOST_CHANNELS,
     ULP_BINS,
+    distances,
     grid_of,
     kernel_of,
     pictures_of,
@@ -49,6 +53,13 @@ def test_a_small_kernel_is_told_in_numbers_and_a_large_one_by_its_peak():
     large = torch.zeros(1, 1, 7, 7)
     large[0, 0, 2, 5] = 1.0
     assert "row 3, column 6" in in_words(kernel_of("k", large))
+
+
+def test_the_name_of_a_layer_is_text_in_its_picture():
+    name = '"><script>alert(1)</script>'
+    drawn = Page(heat_map(kernel([[[[1.0]]]], name), 1))
+    assert [tag for tag, _ in drawn.elements] == ["svg", "path"]
+    assert name in drawn.all("svg")[0]["aria-label"]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +107,20 @@ def test_every_stored_number_of_a_conversion_is_within_half_a_unit():
     assert sum(counts) == numbers
     assert counts[ULP_BINS] == 0
     assert min(counts[:ULP_BINS]) > 0
+
+
+@pytest.mark.parametrize(("units", "beyond"), [(0.5, 0), (0.75, 1)])
+def test_half_a_unit_is_still_rounded_right(units, beyond):
+    block = conversion().findings.found[0]
+    (stored,) = conversion().fused.stored(block)
+    ones = torch.ones_like(stored.kernel)
+    ones[0, 0, 0, 0] += units * torch.finfo(torch.float32).eps
+    exact = replace(stored, kernel=ones)
+    rounded = replace(stored, kernel=torch.ones_like(ones))
+    term = Term("x", "k", lambda: exact)
+    counts = distances(replace(block, terms=(term,)), [rounded])
+    assert int(counts[ULP_BINS]) == beyond
+    assert int(counts.sum()) == ones.numel() + stored.bias.numel()
 
 
 def test_a_number_that_is_off_is_counted_as_such():
