@@ -11,6 +11,7 @@ from acfuse.findings import Block
 from acfuse.proof.impulses import SOME, largest_in_rows, rows, unit_in_last_place
 from acfuse.reports.record import BlockPictures, Grid, Kernel, Pictures
 from acfuse.sources.base import Fused
+from acfuse.system.devices import CPU
 
 ULP_BINS = 20  # from 0 to half a unit in the last place, and one more for what lies beyond
 MOST_CELLS = 15  # of a picture along an axis; of a larger kernel, neighbours are averaged
@@ -20,7 +21,7 @@ MOST_CHANNELS = 32  # of a picture of ranges
 def pictures_of(fused: Fused, source_bytes: int) -> Pictures:
     """What can be seen of the kernels of a fused form, whose original was so large a file."""
     original: Mapping[str, Tensor] = getattr(getattr(fused, "source", None), "tensors", {})
-    ulps = torch.zeros(ULP_BINS + 1, dtype=torch.int64)
+    ulps = torch.zeros(ULP_BINS + 1, dtype=torch.int64, device=CPU)
     blocks = []
     for block in fused.found:
         stored = fused.stored(block)
@@ -94,25 +95,26 @@ def ranges_of(kernel: Tensor) -> tuple[float, ...]:
     if not median or not bool(ranges.isfinite().all()):
         return ()
     if len(ranges) > MOST_CHANNELS:
-        steps = torch.linspace(0, len(ranges) - 1, MOST_CHANNELS).round().long()
-        ranges = ranges[steps]
+        places = torch.linspace(0, len(ranges) - 1, MOST_CHANNELS, device=ranges.device)
+        ranges = ranges[places.round().long()]
     return tuple(round(x / median, 3) for x in ranges.tolist())
 
 
 def distances(block: Block, stored: Sequence[Value | None]) -> Tensor:
     """How many stored numbers of a block are how far from the exact ones, by the algebra."""
-    counts = torch.zeros(ULP_BINS + 1, dtype=torch.int64)
+    counts = torch.zeros(ULP_BINS + 1, dtype=torch.int64, device=CPU)
     for term, have in zip(block.terms, stored, strict=True):
         exact = term.value
         if exact is None or have is None or exact.kernel.shape != have.kernel.shape:
             continue
         for a, b in ((exact.kernel, have.kernel), (exact.bias, have.bias)):
             parts = (
-                torch.tensor_split(part.flatten(), -(-part.numel() // SOME)) for part in (a, b)
+                torch.tensor_split(part.cpu().flatten(), -(-part.numel() // SOME))
+                for part in (a, b)
             )
             for numbers, others in zip(*parts, strict=True):
                 units = (numbers - others).abs() / unit_in_last_place(numbers, block.dtype)
                 places = (units * 2 * ULP_BINS).nan_to_num(nan=ULP_BINS).clamp(0, ULP_BINS).long()
                 places[units == 0.5] = ULP_BINS - 1  # half a unit is still rounded right
-                counts += torch.bincount(places, minlength=ULP_BINS + 1).cpu()
+                counts += torch.bincount(places, minlength=ULP_BINS + 1)
     return counts
