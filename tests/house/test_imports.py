@@ -60,6 +60,9 @@ def loaded_by(code, folder):
         ("export-onnx -o no/such/folder/net.onnx", 6),
         ("convert missing.pth", 3),
         ("verify missing.pth missing.pth", 3),
+        ("convert there.pth -n --report r.pdf", 2),
+        ("verify there.pth there.pth --report r.pdf", 2),
+        ("report there.fused.acfuse.json -o r.pdf", 2),
     ],
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(tmp_path, line, code):
