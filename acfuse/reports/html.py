@@ -161,10 +161,10 @@ def _blocks(report: Report) -> str:
     if not report.rows:
         return ""
     about = (
-        "Each picture is a kernel: the mean size of its weights at each tap, of the "
-        "layers as they were trained (before their BatchNorms) and of the one convolution "
-        "that they became. Cross: the part in the middle row and column, the skeleton of the "
-        "kernel; 56 per cent of a 3x3 kernel whose taps weigh alike."
+        "Each picture is a kernel: the mean size of its weights at each tap, of each branch as it "
+        "enters the sum, with its BatchNorm, and of the one convolution that they became; the "
+        "strongest tap of a block in full. Cross: the part in the middle row and column, the "
+        "skeleton of the kernel; 56 per cent of a 3x3 kernel whose taps weigh alike."
     )
     if report.pictures is None:
         about = "The kernels are not shown: only a run has them at hand (see the notes)."
@@ -218,7 +218,7 @@ def _maps(pictures: BlockPictures) -> str:
     more = len(pictures.before) - len(shown)
     rest = f"<figure>and {more} more</figure>" if more else ""
     if not shown:
-        rest = "<figure>no kernels by name in an ONNX file</figure>"
+        rest = "<figure>branches that are not known</figure>"
     before = "".join(_figure(kernel, longest) for kernel in shown)
     after = "".join(_figure(kernel, longest) for kernel in pictures.after)
     return f'<div class="maps heat">{before}{rest}<span class="to">&#8594;</span>{after}</div>'

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from acfuse.algebra import Value
-from acfuse.findings import Block
+from acfuse.findings import Arm, Block
 from acfuse.proof.impulses import SOME, largest_in_rows, rows, unit_in_last_place
 from acfuse.reports.record import BlockPictures, Grid, Kernel, Pictures
 from acfuse.sources.base import Fused
@@ -26,12 +26,12 @@ def pictures_of(fused: Fused, source_bytes: int) -> Pictures:
     for block in fused.found:
         stored = fused.stored(block)
         ulps += distances(block, stored)
-        after = [
-            kernel_of(term.name or "", rows(value))
-            for term, value in zip(block.terms, stored, strict=True)
-            if value is not None
+        before, after = _before(block), _after(block, stored)
+        scale = max((float(plane_of(kernel).max()) for _, kernel in (*before, *after)), default=1)
+        pictures = [
+            tuple(kernel_of(*named, scale) for named in kernels) for kernels in (before, after)
         ]
-        blocks.append(BlockPictures(tuple(_before(block, original)), tuple(after)))
+        blocks.append(BlockPictures(*pictures))
     return Pictures(
         tuple(blocks),
         tuple(map(int, ulps)),
@@ -43,14 +43,24 @@ def pictures_of(fused: Fused, source_bytes: int) -> Pictures:
     )  # fmt: skip
 
 
-def _before(block: Block, original: Mapping[str, Tensor]) -> list[Kernel]:
-    """The convolutions that a block replaces, as they were trained; none where there are no names.
+def _before(block: Block) -> list[tuple[str, Tensor]]:
+    """The branches of a block as they enter its sum: each with its BatchNorm, called by its layers.
 
-    A BatchNorm has no kernel, nor has what an ONNX file calls its values.
+    One that is its source as it is has no kernel.
     """
-    prefix = f"{block.where}." if block.where else ""
-    named = ((name, original.get(f"{prefix}{name}.weight")) for name in block.layers)
-    return [kernel_of(n, w.detach().double()) for n, w in named if w is not None and w.ndim > 1]
+    arms = () if block.arms is None else block.arms().arms
+    solid = ((arm, arm.value) for arm in arms if arm.value is not None)
+    return [(_name_of(arm), rows(value)) for arm, value in solid]
+
+
+def _after(block: Block, stored: Sequence[Value | None]) -> list[tuple[str, Tensor]]:
+    """What is stored for a block."""
+    pairs = zip(block.terms, stored, strict=True)
+    return [(term.name or "", rows(value)) for term, value in pairs if value is not None]
+
+
+def _name_of(arm: Arm) -> str:
+    return next((name for name, _, _ in arm.layers if name), arm.source)
 
 
 def _kept(fused: Fused) -> list[str]:
@@ -69,22 +79,28 @@ def _order(original: Mapping[str, Tensor]) -> dict[str, int]:
     return order
 
 
-def kernel_of(name: str, kernel: Tensor) -> Kernel:
-    """A kernel [out, in, *taps] as a picture."""
-    taps = tuple(kernel.shape[2:])
-    means = kernel.abs().flatten(2).mean((0, 1)) if taps else kernel.abs().mean().reshape(1)
-    plane = means.reshape(taps or (1,))
+def kernel_of(name: str, kernel: Tensor, scale: float | None = None) -> Kernel:
+    """A kernel [out, in, *taps] as a picture, over a `scale`: without one, its own largest tap."""
+    plane = plane_of(kernel)
+    scale = float(plane.max()) if scale is None else scale
+    return Kernel(name, tuple(kernel.shape[2:]), grid_of(plane, scale), ranges_of(kernel))
+
+
+def plane_of(kernel: Tensor) -> Tensor:
+    """The mean |w| of a kernel [out, in, *taps] at each tap, as rows and columns."""
+    taps = kernel.shape[2:]
+    plane = kernel.abs().mean((0, 1)).reshape(taps or (1,))
     while plane.ndim > 2:  # a kernel of volumes, seen along its first axis
         plane = plane.mean(0)
-    return Kernel(name, taps, grid_of(plane.reshape(-1, plane.shape[-1])), ranges_of(kernel))
+    return plane.reshape(-1, plane.shape[-1])
 
 
-def grid_of(plane: Tensor) -> Grid:
-    """Numbers of a plane over the largest of them, with no more cells than a picture has."""
+def grid_of(plane: Tensor, scale: float) -> Grid:
+    """Numbers of a plane over the scale, with no more cells than a picture has."""
     size = min(plane.shape[0], MOST_CELLS), min(plane.shape[1], MOST_CELLS)
     if tuple(plane.shape) != size:
         plane = torch.nn.functional.adaptive_avg_pool2d(plane[None], size)[0]
-    scaled = plane / plane.max().clamp_min(torch.finfo(plane.dtype).tiny)
+    scaled = plane / max(scale, torch.finfo(plane.dtype).tiny)
     return tuple(tuple(round(x, 3) for x in row) for row in scaled.tolist())
 
 

@@ -28,7 +28,7 @@ ONLY_A_RUN = (
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as a picture: the mean |w| over all channels at each tap, of the largest one.
+    """A kernel as a picture: the mean |w| over all channels at each tap, of its block's largest.
 
     `ranges` are the largest |w| of each output channel, sorted, as multiples of their median; of
     very many channels, some in equal steps with both ends.
@@ -47,7 +47,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class BlockPictures:
-    """The kernels of a block: of the layers as they were trained, and of the one that is stored."""
+    """The kernels of a block: of its branches as they enter the sum, and of what is stored."""
 
     before: tuple[Kernel, ...]
     after: tuple[Kernel, ...]
