@@ -344,7 +344,7 @@ def _next(conversion: Conversion) -> list[str]:
     if not conversion.written:
         return []
     lines = ["next    acfuse verify --atol 1e-4   proves it again, in a CI job for instance"]
-    files = [path for path in conversion.written if path.suffix == ".onnx"]
+    files = [path for path in conversion.written if path == conversion.job.paths.onnx]
     lines += [
         f"        ovc {safe(path)} --compress_to_fp16=False   (OpenVINO; more in docs/deploy.md)"
         for path in files
