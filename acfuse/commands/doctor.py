@@ -5,7 +5,6 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +81,8 @@ def flags() -> list[str]:
 
 def packages() -> Iterator[dict[str, str | None]]:
     """Each package that acfuse needs, or an extra of it would, and how it can be had."""
+    from importlib import metadata  # slow to import, for every `acfuse --help`
+
     for text in metadata.requires("acfuse") or ():
         match = REQUIREMENT.match(text)
         if match is None or match[3] in FOR_DEVELOPERS or match[1] == "acfuse":

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from acfuse.codes import CODES, EXITS, REASONS, Code
 from acfuse.commands.jobs import check_first, job_of
 from acfuse.commands.shown import progress_of
 from acfuse.errors import UsageError
@@ -16,10 +15,10 @@ from acfuse.options import COMMON_OPTIONS, MODEL_OPTIONS, takes
 from acfuse.system.escape import as_json, columns, safe
 
 if TYPE_CHECKING:
+    from acfuse.codes import Code
     from acfuse.pipeline.walk import Walk
 
 WIDTH = 80
-CODE_OF = {code.code: code for code in REASONS}
 INPUT = ({"layer": "", "what": "the input itself", "bias": None},)
 Layers = Sequence[tuple[str, str, float | None]]
 
@@ -48,11 +47,13 @@ def explain(
         _walk(Path(what), block, format, quiet, verbose, options)
 
 
-def code_named(text: str) -> Code:
+def code_named(text: str) -> "Code":
     """The code of a name: ACF205, padded-middle, exit-3 or 3. Raises UsageError, with those near.
 
     A file stands where only a block is missing: that is said.
     """
+    from acfuse.codes import CODES  # long texts, that no other command reads
+
     known = {alias: code for code in CODES for alias in (code.name.lower(), *code.aliases)}
     wanted = text.strip().strip("[]").lower().replace("_", "-")
     if wanted in known:
@@ -69,6 +70,8 @@ def code_named(text: str) -> Code:
 
 def _list(format: str) -> None:
     """Every code in one screen."""
+    from acfuse.codes import CODES, EXITS, REASONS
+
     if format == "json":
         click.echo(as_json([{"code": code.name, "title": code.title} for code in CODES]))
         return
@@ -77,7 +80,7 @@ def _list(format: str) -> None:
     _echo("`acfuse explain CODE` says more, with an example.")
 
 
-def _explain_code(code: Code, format: str) -> None:
+def _explain_code(code: "Code", format: str) -> None:
     if format == "json":
         told = {name: getattr(code, name) for name in ("title", "meaning", "example", "says")}
         click.echo(as_json({"code": code.name, **told, "cure": code.cure}))
@@ -100,7 +103,10 @@ def _walk(
 
         walked = walk(job_of(source, options), name, progress)
     if isinstance(walked, tuple):
-        told = [(refused, CODE_OF[refused.code]) for refused in walked]
+        from acfuse.codes import REASONS
+
+        codes = {code.code: code for code in REASONS}
+        told = [(refused, codes[refused.code]) for refused in walked]
         if format == "json":
             rows = [
                 {"where": r.where, "code": r.code, "why": r.why, "cure": c.cure} for r, c in told
@@ -190,7 +196,7 @@ def _layers(layers: Sequence[Mapping[str, Any]]) -> list[str]:
     return columns(("", "", ""), rows)[1:]
 
 
-def _cure(code: Code) -> list[str]:
+def _cure(code: "Code") -> list[str]:
     indent = "  "
     return ["What to do:", *wrap(code.cure, WIDTH, initial_indent=indent, subsequent_indent=indent)]
 

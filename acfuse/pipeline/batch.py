@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from acfuse.errors import Exit, InputError, UsageError
-from acfuse.files.opened_file import small_file
 from acfuse.system.escape import one_line, safe
 from acfuse.system.limits import LIMITS
 
@@ -42,6 +41,8 @@ def read_list(path: Path) -> list[Entry]:
 
     Empty lines, and those that begin with #, are comments. Raises InputError.
     """
+    from acfuse.files.opened_file import small_file  # with what hashes: slow to import
+
     kind = "a list of checkpoints, a path or URL a line"
     try:
         text = small_file(path, LIST_BYTES, kind).decode("utf-8")

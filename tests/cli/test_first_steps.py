@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -152,17 +153,17 @@ def test_doctor_tells_what_is_here():
 
 
 def test_doctor_names_the_command_that_installs_what_is_missing(monkeypatch):
-    there = doctor.metadata.version
+    there = metadata.version
 
     def version(name):
         if name in ("h5py", "onnxruntime"):
-            raise doctor.metadata.PackageNotFoundError(name)
+            raise metadata.PackageNotFoundError(name)
         return there(name)
 
     def import_module(name):
         raise ImportError(f"no {name}")
 
-    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setattr(metadata, "version", version)
     monkeypatch.setattr(doctor.importlib, "import_module", import_module)
     told = worked(run("doctor", "--format", "json")).json
     cures = {row["name"]: row["cure"] for row in told["packages"]}
