@@ -13,7 +13,6 @@ kinds can be had from here, and `acfuse.Reason`, the codes of what was refused.
 Nothing heavy is imported before it is used.
 """
 
-import logging
 from typing import TYPE_CHECKING
 
 from acfuse.errors import (
@@ -50,8 +49,6 @@ __all__ = [
     "load_fused",
     "verify",
 ]
-
-logging.getLogger("acfuse").addHandler(logging.NullHandler())  # who wants to read it, says so
 
 if TYPE_CHECKING:
     from acfuse.api import convert, fuse, fuse_onnx, fuse_tensors, load_fused, verify

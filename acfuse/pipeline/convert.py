@@ -23,6 +23,7 @@ from acfuse.targets.onnx_export import OnnxFile, to_onnx
 from acfuse.targets.pt2_export import Program, compare_pt2, to_pt2
 
 LOGGER = logging.getLogger("acfuse")
+LOGGER.addHandler(logging.NullHandler())  # who wants to read it, says so
 
 
 def convert(job: Job, progress: Progress = silent) -> Conversion:
