@@ -18,6 +18,7 @@ from acfuse.patterns import PATTERNS, Pattern
 from acfuse.pipeline.convert import convert as convert_job
 from acfuse.pipeline.convert import logged, prove
 from acfuse.pipeline.job import Conversion, Job
+from acfuse.pipeline.locate import diagnosed
 from acfuse.proof import Inputs, Proofs, Tolerance
 from acfuse.proof.live_program import has_its_forwards
 from acfuse.proof.witness import Given, example_of, seen
@@ -162,7 +163,8 @@ def verify(
         read_back=fused.state_dict(),
         made=expected.model,
     )
-    return prove(given, inputs, Tolerance(atol, rtol), logged(silent), by_others=True)
+    proofs = prove(given, inputs, Tolerance(atol, rtol), logged(silent), by_others=True)
+    return diagnosed(proofs, expected.source, given, inputs)
 
 
 def _shape(given: Any) -> Shape:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from acfuse.errors import InputError, UsageError
 from acfuse.files.opened_file import unchanged
@@ -11,10 +12,12 @@ from acfuse.findings import Findings
 from acfuse.pipeline.early import without_inputs
 from acfuse.pipeline.explain import already_fused, nothing_to_fuse, refused_after_all
 from acfuse.pipeline.job import Conversion, Exports, Job
+from acfuse.pipeline.locate import Traced, diagnosed
 from acfuse.pipeline.manifest import describe, provenance, to_json
 from acfuse.proof import Certificate, Check, Inputs, Proofs, Tolerance, certify
 from acfuse.proof.folded import judged_as_folded
 from acfuse.proof.onnx_runtime import compare_onnx
+from acfuse.proof.trace_onnx import trace_of_onnx
 from acfuse.sources.base import Fused, Progress, Source, silent
 from acfuse.sources.open_source import open_source
 from acfuse.system.atomic_write import reserved, write_all
@@ -210,24 +213,31 @@ def _checked_pt2(
 
 
 def concluded(
-    job: Job, source: Source, fused: Fused, proofs: Proofs, exports: Exports | None = None
+    job: Job,
+    source: Source,
+    fused: Fused,
+    proofs: Proofs,
+    exports: Exports | None = None,
+    traced: Traced | None = None,
 ) -> Conversion:
-    """What was found, proved and made, as the record that is reported; nothing is written yet."""
+    """What was found, proved and made, as the record that is reported; nothing is written yet.
+
+    `traced` runs what was compared with the original, if that is not the fused form itself.
+    """
     exports = exports or Exports()
+    if exports.onnx is not None and not exports.checks[0].passed:
+        made = exports.onnx.model
+        traced = lambda image, _: trace_of_onnx(made, image, job.limits)  # noqa: E731
     proofs = replace(proofs, checks=(*proofs.checks, *exports.checks))
-    bad = None
-    if proofs.worst is not None:
-        bad = fused.found[proofs.worst], bool(proofs.certificates[proofs.worst].folded)
     return Conversion(
         job,
         fused.findings,
-        proofs,
+        diagnosed(proofs, source, fused, job.inputs, traced),
         (source.size(job.inputs), fused.size(job.inputs)),
         (*source.file.notes, *fused.findings.messages, *exports.notes),
         exports.onnx or fused.onnx_file,
         exports.pt2,
         files=source.file.files,
-        diagnosis="" if bad is None else fused.diagnose(bad[0], folded=bad[1]),
         fused=fused,
     )
 

@@ -138,8 +138,12 @@ class Conversion:
     pt2: Program | None = None
     written: tuple[Path, ...] = ()
     files: Mapping[Path, FileState] = field(default_factory=dict)  # that were read
-    diagnosis: str = ""
     fused: Fused | None = field(default=None, repr=False, compare=False)  # what was proved
+
+    @property
+    def diagnosis(self) -> str:
+        """What a difference looks like, in words; empty where nothing is known."""
+        return self.proofs.looks_like
 
     @property
     def exit_code(self) -> Exit:

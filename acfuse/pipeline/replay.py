@@ -70,7 +70,7 @@ def verify_files(job: Job, fused_path: Path, progress: Progress = silent) -> Con
         checks += (Check("entries", False, 1.0, 0.0, detail=told),) * is_own
         notes += (told,) * (not is_own)
     proofs = Proofs(certificates, checks, notes)
-    return concluded(job, again.source, held.fused, proofs)
+    return concluded(job, again.source, held.fused, proofs, traced=held.traced)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What a wrong fused block looks like: the known mistakes are made on a copy, one by one.
 
-The first whose kernel is the stored one names the cause. A mistake is a change to the replaced
-layers; its kernel is read by the same impulses as the certificate's.
+The first whose kernel is the stored one names the cause, and what to do about it where the file was
+made. A mistake is a change to the replaced layers; its kernel is read by the same impulses as the
+certificate's.
 """
 
 import copy
@@ -40,7 +41,7 @@ def diagnose(
     be off, if the file was rounded more than once.
     """
     geometries = [s.geometry if s is not None else None for s in stored]
-    for name, mistake in _mistakes(module, block):
+    for name, cure, mistake in _mistakes(module, block):
         wrong = copy.deepcopy(module)
         try:
             mistake(wrong)
@@ -48,7 +49,7 @@ def diagnose(
         except Exception:
             continue
         if _same(values, stored, block.dtype, slack):
-            return name
+            return f"{name}: {cure}"
     return _by_other_factors(block, stored, module, rerun, slack)
 
 
@@ -87,7 +88,8 @@ def _by_other_factors(
         return ""
     if not bool(((nearest - have).abs() <= room).all()):
         return ""
-    return "BatchNorm statistics or factors that are not the file's, as those of training mode are"
+    told = "BatchNorm statistics or factors that are not the file's, as those of training mode are"
+    return f"{told}: call eval() before folding, and fold running_mean and running_var"
 
 
 def _kernels(values: Sequence[Value | None]) -> Tensor:
@@ -100,59 +102,84 @@ def diagnose_numbers(
     """Mistakes that the numbers tell by themselves, whatever the block was found in."""
     exact = read_out(block.reference(), [s.geometry if s is not None else None for s in stored])
     pairs = [(a, b) for a, b in zip(exact, stored, strict=True) if a is not None and b is not None]
-    given = slack or [torch.zeros_like(part) for a, _ in pairs for part in (a.kernel, a.bias)]
+    numbers = [((a.kernel, a.bias), (b.kernel, b.bias)) for a, b in pairs]
+    return told_by_numbers(numbers, block.dtype, slack)
+
+
+Layer = tuple[Tensor, Tensor]  # a kernel and a bias, in float64
+
+
+def told_by_numbers(
+    pairs: Sequence[tuple[Layer, Layer]], dtype: torch.dtype, slack: Sequence[Tensor] | None = None
+) -> str:
+    """What layers as they should be, each beside the one that is there, tell by themselves."""
+    given = slack or [torch.zeros_like(part) for exact, _ in pairs for part in exact]
     more = list(zip(given[::2], given[1::2], strict=True))
-    near = partial(_near, dtype=block.dtype)
-    kernels = [
-        near(a.kernel, b.kernel, slack=m) for (a, b), (m, _) in zip(pairs, more, strict=True)
+    near = partial(_near, dtype=dtype)
+    same = [
+        near(own, other, slack=room)
+        for (exact, stored), rooms in zip(pairs, more, strict=True)
+        for own, other, room in zip(exact, stored, rooms, strict=True)
     ]
-    biases = [near(a.bias, b.bias, slack=m) for (a, b), (_, m) in zip(pairs, more, strict=True)]
-    altered = sum(int((~m).sum()) for m in (*kernels, *biases))
-    if all(bool(m.all()) for m in kernels) and all(not bool(b.bias.any()) for _, b in pairs):
-        return "the bias was dropped"
+    altered = sum(int((~part).sum()) for part in same)
+    if altered == 0:
+        return ""
+    if all(bool(m.all()) for m in same[::2]) and not any(bool(b.any()) for _, (_, b) in pairs):
+        return "the bias was dropped: give the convolution a bias"
     if 0 < altered <= 3:
-        return f"{altered} altered weight{'s' if altered > 1 else ''}, the rest is right"
-    for dtype in (torch.bfloat16, torch.float16):
-        if all(torch.equal(b.kernel.to(dtype).double(), b.kernel) for _, b in pairs):
-            return f"the weights went through {str(dtype).removeprefix('torch.')}"
-    for (a, b), (m, _) in zip(pairs, more, strict=True):
-        axes = range(2, a.kernel.ndim)
-        square = a.kernel.ndim > 3 and len(set(a.kernel.shape[2:])) == 1
-        if square and bool(near(a.kernel.mT, b.kernel, slack=m.mT).all()):
-            return "the kernel is transposed"
-        if bool(near(a.kernel.flip(*axes), b.kernel, slack=m.flip(*axes)).all()):
-            return "the kernel is flipped"
+        altogether = f"{altered} altered weight{'s' if altered > 1 else ''}, the rest is right"
+        return f"{altogether}: the file was changed after it was made, make it again"
+    for narrow in (torch.bfloat16, torch.float16):
+        if narrow != dtype and all(torch.equal(k.to(narrow).double(), k) for _, (k, _) in pairs):
+            name = str(narrow).removeprefix("torch.")
+            return f"the weights went through {name}: fold, and save, without it"
+    for ((own, _), (other, _)), (room, _) in zip(pairs, more, strict=True):
+        axes = range(2, own.ndim)
+        square = own.ndim > 3 and len(set(own.shape[2:])) == 1
+        if square and bool(near(own.mT, other, slack=room.mT).all()):
+            return "the kernel is transposed: keep its height and width apart"
+        if len(axes) and bool(near(own.flip(*axes), other, slack=room.flip(*axes)).all()):
+            return "the kernel is flipped: PyTorch's convolution does not turn it round"
         for axis, step in ((axis, step) for axis in axes for step in (1, -1)):
-            if bool(near(a.kernel.roll(step, axis), b.kernel, slack=m.roll(step, axis)).all()):
-                return "the kernel is moved by one tap"
+            if bool(near(own.roll(step, axis), other, slack=room.roll(step, axis)).all()):
+                return "the kernel is moved by one tap: pad the smaller kernels alike on both sides"
     return ""
 
 
-def _mistakes(module: nn.Module, block: Block) -> Iterator[tuple[str, Mistake]]:
+def _mistakes(module: nn.Module, block: Block) -> Iterator[tuple[str, str, Mistake]]:
+    """What may have gone wrong, what to do then, and how it is done to a copy."""
     layers = [(n, module.get_submodule(n)) for n in block.layers]
     norms = [n for n, m in layers if is_norm(m)]
     convolutions = [n for n, m in layers if is_convolution(m)]
     for eps in OTHER_EPS:
         if any(getattr(module.get_submodule(n), "eps", eps) != eps for n in norms):
-            yield f"BatchNorm eps {eps:g}", partial(_set_eps, norms, eps)
+            own = sorted({module.get_submodule(n).eps for n in norms})  # type: ignore[type-var]
+            cure = f"take the eps of each BatchNorm, here {', '.join(f'{e:g}' for e in own)}"
+            yield f"BatchNorm eps {eps:g}", cure, partial(_set_eps, norms, eps)
     for name in convolutions:
-        yield f"the arm of {name} is missing", partial(_switch_off, name)
-        yield f"the bias of {name} is missing", partial(_zero, name, "bias")
-        yield f"the kernel of {name} is transposed", partial(_transpose, name)
-        yield f"the kernel of {name} is flipped", partial(_flip, name)
+        add = "add it to the sum"
+        yield f"the arm of {name} is missing", add, partial(_switch_off, name)
+        yield f"the bias of {name} is missing", add, partial(_zero, name, "bias")
+        apart = "keep its height and width apart"
+        yield f"the kernel of {name} is transposed", apart, partial(_transpose, name)
+        as_is = "PyTorch's convolution does not turn it round"
+        yield f"the kernel of {name} is flipped", as_is, partial(_flip, name)
     for name in norms:
-        yield f"{name} is missing", partial(_neutralize, name)
-        yield f"the arm of {name} is missing", partial(_silence, name)
-        yield f"the shift of {name} is missing", partial(_zero, name, "bias")
-        yield f"the mean of {name} is missing", partial(_zero, name, "running_mean")
+        yield f"{name} is missing", "fold it into what is before it", partial(_neutralize, name)
+        yield f"the arm of {name} is missing", "add it to the sum", partial(_silence, name)
+        shift, mean = "add its bias", "subtract mean * weight / sqrt(var + eps)"
+        yield f"the shift of {name} is missing", shift, partial(_zero, name, "bias")
+        yield f"the mean of {name} is missing", mean, partial(_zero, name, "running_mean")
     for name in (*convolutions, *norms):
-        yield f"the arm of {name} is added twice", partial(_double, name)
+        yield f"the arm of {name} is added twice", "add it once", partial(_double, name)
     for first, second in combinations(norms, 2):
-        yield f"{first} and {second} are swapped", partial(_swap, first, second)
+        own = "fold each into its own convolution"
+        yield f"{first} and {second} are swapped", own, partial(_swap, first, second)
     for first, second in combinations(convolutions, 2):
         one, two = module.get_submodule(first).weight, module.get_submodule(second).weight
         if isinstance(one, Tensor) and isinstance(two, Tensor) and one.numel() == two.numel():
-            yield f"{first} and {second} are swapped", partial(_swap_kernels, first, second)
+            own = "put each before its own BatchNorm"
+            yield f"{first} and {second} are swapped", own, partial(_swap_kernels, first, second)
 
 
 def _set_eps(norms: list[str], eps: float, module: nn.Module) -> None:

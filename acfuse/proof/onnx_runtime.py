@@ -112,9 +112,14 @@ def session_of(
 
 
 def run_session(
-    session: onnxruntime.InferenceSession, given: Mapping[str, Tensor], limits: Limits = LIMITS
+    session: onnxruntime.InferenceSession,
+    given: Mapping[str, Tensor],
+    limits: Limits = LIMITS,
+    names: Sequence[str] | None = None,
 ) -> list[Any]:
     """What a model in onnxruntime gives for images, in its inputs' order and dtypes.
+
+    That is the outputs of these names; all of them without any.
 
     Raises InputError where it cannot be run, UnsafeError where it takes more than the limits allow.
     """
@@ -127,7 +132,7 @@ def run_session(
     bell.daemon = True
     bell.start()
     try:
-        return list(session.run(None, feeds, options))
+        return list(session.run(names, feeds, options))
     except Exception as error:
         sizes = ", ".join(str(tuple(i.shape)) for i in given.values())
         raise _failed(error, f"cannot run the file on {sizes}", limits) from error

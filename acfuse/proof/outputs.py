@@ -74,6 +74,8 @@ class Proofs:
     certificates: tuple[Certificate, ...] = ()
     checks: tuple[Check, ...] = ()
     remarks: tuple[str, ...] = ()  # on what could not be measured
+    place: str = ""  # where outputs begin to differ, as far as that was found
+    looks_like: str = ""  # the known mistake that gives the difference, and what to do about it
 
     def __repr__(self) -> str:
         told = f"{len(self.certificates)} certificates, {len(self.checks)} checks"
@@ -93,7 +95,9 @@ class Proofs:
     def raise_for_fault(self) -> None:
         """Raises NotEqual, with what is wrong, unless all is proved."""
         if not self.passed:
-            raise NotEqual(self.fault)
+            raise NotEqual(
+                self.fault + (f" (looks like: {self.looks_like})" * bool(self.looks_like))
+            )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -131,7 +135,8 @@ class Proofs:
             return f"{certificate.where}: {certificate.fault}{more}"
         for check in self.checks:
             if not check.passed:
-                return f"{check.name}: {check.detail}"
+                place = f"; {self.place}" if self.place else ""
+                return f"{check.name}: {check.detail}{place}"
         return ""
 
 

@@ -197,7 +197,9 @@ class Fused(ABC):
         if told:
             return told
         eps = other_eps(block, stored, self.anew)
-        return self.mistaken(block, slack) if eps is None else f"BatchNorm eps {eps:g}"
+        if eps is None:
+            return self.mistaken(block, slack)
+        return f"BatchNorm eps {eps:g}: take the eps of each BatchNorm"
 
     def mistaken(self, block: Block, slack: Sequence[Tensor] | None) -> str:
         """The known mistake whose weights are those of a block; "" where none is known."""

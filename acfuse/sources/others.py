@@ -5,7 +5,7 @@ their numbers and proved like any; what the program around them does is shown by
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,17 @@ from acfuse.files.records import ReadOptions
 from acfuse.graph.onnx_nodes import FLOATS
 from acfuse.graph.onnx_values import CONVOLUTIONS
 from acfuse.proof import Check, Inputs, Tolerance
+from acfuse.proof.running import Image
+from acfuse.proof.trace import Trace
+from acfuse.proof.trace_onnx import trace_of_onnx
 from acfuse.proof.onnx_runtime import answers_in_onnx, compare_onnx, compare_with_onnx
 from acfuse.sources.bare import same_bits
 from acfuse.sources.base import Fused, Progress, Source, Weights, silent
 from acfuse.system.limits import Limits
-from acfuse.targets.pt2_export import answers_of_program, compare_pt2_file
+from acfuse.targets.pt2_export import answers_of_program, compare_pt2_file, trace_of_program
 
 NEAR = 0.1  # of a kernel: two that are no further apart are one and the same, rounded or faulty
+ROUNDINGS = 16  # machine epsilons of the largest weight: of a factor, and of one more folding
 KIN = 0.01  # the same for tensors that should not differ at all
 
 
@@ -43,6 +47,7 @@ class Held:
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
     is_run: bool = False  # whether its own program was run: there is nothing else to compare
+    traced: Callable[[Image, torch.dtype], Trace] | None = None  # runs that step by step
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ def held_in(
         file = _opened(path, read)
     except InputError:
         raise own or InputError(f"{path.name} cannot be read.") from None
-    if own is not None and not file.tensors.keys().isdisjoint(fused.names):
+    is_of_its_format = (file.model is None) is (fused.onnx_original is None)
+    if own is not None and is_of_its_format and not fused.names.isdisjoint(file.tensors):
         raise own  # it has acfuse's own names, and does not fit
     if not file.is_program:
         return _by_numbers(file, fused, own)
@@ -100,8 +106,12 @@ def held_in(
         return replace(_by_numbers(file, fused, own) if stored is None else Held(stored),
                        notes=(told,))  # fmt: skip
     if stored is not None:
-        return Held(stored, (check,))
+        return Held(stored, (check,), traced=_traced(file, read.limits))
     given, missing = _matched(fused.weights, file.convolutions, loose=not check.passed)
+    if check.passed:  # who takes a BatchNorm behind a block up as well has other kernels, rightly
+        rescaled = {n for n, pair in given.items() if _is_rescaled(fused.weights[n], pair)}
+        given = {n: pair for n, pair in given.items() if n not in rescaled}
+        missing |= rescaled
     is_alien = not _matched(fused.weights, file.convolutions, loose=False)[0]
     if own is not None and is_alien and not check.passed and not math.isfinite(check.error):
         raise own  # neither its outputs nor its tensors are of this model
@@ -113,7 +123,15 @@ def held_in(
     kept = _kept(fused.kept, file.tensors)
     findings = replace(fused.findings, found=found)
     stored = replace(fused.with_weights(given), findings=findings)
-    return Held(stored, (kept, check), notes, is_run=True)
+    return Held(stored, (kept, check), notes, is_run=True, traced=_traced(file, read.limits))
+
+
+def _traced(file: _File, limits: Limits) -> Callable[[Image, torch.dtype], Trace]:
+    """How the program of a file is run step by step. A program of torch.export has its dtype."""
+    model = file.model
+    if model is not None:
+        return lambda image, _: trace_of_onnx(model, image, limits)
+    return lambda image, _: trace_of_program(file.path, image)
 
 
 def _has_key(path: Path, read: ReadOptions) -> bool:
@@ -206,6 +224,19 @@ def _matched(
             found[name] = rest[0]
             left = [other for other in left if other is not rest[0]]
     return found, set(wanted) - set(found)
+
+
+def _is_rescaled(own: Weights, other: Weights) -> bool:
+    """Whether a kernel is another's times a factor for each channel that it gives, and reads."""
+    a, b = (pair[0].double().flatten(2) for pair in (own, other))
+    room = ROUNDINGS * torch.finfo(own[0].dtype).eps * b.abs().amax()
+    factor = torch.ones(*a.shape[:2], 1, dtype=torch.float64)
+    for axes in ((1, 2), (0, 2)) * 2:  # by one kind of channels, then by the other, and once more
+        scaled = a * factor
+        norm = scaled.square().sum(axes, keepdim=True)
+        factor = factor * ((scaled * b).sum(axes, keepdim=True) / norm.clamp_min(1e-300))
+    is_factor = bool(((a * factor - b).abs() <= room).all())
+    return is_factor and bool(((a - b).abs() > room).any())
 
 
 def _is_alike(one: Weights, other: Weights) -> bool:

@@ -18,6 +18,7 @@ from acfuse.proof.leaves import Leaves, leaves_of
 from acfuse.proof.original import Original
 from acfuse.proof.outputs import Check, Tolerance
 from acfuse.proof.running import Image, Inputs, cast, floating_dtype, named_shapes
+from acfuse.proof.trace import Trace, trace_of_model
 from acfuse.system.escape import one_line
 from acfuse.targets.onnx_export import dimension, example, export_failure, quiet
 
@@ -90,16 +91,27 @@ def compare_pt2_file(path: Path, original: Original, tolerance: Tolerance, dynam
 
 def _call_of(path: Path) -> tuple[Callable[[Mapping[str, Tensor]], Any], torch.dtype]:
     """How the program of a .pt2 file is called, and the dtype that it computes in."""
-    container, _ = read_tensors(path)
-    network = container.network
-    if network is None:
-        raise UsageError(f"{path.name} is no program of torch.export.")
-    names = list(inspect.signature(network.forward).parameters)
+    network, names = _network_of(path)
 
     def call(given: Mapping[str, Tensor]) -> Any:
         return network(**dict(zip(names, given.values(), strict=True)))
 
     return call, floating_dtype(network)
+
+
+def _network_of(path: Path) -> tuple[nn.Module, list[str]]:
+    """The network of a .pt2 file, and what its inputs are called, in their order."""
+    network = read_tensors(path)[0].network
+    if network is None:
+        raise UsageError(f"{path.name} is no program of torch.export.")
+    return network, list(inspect.signature(network.forward).parameters)
+
+
+def trace_of_program(path: Path, image: Image) -> Trace:
+    """What a .pt2 file computes for an image, step by step."""
+    network, names = _network_of(path)
+    given = dict(zip(names, image.values(), strict=True))
+    return trace_of_model(network, given, floating_dtype(network))
 
 
 def answers_of_program(path: Path, optimised: bool) -> Callable[[Image], Leaves]:
