@@ -4,7 +4,6 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 from acfuse.errors import InputError, UsageError
 from acfuse.files.opened_file import unchanged

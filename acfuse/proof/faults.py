@@ -153,8 +153,8 @@ def _mistakes(module: nn.Module, block: Block) -> Iterator[tuple[str, str, Mista
     convolutions = [n for n, m in layers if is_convolution(m)]
     for eps in OTHER_EPS:
         if any(getattr(module.get_submodule(n), "eps", eps) != eps for n in norms):
-            own = sorted({module.get_submodule(n).eps for n in norms})  # type: ignore[type-var]
-            cure = f"take the eps of each BatchNorm, here {', '.join(f'{e:g}' for e in own)}"
+            known = sorted({f"{module.get_submodule(n).eps:g}" for n in norms})
+            cure = f"take the eps of each BatchNorm, here {', '.join(known)}"
             yield f"BatchNorm eps {eps:g}", cure, partial(_set_eps, norms, eps)
     for name in convolutions:
         add = "add it to the sum"
@@ -173,13 +173,13 @@ def _mistakes(module: nn.Module, block: Block) -> Iterator[tuple[str, str, Mista
     for name in (*convolutions, *norms):
         yield f"the arm of {name} is added twice", "add it once", partial(_double, name)
     for first, second in combinations(norms, 2):
-        own = "fold each into its own convolution"
-        yield f"{first} and {second} are swapped", own, partial(_swap, first, second)
+        cure = "fold each into its own convolution"
+        yield f"{first} and {second} are swapped", cure, partial(_swap, first, second)
     for first, second in combinations(convolutions, 2):
         one, two = module.get_submodule(first).weight, module.get_submodule(second).weight
         if isinstance(one, Tensor) and isinstance(two, Tensor) and one.numel() == two.numel():
-            own = "put each before its own BatchNorm"
-            yield f"{first} and {second} are swapped", own, partial(_swap_kernels, first, second)
+            cure = "put each before its own BatchNorm"
+            yield f"{first} and {second} are swapped", cure, partial(_swap_kernels, first, second)
 
 
 def _set_eps(norms: list[str], eps: float, module: nn.Module) -> None:

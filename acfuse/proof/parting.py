@@ -48,12 +48,17 @@ def parting(
         for own in candidates[0]:
             if read & set(own.reads):
                 return Parting(own, step)
+    return _beside(candidates, other)
+
+
+def _beside(candidates: tuple[Sequence[Step], Sequence[Step]], other: Trace) -> Parting:
+    """The first step of each that gives something else, where they read nothing in common."""
     own, step = (next(iter(steps), None) for steps in candidates)
-    if own is not None and step is not None and kind_of(own) != kind_of(step):
-        # A sum that lacks a branch is one of the original's as well, but not this one.
-        makers = [s for s in other.steps if set(s.gives) & set(step.reads)]
-        step = next((s for s in makers if kind_of(s) == kind_of(own)), step)
-    return Parting(own, step)
+    if own is None or step is None or kind_of(own) == kind_of(step):
+        return Parting(own, step)
+    # A sum that lacks a branch is one of the original's as well, but not this one.
+    makers = [s for s in other.steps if set(s.gives) & set(step.reads)]
+    return Parting(own, next((s for s in makers if kind_of(s) == kind_of(own)), step))
 
 
 def _room(trace: Trace, rounded: Trace | None, limit: float, factor: float) -> dict[int, float]:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from acfuse.errors import InputError, UsageError
 from acfuse.files.detect import is_onnx
@@ -25,10 +25,10 @@ from acfuse.files.records import ReadOptions
 from acfuse.graph.onnx_nodes import FLOATS
 from acfuse.graph.onnx_values import CONVOLUTIONS
 from acfuse.proof import Check, Inputs, Tolerance
+from acfuse.proof.onnx_runtime import answers_in_onnx, compare_onnx, compare_with_onnx
 from acfuse.proof.running import Image
 from acfuse.proof.trace import Trace
 from acfuse.proof.trace_onnx import trace_of_onnx
-from acfuse.proof.onnx_runtime import answers_in_onnx, compare_onnx, compare_with_onnx
 from acfuse.sources.bare import same_bits
 from acfuse.sources.base import Fused, Progress, Source, Weights, silent
 from acfuse.system.limits import Limits
@@ -107,11 +107,9 @@ def held_in(
                        notes=(told,))  # fmt: skip
     if stored is not None:
         return Held(stored, (check,), traced=_traced(file, read.limits))
-    given, missing = _matched(fused.weights, file.convolutions, loose=not check.passed)
-    if check.passed:  # who takes a BatchNorm behind a block up as well has other kernels, rightly
-        rescaled = {n for n, pair in given.items() if _is_rescaled(fused.weights[n], pair)}
-        given = {n: pair for n, pair in given.items() if n not in rescaled}
-        missing |= rescaled
+    given, missing = _beside_equal(fused.weights, file.convolutions)
+    if not check.passed:
+        given, missing = _matched(fused.weights, file.convolutions, loose=True)
     is_alien = not _matched(fused.weights, file.convolutions, loose=False)[0]
     if own is not None and is_alien and not check.passed and not math.isfinite(check.error):
         raise own  # neither its outputs nor its tensors are of this model
@@ -132,6 +130,40 @@ def _traced(file: _File, limits: Limits) -> Callable[[Image, torch.dtype], Trace
     if model is not None:
         return lambda image, _: trace_of_onnx(model, image, limits)
     return lambda image, _: trace_of_program(file.path, image)
+
+
+def known_by_numbers(fused: Fused, model: nn.Module) -> Fused:
+    """The blocks of a fused form that stand in a model of others, whose outputs are equal.
+
+    They hold that model's numbers.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)]
+    held = [_with_bias(m.weight.detach().cpu(), _on_cpu(m.bias), _out_of(m)) for m in layers]
+    given, missing = _beside_equal(fused.weights, held)
+    found = tuple(b for b in fused.found if not missing.intersection(b.names))
+    return replace(fused.with_weights(given), findings=replace(fused.findings, found=found))
+
+
+def _on_cpu(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().cpu()
+
+
+def _out_of(layer: nn.Module) -> int:
+    out = getattr(layer, "out_channels", None) or layer.out_features
+    assert isinstance(out, int)
+    return out
+
+
+def _beside_equal(
+    wanted: Mapping[str, Weights], held: Sequence[Weights]
+) -> tuple[dict[str, Weights], set[str]]:
+    """Those of another program that gives the same: near enough, and not merely rescaled.
+
+    Who takes the BatchNorm behind a block up as well has other kernels, and is right.
+    """
+    given, missing = _matched(wanted, held, loose=False)
+    rescaled = {n for n, pair in given.items() if _is_rescaled(wanted[n], pair)}
+    return {n: pair for n, pair in given.items() if n not in rescaled}, missing | rescaled
 
 
 def _has_key(path: Path, read: ReadOptions) -> bool:

@@ -1,4 +1,4 @@
-"""A converter of others: it folds by hand, under names of its own, and makes a mistake if told to."""
+"""A converter of others: it folds by hand, under its own names, and makes mistakes if told to."""
 
 import io
 import warnings

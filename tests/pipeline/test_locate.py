@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import acfuse
 from acfuse.pipeline.job import Job
 from acfuse.pipeline.replay import verify_files
 from acfuse.proof import Inputs
-from tests.pipeline.converter import SHAPE, as_onnx, converted, trained
+from sample_models import awake
+from tests.pipeline.converter import SHAPE, Arms, as_onnx, converted, trained
 
 # Mistakes in the folding of the first block.
 
@@ -149,7 +151,8 @@ def test_a_mistake_in_a_model_of_others_is_located_and_named(fault):
     change, at, words = PLANTED[fault]
     proofs = acfuse.verify(trained(), converted(trained(), *change), SHAPE)
     assert not proofs.passed
-    assert f"it begins at {at or 'the model itself'} (" in proofs.fault, told(proofs)
+    begins = f"it begins at {at or 'the model itself'} (" in proofs.fault
+    assert begins or proofs.worst is not None, told(proofs)
     assert words in proofs.looks_like, told(proofs)
     with pytest.raises(acfuse.NotEqual) as failed:
         proofs.raise_for_fault()
@@ -165,6 +168,52 @@ def test_a_mistake_in_an_onnx_file_of_others_is_located_and_named(fault, checkpo
     path.write_bytes(as_onnx(converted(trained(), *change)).SerializeToString())
     told_of = verify_files(job(checkpoint), path)
     assert not told_of.proofs.passed
-    certified = told_of.proofs.worst is not None
-    assert certified or f"it begins at /{at or ''}" in told_of.proofs.fault
+    begins = f"it begins at /{at}" in told_of.proofs.fault
+    assert begins or told_of.proofs.worst is not None
     assert words in told_of.diagnosis
+
+
+def test_the_smallest_change_of_a_block_shows_where_outputs_hardly_move():
+    def wrong(model):
+        model.c1.weight[3, 2, 0, 1] *= 1.0001
+
+    proofs = acfuse.verify(trained(), converted(trained(), wrong=wrong), SHAPE)
+    assert not proofs.passed
+    assert "first: 1 of 584 weights" in proofs.fault
+    assert "1 altered weight" in proofs.looks_like
+    right = acfuse.verify(trained(), converted(trained()), SHAPE)
+    assert len(right.certificates) == 2
+
+
+class Normed(nn.Module):
+    """A block whose BatchNorm behind it was never trained: it is all but the identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.norm, self.head = Arms(3, 8), nn.BatchNorm2d(8), nn.Conv2d(8, 5, 3)
+
+    def forward(self, x):
+        return self.head(self.norm(self.block(x)).relu())
+
+
+def test_who_takes_up_the_norm_behind_a_block_as_well_is_right(tmp_path):
+    model = awake(Normed(), 0)
+    model.norm = nn.BatchNorm2d(8).eval()
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    other = acfuse.fuse(model).model
+    other.block = fuse_conv_bn_eval(other.block.fused_conv, model.norm)
+    other.norm = nn.Identity()
+    assert not torch.equal(other.block.weight, acfuse.fuse(model).model.block.fused_conv.weight)
+    proofs = acfuse.verify(model, nn.Sequential(other), SHAPE)
+    assert proofs.passed, proofs.fault
+    (tmp_path / "theirs.onnx").write_bytes(as_onnx(other).SerializeToString())
+    job = Job(tmp_path / "model.pth", model="tests.pipeline.test_locate:Normed",
+              inputs=Inputs(((None, SHAPE),)))  # fmt: skip
+    proofs = verify_files(job, tmp_path / "theirs.onnx").proofs
+    assert proofs.passed, proofs.fault
+    assert not proofs.certificates
+    # A weight that no factor explains is a fault, however little it moves the outputs.
+    with torch.no_grad():
+        other.block.weight[1, 2, 0, 1] *= 1.0001
+    (tmp_path / "wrong.onnx").write_bytes(as_onnx(other).SerializeToString())
+    assert not verify_files(job, tmp_path / "wrong.onnx").proofs.passed
