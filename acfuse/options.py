@@ -1,6 +1,7 @@
 """The options of the command line, in the groups in which commands take them."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -30,6 +31,8 @@ class Parsed(click.ParamType[Any]):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """What the parser makes of a text; what is no text was parsed before."""
+        if isinstance(value, (int, float)):  # as a configuration file has it
+            value = str(value)
         if not isinstance(value, str):
             return value
         try:
@@ -94,7 +97,28 @@ def _sha256(text: str) -> str:
     return text.lower()
 
 
+def _tolerances(text: str) -> dict[str, float]:
+    """1e-4, or NAME:1e-3 for one output, or several of these with commas between.
+
+    What holds for all others is under "".
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.strip().rpartition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            raise ValueError("expected a number, or NAME:NUMBER for one output") from None
+        if not 0 <= value < math.inf:
+            raise ValueError("expected a number of at least 0")
+        if name in found:
+            raise ValueError(f"{name or 'what holds for all'} is given twice")
+        found[name] = value
+    return found
+
+
 INPUT, JSON = Parsed("INPUT", _input), Parsed("JSON", _json_object)
+TOLERANCE = Parsed("NUMBER", _tolerances)
 LIMIT, SHA256 = Parsed("NAME=NUMBER", _limit), Parsed("HEX", _sha256)
 PATTERN_FILES = option(
     "--patterns",
@@ -147,9 +171,10 @@ INPUT_OPTIONS = (
     SEED,
     option("--samples", type=click.IntRange(min=1), default=None,
             help="How many random inputs. Default 3."),
-    option("--atol", type=click.FloatRange(min=0), help="Absolute tolerance, on every element; "
-            "beside it --rtol is 1e-5 if it is not given, as torch.allclose has it."),
-    option("--rtol", type=click.FloatRange(min=0), help="Relative tolerance; alone, --atol is 0."),
+    option("--atol", type=TOLERANCE, help="Absolute tolerance, on every element; beside it --rtol "
+            "is 1e-5 if it is not given, as torch.allclose has it. With 1e-4,boxes:1e-2 the output "
+            "boxes has its own."),
+    option("--rtol", type=TOLERANCE, help="Relative tolerance, likewise; alone, --atol is 0."),
 )  # fmt: skip
 RUNTIME_OPTIONS = (
     option("--exhaustive", is_flag=True, help="Read every weight of a block's layers by impulses, "

@@ -79,7 +79,7 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
     changes |= {name: options.get(name) or None for name in flags}
     packages = (f"{name}:*" for name in options.get("allow_package") or ())
     changes["allow_classes"] = (*(options.get("allow_class") or ()), *packages) or None
-    changes["tolerance"] = Tolerance(options.get("atol"), options.get("rtol"))
+    changes["tolerance"] = Tolerance.given(options.get("atol"), options.get("rtol"))
     if options.get("limit"):
         changes["limits"] = _limits(options)
     if options.get("patterns") or options.get("assume"):

@@ -128,6 +128,10 @@ def asked_of(job: Job, folder: Path) -> dict[str, Any]:
             "dynamic": job.dynamic,
             "atol": job.tolerance.atol,
             "rtol": job.tolerance.rtol,
+            "of_outputs": {
+                name: {"atol": own.atol, "rtol": own.rtol}
+                for name, own in job.tolerance.of_outputs.items()
+            },
             "code": sha256_of(code) if code.name.endswith(".py") and code.is_file() else None,
         },
     }  # fmt: skip

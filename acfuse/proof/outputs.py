@@ -1,13 +1,13 @@
 """Outputs of two models side by side: how far apart they are, and how far they may be."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from acfuse.errors import NotEqual
+from acfuse.errors import NotEqual, UsageError
 from acfuse.proof.certificate import BLOCK_LIMIT, Certificate, unravel
 from acfuse.proof.leaves import Holder, Leaves, as_numbers, is_discrete, named, unlike
 from acfuse.proof.noise import Noise, Noises, along, apart, sizes, without_noise
@@ -29,21 +29,57 @@ HOLLOW = "the original's own outputs hold NaN or Inf; of those, nothing more cou
 class Tolerance:
     """|a - b| <= atol + rtol * |b| for every element, b the original; the rule of torch.allclose.
 
-    Where neither is given, the honest scale is the largest output.
+    Where neither is given, the honest scale is the largest output. Some outputs may have their own,
+    `of_outputs`, by name.
     """
 
     atol: float | None = None
     rtol: float | None = None
+    of_outputs: Mapping[str, "Tolerance"] = field(default_factory=dict)
+
+    @classmethod
+    def given(
+        cls, atol: Mapping[str, float] | None, rtol: Mapping[str, float] | None
+    ) -> "Tolerance":
+        """That of numbers by the name of the output; under "" is what holds for all others."""
+        both = [{} if each is None else each for each in (atol, rtol)]
+        names = dict.fromkeys(name for each in both for name in each if name)
+        own = {name: cls(both[0].get(name), both[1].get(name)) for name in names}
+        return cls(both[0].get(""), both[1].get(""), own)
+
+    def of(self, output: str) -> "Tolerance":
+        """That of one output; what is not given for it alone, is as for all."""
+        own = self.of_outputs.get(self.name_of(output), Tolerance())
+        atol, rtol = own.atol, own.rtol
+        return Tolerance(self.atol if atol is None else atol, self.rtol if rtol is None else rtol)
+
+    def name_of(self, output: str) -> str:
+        """The name under which an output has its own; "" if it has none."""
+        wanted = _spoken(output)
+        return next((name for name in self.of_outputs if _spoken(name) == wanted), "")
+
+    def check_names(self, outputs: Iterable[str]) -> None:
+        """Raises UsageError if it names an output that is none of these."""
+        known = {_spoken(name): name for name in outputs}
+        odd = [name for name in self.of_outputs if _spoken(name) not in known]
+        if odd:
+            listed = ", ".join(filter(None, known)) or "one that has no name"
+            raise UsageError(f"--atol, --rtol: {odd[0]} is no output; the outputs are {listed}.")
 
     @property
     def is_given(self) -> bool:
-        return self.atol is not None or self.rtol is not None
+        return self.atol is not None or self.rtol is not None or bool(self.of_outputs)
 
     @property
     def pair(self) -> tuple[float, float]:
         """(atol, rtol), with torch's default beside the one that is given."""
         atol = 0.0 if self.atol is None else self.atol
         return atol, (1e-5 if self.rtol is None and self.atol is not None else self.rtol or 0.0)
+
+
+def _spoken(output: str) -> str:
+    """The name of an output as a user says it: boxes for ['boxes'] or .boxes, 0 for [0]."""
+    return output.strip(".[]'\"")
 
 
 @dataclass(frozen=True)
@@ -162,8 +198,9 @@ class Difference:
     error: float = 0.0
     absolute: float = 0.0
     excess: float = -math.inf  # of |a - b| over atol + rtol * |b|
-    needed: float = 0.0  # the smallest atol that would pass beside this rtol
+    needed: dict[str, float] = field(default_factory=dict)  # the smallest atol, by output
     place: str = ""
+    exceeded: Tolerance = field(default_factory=Tolerance)  # that of the output at this place
     failure: str = ""  # why outputs cannot even be compared
     is_hollow: bool = False  # true outputs are NaN or Inf: there, the others must be the same
     takes_any: bool = False  # there, the others need only be one of them too
@@ -176,18 +213,21 @@ class Difference:
     def fail(self, why: str) -> None:
         """Notes that there is nothing to compare: no tolerance allows that."""
         self.failure = self.failure or why
-        self.error = self.absolute = self.excess = self.needed = math.inf
+        self.error = self.absolute = self.excess = math.inf
 
     def worst(self, limit: float, floor: float = 0.0) -> tuple[float, float, str]:
         """(error, what it may be, where) of what comes closest to its allowance, or exceeds it.
 
         That is `limit`, or some times the noise of the original itself at that very place; or
-        `floor`, which is absolute. Both are relative to the largest number there.
+        `floor`, which is absolute. Both are relative to the largest number there. Of outputs with a
+        tolerance it says nothing.
         """
         if self.failure:
             return math.inf, limit, ""
         found, nearest = (0.0, limit, ""), 0.0
         for each in self.measured:
+            if self.tolerance.of(each.name).is_given:
+                continue
             allowed = (limit * each.scale).maximum(OWN_FACTOR * each.noise).clamp_min(floor)
             ratio = torch.where(each.error > 0, each.error / allowed, 0.0)
             place = int(ratio.argmax())
@@ -197,6 +237,20 @@ class Difference:
                 at = f"place {place} along axis {each.axis} of " if each.axis is not None else ""
                 found = (error, most, f"{at}{_output(each.name)}")
         return found
+
+    @property
+    def advice(self) -> str:
+        """What --atol would have to be, for all outputs that have a tolerance."""
+        needed: dict[str, float] = {}
+        for output, number in self.needed.items():
+            name = self.tolerance.name_of(output)
+            needed[name] = max(needed.get(name, 0.0), number)
+        parts = []
+        for name, number in sorted(needed.items()):
+            given = self.tolerance.of(name).atol
+            is_enough = given is not None and number <= given
+            parts.append(f"{name}:" * bool(name) + (f"{given:g}" if is_enough else _up(number)))
+        return ",".join(parts)
 
     def compare(
         self, true: Outputs, answer: Callable[[], Outputs], noise: Noises | Sequence[float] = ()
@@ -215,6 +269,8 @@ class Difference:
             self.fail(f"the models give {len(true)} and {len(given)} outputs")
             return
         true, given = named(true), named(given)
+        if self.tolerance.of_outputs:
+            self.tolerance.check_names(true)
         if not isinstance(noise, Mapping):
             noise = {n: Noise(value) for n, value in zip(true, noise, strict=False)}
         for name, expected in true.items():
@@ -258,12 +314,15 @@ class Difference:
         largest = float(distance.max())
         self.error = max(self.error, largest / (float(size.max()) or 1.0))
         self.absolute = max(self.absolute, largest)
-        atol, rtol = self.tolerance.pair
+        tolerance = self.tolerance.of(name)
+        if not tolerance.is_given:
+            return
+        atol, rtol = tolerance.pair
         beyond = distance - rtol * size
-        self.needed = max(self.needed, float(beyond.max()))
         excess = float(beyond.max()) - atol
+        self.needed[name] = max(self.needed.get(name, 0.0), float(beyond.max()))
         if excess > self.excess:
-            self.excess = excess
+            self.excess, self.exceeded = excess, tolerance
             self.place = f"{[*_index(beyond)]} of {_output(name)}"
 
     def _measure(
@@ -333,23 +392,22 @@ def _judged(
     warning = HOLLOW if difference.is_hollow else ""
     if difference.failure:
         return Check(name, False, math.inf, 0.0, math.inf, rounding, difference.failure)
-    if tolerance.is_given:
-        atol, rtol = tolerance.pair
+    info, half = torch.finfo(dtype), torch.finfo(dtype).bits == 16
+    error, limit, at = difference.worst(rounding_limit(dtype), info.tiny)  # without a tolerance
+    passed = error <= limit
+    detail = f"outputs differ by {error:.1e} of the largest (at most {limit:.0e})"
+    detail += "" if passed else f", in {at}"
+    if tolerance.is_given and passed:
+        atol, rtol = difference.exceeded.pair
         passed = difference.excess <= 0
         detail = f"max |a-b| {difference.absolute:.1e}, atol {atol:g} + rtol {rtol:g} * |b|"
         if not passed:
-            detail += f" exceeded at {difference.place}; atol {_up(difference.needed)} would pass"
+            detail += f" exceeded at {difference.place}; atol {difference.advice} would pass"
             if own is not None and own.excess > 0:
                 detail += ". The original's own rounding exceeds it too: no fused model could pass"
         return Check(
             name, passed, difference.error, atol, difference.absolute, rounding, detail, warning
         )
-    half = torch.finfo(dtype).bits == 16
-    info = torch.finfo(dtype)
-    error, limit, at = difference.worst(rounding_limit(dtype), info.tiny)
-    passed = error <= limit
-    detail = f"outputs differ by {error:.1e} of the largest (at most {limit:.0e})"
-    detail += "" if passed else f", in {at}"
     usual = max(ROUNDING_WARNING, OWN_FACTOR * (rounding or 0.0))
     if passed and not half and error > usual:
         unusual = f"outputs differ by {error:.1e} of the largest, more than is usual"

@@ -231,3 +231,14 @@ def test_the_manifest_says_what_was_given(tmp_path, monkeypatch):
     worked(_convert(tmp_path, monkeypatch, "Tokens", *options))
     (file,) = tmp_path.glob("*.acfuse.json")
     assert json.loads(file.read_text())["inputs"]["kinds"] == ["", "int64=0..6"]
+
+
+def test_one_output_may_have_its_own_tolerance(fused):
+    worked(run("verify", "--atol", "1e-4"))
+    result = run("verify", "--atol", "1e-4,logits:1")
+    assert result.exit_code == 2
+    assert "logits is no output; the outputs are one that has no name" in result.stderr
+    Path("acfuse.toml").write_text("atol = 0\nrtol = 0\n")
+    assert run("verify").exit_code == 1
+    Path("acfuse.toml").write_text('atol = "1e-4"\n')
+    worked(run("verify"))
