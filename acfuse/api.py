@@ -168,8 +168,7 @@ def verify(
     if not proofs.passed or is_of_its_structure(expected.model, fused):
         return diagnosed(proofs, expected.source, given, inputs)
     # Of another structure, and its outputs are equal: what else is a block there?
-    rest = tuple(b for b in left.found if not {*b.names} <= names.keys())
-    others = known_by_numbers(replace(expected, findings=replace(left, found=rest)), fused)
+    others = known_by_numbers(expected, fused, {name for block in there for name in block.names})
     more = replace(proofs, certificates=certified(others, by_others=True))
     more = diagnosed(more, expected.source, others, inputs)
     return replace(more, certificates=(*proofs.certificates, *more.certificates))

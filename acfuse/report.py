@@ -21,6 +21,7 @@ from acfuse.pipeline.job import Conversion
 from acfuse.pipeline.manifest import findings_json
 from acfuse.pipeline.selftest import Trial as FaultTrial
 from acfuse.proof import Check
+from acfuse.proof.results import Results
 from acfuse.reports.record import NAMES
 from acfuse.system.escape import as_json, columns, safe
 
@@ -395,6 +396,25 @@ def print_selftest(trials: Sequence[FaultTrial], *, quiet: bool = False) -> None
     _echo(f"{seen} of {len(trials)} planted faults are seen, {named} by the name of their place")
 
 
+def print_saved(path: Path, results: Results, check: Check, *, quiet: bool = False) -> None:
+    """How a program compares with what was kept of the original."""
+    if quiet:
+        return
+    _echo(f"acfuse {__version__}  {safe(path.name)}", "")
+    runs = _several(len(results.runs), "run")
+    _echo(f"{_verdict(check):<8}{_check_line(check)}, on {runs} of {safe(results.source)}")
+    _echo(*([f"warning {safe(check.warning)}"] if check.warning else []))
+    if not check.passed:
+        _echo(f"FAILED  {safe(check.detail)}")
+    _echo("note    outputs alone were compared, on those inputs: no certificate is in such a file")
+
+
+def describe_saved(path: Path, results: Results, check: Check) -> dict[str, Any]:
+    """The same for a program."""
+    told = {"source": results.source, "sha256": results.sha256, "runs": len(results.runs)}
+    return {"file": path.name, "passed": check.passed, "results": told, "check": asdict(check)}
+
+
 def _check_line(check: Check) -> str:
     name = NAMES.get(check.name, check.name)
     if check.compared == 0 and check.passed:
@@ -406,7 +426,7 @@ def _check_line(check: Check) -> str:
     line = f"{name}: {check.error:.1e} of the largest output"
     if check.own is not None:
         line += f" (the original's own rounding: {check.own:.1e})"
-    if check.name in ("rounding", "onnx", "pt2"):
+    if check.name in ("rounding", "onnx", "pt2", "results"):
         line += f"; max |a-b| {check.absolute:.1e}"
     return line
 

@@ -1,13 +1,15 @@
 """verify and selftest."""
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from acfuse.commands.jobs import check_first, job_again, job_of
-from acfuse.commands.shown import progress_of, show
+from acfuse.commands.shown import progress_of, show, told_of
 from acfuse.errors import Exit
 from acfuse.options import (
     COMMON_OPTIONS,
@@ -17,15 +19,25 @@ from acfuse.options import (
     OPSET,
     REPORT,
     RUNTIME_OPTIONS,
+    option,
     takes,
 )
 from acfuse.system.escape import safe
+from acfuse.system.limits import LIMITS
+
+RESULTS_OPTIONS = (
+    option("--save-results", type=click.Path(path_type=Path), metavar="FILE.json",
+           help="Keep the inputs, and what the original gives, for --from elsewhere."),
+    option("saved", "--from", type=click.Path(path_type=Path), metavar="FILE.json",
+           help="Compare an ONNX or .pt2 file, the one argument, with results that were kept."),
+)  # fmt: skip
 
 
 @click.command()
 @click.argument("original", type=click.Path(path_type=Path), required=False)
 @click.argument("fused", type=click.Path(path_type=Path), required=False)
-@takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, (OPSET, REPORT, FORCE), COMMON_OPTIONS)
+@takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, (OPSET, REPORT, *RESULTS_OPTIONS, FORCE),
+       COMMON_OPTIONS)  # fmt: skip
 def verify(
     original: Path | None,
     fused: Path | None,
@@ -33,13 +45,20 @@ def verify(
     quiet: bool,
     verbose: int,
     report: tuple[Path, ...],
+    save_results: Path | None,
+    saved: Path | None,
     force: bool,
     **options: Any,
 ) -> None:
     """Prove that a fused file is the original: the last conversion's, or ORIGINAL FUSED."""
+    if saved is not None:
+        if original is None or fused is not None or report or save_results:
+            raise click.UsageError("--from takes one file, and neither reports nor --save-results.")
+        _verify_saved(original, saved, options, format, quiet=quiet)
     if original is not None and fused is None:
         raise click.UsageError("give ORIGINAL and FUSED, or neither.")
-    _early_report_checks(report, options, original, fused, force=force)
+    kept = [] if save_results is None else [save_results]
+    _early_report_checks(report, options, original, fused, kept, force=force)
     check_first(original, options, fused)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import report as text
@@ -51,7 +70,35 @@ def verify(
             conversion = replay.verify_again(manifest, job_again(manifest, options), progress)
         else:
             conversion = replay.verify_files(job_of(original, options), fused, progress=progress)
+        if save_results is not None:
+            from acfuse.pipeline.recorded import save_results as save
+
+            save(conversion, save_results, force=force)
+    told_of(kept, quiet=quiet or format == "json")
     show(conversion, format, text, quiet=quiet, verbose=verbose, writes=False, reports=report)
+
+
+def _verify_saved(
+    path: Path, saved: Path, options: dict[str, Any], format: str, *, quiet: bool
+) -> NoReturn:
+    """Compares a program with what was kept, says how it went, and ends."""
+    from acfuse import report
+    from acfuse.files.opened_file import check_given
+    from acfuse.pipeline.recorded import compare_with_saved
+    from acfuse.proof import Tolerance
+
+    for given, name in ((path, "FUSED"), (saved, "--from")):
+        check_given(given, name)
+    tolerance = Tolerance.given(options.get("atol"), options.get("rtol"))
+    limits = replace(LIMITS, **dict(options.get("limit") or ()))
+    results, check = compare_with_saved(path, saved, tolerance, limits)
+    if format == "json":
+        report.print_json(report.describe_saved(path, results, check))
+    else:
+        report.print_saved(path, results, check, quiet=quiet)
+    if not check.passed:
+        click.echo(f"error: not equal: {safe(check.name)}: {safe(check.detail)}", err=True)
+    sys.exit(Exit.DONE if check.passed else Exit.NOT_EQUAL)
 
 
 def _early_report_checks(
@@ -59,12 +106,16 @@ def _early_report_checks(
     options: dict[str, Any],
     original: Path | None,
     fused: Path | None,
+    kept: Sequence[Path],
     *,
     force: bool,
 ) -> None:
     from acfuse.reports.where import check_reports, inputs_among
+    from acfuse.system.atomic_write import check_outputs
 
-    check_reports(reports, inputs_among(options, original, fused), force=force)
+    inputs = inputs_among(options, original, fused)
+    check_reports(reports, inputs, kept, force=force)
+    check_outputs(kept, inputs, force=force, option="--save-results")
 
 
 @click.command()

@@ -10,9 +10,9 @@ from torch import Tensor
 from acfuse.findings import Block
 from acfuse.proof import Inputs, Proofs
 from acfuse.proof.faults import told_by_numbers
-from acfuse.proof.onnx_runtime import inputs_of
+from acfuse.proof.onnx_runtime import image_of
 from acfuse.proof.parting import Parting, block_of, in_words, kind_of, parting, unlike_settings
-from acfuse.proof.running import Image, images
+from acfuse.proof.running import Image
 from acfuse.proof.trace import Step, Trace, trace_of_model
 from acfuse.proof.trace_onnx import trace_of_onnx
 from acfuse.sources.base import FindOptions, Fused, Source
@@ -102,10 +102,7 @@ def _originals(
             else:
                 yield image, trace_of_model(whole.model, image, torch.float64), shipped
     elif fused.onnx_original is not None:
-        known = inputs_of(fused.onnx_original, inputs)
-        shapes = {name: shape for name, (shape, _) in known.items()}
-        kinds = {name: kind for name, (_, kind) in known.items()}
-        image = images(shapes, inputs.seed if inputs else 0, kinds)
+        image = image_of(fused.onnx_original, inputs)
         yield image, trace_of_onnx(fused.onnx_original, image), None
 
 

@@ -377,6 +377,14 @@ def inputs_of(
     return {value.name: _input_of(value, named.get(value.name), free) for value in values}
 
 
+def image_of(model: onnx.ModelProto, inputs: Inputs | None, sample: int = 0) -> Image:
+    """One input of a model, as `inputs_of` says, at random."""
+    known = inputs_of(model, inputs)
+    shapes = {name: shape for name, (shape, _) in known.items()}
+    kinds = {name: kind for name, (_, kind) in known.items()}
+    return images(shapes, (inputs.seed if inputs else 0) + sample, kinds)
+
+
 def _input_of(
     value: onnx.ValueInfoProto, named: tuple[Any, Kind] | None, free: list[tuple[Any, Kind]]
 ) -> tuple[tuple[int, ...], Kind]:

@@ -19,6 +19,7 @@ NAMES = {
     "rewriting": "what acfuse rewrote, read back",
     "onnx": "ONNX file in onnxruntime against the original model",
     "pt2": ".pt2 file in torch against the original model",
+    "results": "outputs beside those that were kept of the original",
 }
 ONLY_A_RUN = (
     "This report was made from a manifest. Kernels, histogram and ranges of weights are "

@@ -173,6 +173,10 @@ class Fused(ABC):
     def with_weights(self, given: Mapping[str, Weights]) -> Self:
         """The same with other numbers in some of the new convolutions."""
 
+    def original(self, inputs: Inputs) -> Original | None:
+        """The original as it is run; None where there is no network."""
+        return None
+
     @property
     def onnx_original(self) -> ModelProto | None:
         """The original, where it is an ONNX file."""

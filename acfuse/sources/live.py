@@ -38,7 +38,7 @@ from acfuse.proof.live_program import (
     is_of_its_structure,
     program_check,
 )
-from acfuse.proof.original import is_trained
+from acfuse.proof.original import Original, is_trained
 from acfuse.proof.planted import Planted, planted_in_tensors
 from acfuse.proof.running import floating_dtype, images, kinds_of, named_shapes, run
 from acfuse.proof.whole import compare_models
@@ -158,6 +158,9 @@ class LiveFused(Fused):
     @property
     def network(self) -> nn.Module:
         return on_cpu(self.model)
+
+    def original(self, inputs: Inputs) -> Original:
+        return self.source.original(inputs)
 
     @cached_property
     def exact(self) -> nn.Module:

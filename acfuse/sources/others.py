@@ -5,7 +5,7 @@ their numbers and proved like any; what the program around them does is shown by
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -132,15 +132,16 @@ def _traced(file: _File, limits: Limits) -> Callable[[Image, torch.dtype], Trace
     return lambda image, _: trace_of_program(file.path, image)
 
 
-def known_by_numbers(fused: Fused, model: nn.Module) -> Fused:
+def known_by_numbers(fused: Fused, model: nn.Module, named: Set[str]) -> Fused:
     """The blocks of a fused form that stand in a model of others, whose outputs are equal.
 
-    They hold that model's numbers.
+    They hold that model's numbers. Those that are `named` there are not looked for.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)]
     held = [_with_bias(m.weight.detach().cpu(), _on_cpu(m.bias), _out_of(m)) for m in layers]
-    given, missing = _beside_equal(fused.weights, held)
-    found = tuple(b for b in fused.found if not missing.intersection(b.names))
+    wanted = {name: pair for name, pair in fused.weights.items() if name not in named}
+    given, missing = _beside_equal(wanted, held)
+    found = tuple(b for b in fused.found if not (missing | named).intersection(b.names))
     return replace(fused.with_weights(given), findings=replace(fused.findings, found=found))
 
 

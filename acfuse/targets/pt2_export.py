@@ -103,7 +103,9 @@ def _network_of(path: Path) -> tuple[nn.Module, list[str]]:
     """The network of a .pt2 file, and what its inputs are called, in their order."""
     network = read_tensors(path)[0].network
     if network is None:
-        raise UsageError(f"{path.name} is no program of torch.export.")
+        raise UsageError(
+            f"{path.name} is no program that could be run by itself; give an ONNX or .pt2 file."
+        )
     return network, list(inspect.signature(network.forward).parameters)
 
 
