@@ -16,6 +16,7 @@ from acfuse.proof.running import Image
 from acfuse.proof.trace import Step, Trace, trace_of_model
 from acfuse.proof.trace_onnx import trace_of_onnx
 from acfuse.sources.base import FindOptions, Fused, Source
+from acfuse.system.devices import CPU
 from acfuse.system.escape import one_line
 
 LAYERS = ("convolution", "gemm")  # kinds of operators that have a kernel
@@ -204,6 +205,6 @@ def _by_weights(original: Step, other: Step) -> str:
     if ours is None or theirs is None or ours[0].shape != theirs[0].shape:
         return ""
     dtype, out = original.weights[0].dtype, len(ours[0])
-    nothing = torch.zeros(out, dtype=torch.float64)
+    nothing = torch.zeros(out, dtype=torch.float64, device=CPU)
     pairs = [(k.double(), nothing if b is None else b.double()) for k, b in (ours, theirs)]
     return told_by_numbers([(pairs[0], pairs[1])], dtype)

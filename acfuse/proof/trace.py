@@ -152,7 +152,7 @@ class _Recorder(DispatchMode):
         made = [x for x in _pytree.tree_leaves(result) if isinstance(x, Tensor)]
         gives = [self.known_as(x) for x in made]
         for value in made if func._schema.is_mutable else ():
-            self._renew_aliases_of(value)
+            gives += self._aliases_of(value)
         self.trace.steps.append(
             Step(
                 self.places[-1] if self.places else "",
@@ -165,15 +165,13 @@ class _Recorder(DispatchMode):
         )
         return result
 
-    def _renew_aliases_of(self, value: Tensor) -> None:
+    def _aliases_of(self, value: Tensor) -> list[int]:
         """What lies where something was just written is another value now."""
         if value.layout != torch.strided:
-            return
+            return []
         place = value.untyped_storage().data_ptr()
-        for other in list(self.known):
-            strided = other.layout == torch.strided and other is not value
-            if strided and other.untyped_storage().data_ptr() == place:
-                self.known_as(other)
+        others = [x for x in self.known if x.layout == torch.strided and x is not value]
+        return [self.known_as(x) for x in others if x.untyped_storage().data_ptr() == place]
 
 
 def _settings(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

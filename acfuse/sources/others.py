@@ -31,6 +31,7 @@ from acfuse.proof.trace import Trace
 from acfuse.proof.trace_onnx import trace_of_onnx
 from acfuse.sources.bare import same_bits
 from acfuse.sources.base import Fused, Progress, Source, Weights, silent
+from acfuse.system.devices import CPU
 from acfuse.system.limits import Limits
 from acfuse.targets.pt2_export import answers_of_program, compare_pt2_file, trace_of_program
 
@@ -263,7 +264,7 @@ def _is_rescaled(own: Weights, other: Weights) -> bool:
     """Whether a kernel is another's times a factor for each channel that it gives, and reads."""
     a, b = (pair[0].double().flatten(2) for pair in (own, other))
     room = ROUNDINGS * torch.finfo(own[0].dtype).eps * b.abs().amax()
-    factor = torch.ones(*a.shape[:2], 1, dtype=torch.float64)
+    factor = torch.ones(*a.shape[:2], 1, dtype=torch.float64, device=CPU)
     for axes in ((1, 2), (0, 2)) * 2:  # by one kind of channels, then by the other, and once more
         scaled = a * factor
         norm = scaled.square().sum(axes, keepdim=True)
