@@ -1,12 +1,9 @@
 """The command line: its commands, and what becomes of an error."""
 
-import re
 import sys
 import traceback
-from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
@@ -24,9 +21,10 @@ from acfuse.commands.patterns import list_patterns
 from acfuse.commands.report import report
 from acfuse.commands.verify import selftest, verify
 from acfuse.errors import AcfuseError, Exit
-from acfuse.options import HELP
+from acfuse.options import HELP, begin_anyway
 from acfuse.settings import defaults
-from acfuse.system.escape import as_json, safe
+from acfuse.system.escape import as_json
+from acfuse.system.kept import Copied, Run
 from acfuse.system.pipes import Unbroken
 from acfuse.system.signals import Terminated, handle_signals
 
@@ -57,43 +55,57 @@ for command in (
 
 def main() -> None:
     """Runs the command line, and turns what goes wrong into one line and an exit code."""
-    with redirect_stdout(Unbroken(sys.stdout)), redirect_stderr(Unbroken(sys.stderr)):
-        _main()
+    run = Run(f"acfuse {__version__}")
+    with redirect_stdout(Copied(sys.stdout, run)), redirect_stderr(Unbroken(sys.stderr)):
+        sys.exit(_kept(run, _outcome(run)))
 
 
-def _main() -> None:
-    told: dict[str, str] = {}  # what the command said of its output, also where it fails
+def _outcome(run: Run) -> int:
+    """Runs a command. What it was told of its output holds where it fails as well."""
     try:
         with handle_signals():
-            sys.exit(cli.main(standalone_mode=False, obj=told) or Exit.DONE)
+            return int(cli.main(standalone_mode=False, obj=run) or Exit.DONE)
+    except SystemExit as end:
+        return int(end.code or Exit.DONE)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
+        with suppress(AcfuseError):  # of two mistakes, the first is told
+            begin_anyway(run, sys.argv[1:], context)
         if context is not None:
             click.echo(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n",
                        err=True)  # fmt: skip
-        _fail(error.format_message(), Exit.USAGE, told)
+        return _failed(run, error.format_message(), Exit.USAGE)
     except AcfuseError as error:
-        _fail(" ".join(str(error).split()), error.exit_code, told)
+        return _failed(run, " ".join(str(error).split()), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
-        sys.exit(Exit.INTERRUPTED)
+        run.wrong("interrupted", "")
+        return Exit.INTERRUPTED
     except Terminated:
-        click.echo("terminated", err=True)
-        sys.exit(Exit.TERMINATED)
+        run.wrong("terminated", "")
+        return Exit.TERMINATED
     except Exception as error:
         if isinstance(error, MemoryError) or "not enough memory" in str(error):
-            click.echo("error: there is not enough memory on this machine.", err=True)
-            sys.exit(Exit.BAD_INPUT)
+            return _failed(run, "there is not enough memory on this machine.", Exit.BAD_INPUT)
         traceback.print_exc()
-        click.echo("error: this is a bug of acfuse, not of your file. Please report it.", err=True)
-        sys.exit(Exit.BUG)
+        said = "this is a bug of acfuse, not of your file. Please report it."
+        return _failed(run, said, Exit.BUG)
 
 
-def _fail(message: str, code: Exit, told: Mapping[str, str]) -> NoReturn:
+def _failed(run: Run, message: str, code: Exit) -> int:
     """Says what went wrong: in one line, and as JSON where that was asked for."""
-    click.echo(f"error: {safe(message)}", err=True)
-    given = " ".join(sys.argv)  # a line that cannot be read has told nothing
-    if told.get("format") == "json" or re.search(r" --format[ =]json\b", given):
+    run.wrong(message)
+    if run.format == "json":
         error = {"message": message, "kind": code.name.lower(), "exit_code": int(code)}
         click.echo(as_json({"schema_version": 1, "error": error}))
-    sys.exit(code)
+    return code
+
+
+def _kept(run: Run, code: int) -> int:
+    """Writes what is kept of a run that has ended, and says how it ends then."""
+    try:
+        run.save()
+    except AcfuseError as error:
+        run.wrong(str(error))
+        code = code or error.exit_code
+    run.close(code)
+    return code

@@ -3,13 +3,15 @@
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
+from acfuse.system.kept import Run
 from acfuse.system.limits import Limits
 from acfuse.system.threads import prepare_threads
 
@@ -192,7 +194,6 @@ ONNX_OPTIONS = (
 FORCE = option("-f", "--force", is_flag=True, help="Replace files that exist.")
 OUTPUT_OPTIONS = (
     option("-o", "--output", type=click.Path(path_type=Path), help="File or directory."),
-    FORCE,
 )
 
 REPORT = option("--report", type=click.Path(path_type=Path), multiple=True,
@@ -204,29 +205,106 @@ def _prepare(context: click.Context, parameter: click.Parameter, count: int | No
     prepare_threads(count)
 
 
-def _told(context: click.Context, _: click.Parameter, format: str) -> str:
-    """Tells the program how results, and so errors, are wanted."""
-    if isinstance(context.obj, dict):
-        context.obj["format"] = format
-    return format
-
-
-COMMON_OPTIONS = (
-    option("--format", type=click.Choice(["text", "json"]), default="text", callback=_told,
-            is_eager=True, help="What stdout gets; with json errors as well."),
-    option("-q", "--quiet", is_flag=True, help="Say only what went wrong."),
-    click.option("-v", "--verbose", count=True, help="Say more."),
-    option("--threads", type=click.IntRange(min=1), callback=_prepare, expose_value=False,
-            help="Compute with so many threads; as many as there are processors else."),
+KEPT_OPTIONS = (
+    option("--output-file", type=click.Path(path_type=Path), metavar="FILE",
+            help="Keep what stdout gets in a file as well, without colours."),
+    option("--log-file", type=click.Path(path_type=Path), metavar="FILE",
+            help="Keep a log in a file: what was done when, and what went wrong."),
 )  # fmt: skip
+RESULT_OPTIONS = (  # of every command that prints a result
+    option("--format", type=click.Choice(["text", "json"]), default="text",
+            help="What stdout gets; with json errors as well."),
+    *KEPT_OPTIONS,
+    FORCE,
+)  # fmt: skip
+QUIET = option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
+THREADS = option(
+    "--threads",
+    type=click.IntRange(min=1),
+    callback=_prepare,
+    expose_value=False,
+    help="Compute with so many threads; as many as there are processors else.",
+)
+COMMON_OPTIONS = (
+    *RESULT_OPTIONS,
+    QUIET,
+    click.option("-v", "--verbose", count=True, help="Say more."),
+    THREADS,
+)
 
 
-def takes(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[F], F]:
-    """The options that a command takes."""
+Writes = Callable[[Mapping[str, Any]], Sequence[Path]]
+
+
+def takes(
+    *groups: tuple[Callable[[Any], Any], ...], writes: Writes = lambda _: ()
+) -> Callable[[F], F]:
+    """The options that a command takes. What it says is kept from the moment that it begins.
+
+    `writes` are the files in whose place nothing may be kept.
+    """
 
     def add(command: F) -> F:
+        command = _beginning(command, writes)
         for option in reversed([option for group in groups for option in group]):
             command = option(command)
         return command
 
     return add
+
+
+def _beginning(command: F, writes: Writes) -> F:
+    @wraps(command)
+    def begun(*arguments: Any, **options: Any) -> Any:
+        kept = {name: options.pop(name, None) for name in ("output_file", "log_file")}
+        run = click.get_current_context().find_root().obj
+        if isinstance(run, Run) and not options.get("worker"):  # it speaks to who started it
+            begin(run, {**options, **kept}, writes)
+        return command(*arguments, **options)
+
+    return cast(F, begun)
+
+
+def begin(run: Run, options: Mapping[str, Any], writes: Writes = lambda _: ()) -> None:
+    """Takes down what a command is told of its output, and says what cannot be written.
+
+    Raises OutputError and UsageError.
+    """
+    from acfuse.reports.where import check_apart, inputs_among
+
+    given = [v for k, v in options.items() if isinstance(v, Path) and k not in KEPT]
+    run.inputs = inputs_among(options, *given)
+    run.format = options.get("format") or run.format
+    run.force = bool(options.get("force"))
+    run.reports = options.get("report") or run.reports
+    sources = [options.get(name) for name in ("source", "original", "checkpoint")]
+    run.source = next((path.name for path in sources if isinstance(path, Path)), run.source)
+    files = [options.get(name) for name in KEPT]
+    if any(files):
+        check_apart([*run.reports, *filter(None, files), *writes(options)])
+    run.keep(*files)
+
+
+KEPT = ("output_file", "log_file")
+
+
+@click.command("acfuse", add_help_option=False)
+@takes(RESULT_OPTIONS, (REPORT,))
+def _any_command(**_: Any) -> None:
+    """What all commands have in common."""
+
+
+def begin_anyway(run: Run, line: Sequence[str], context: click.Context | None) -> None:
+    """The same for a line that cannot be read, which may say all the same what is wanted.
+
+    Nothing that exists is replaced: who knows what such a line means.
+    """
+    told = _any_command.make_context(
+        "acfuse",
+        list(line),
+        resilient_parsing=True,
+        ignore_unknown_options=True,
+        allow_extra_args=True,
+        default_map=context and context.default_map,
+    ).params
+    begin(run, {**told, "force": False})

@@ -14,7 +14,7 @@ import click
 
 from acfuse.commands.convert import convert
 from acfuse.errors import Exit, UsageError
-from acfuse.options import COMMON_OPTIONS, HELP, INPUT, LIMIT, option
+from acfuse.options import HELP, INPUT, KEPT_OPTIONS, LIMIT, QUIET, THREADS, option, takes
 from acfuse.pipeline.batch import (
     Entry,
     check_distinct,
@@ -32,7 +32,8 @@ from acfuse.system.threads import COUNTS, threads, usable_processors
 if TYPE_CHECKING:
     from acfuse.system.forks import Ended
 
-OWN = ("source", "output", "dry_run", "format", "quiet", "verbose", "threads")
+OWN = ("source", "output", "dry_run", "format", "output_file", "log_file", "quiet", "verbose",
+       "threads")  # fmt: skip
 SHARED = [p for p in convert.params if isinstance(p, click.Option) and p.name not in OWN]
 
 
@@ -58,8 +59,7 @@ SHARED = [p for p in convert.params if isinstance(p, click.Option) and p.name no
     metavar="tcp://HOST:PORT",
     help="Convert on the workers of a Dask scheduler. Resumes always.",
 )
-@COMMON_OPTIONS[1]
-@COMMON_OPTIONS[3]
+@takes(KEPT_OPTIONS, (QUIET, THREADS))
 def batch(
     sources: tuple[str, ...], list_file: Path | None, output: str | None, jobs: int | None,
     resume: bool, scheduler: str | None, quiet: bool, **options: Any,

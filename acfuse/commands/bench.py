@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from acfuse.commands.jobs import job_again, job_of
-from acfuse.commands.shown import progress_of
+from acfuse.commands.shown import progress_of, say_wrong
 from acfuse.errors import Exit, InputError, UsageError
 from acfuse.options import (
     COMMON_OPTIONS,
@@ -101,7 +101,8 @@ def bench(
     _judge(measured, options["min_speedup"])
 
 
-FOR_TABLES = {"profile", "backend", "size", "output", "force", "format", "quiet", "verbose"}
+FOR_TABLES = {"profile", "backend", "size", "output", "format", "output_file", "log_file", "force",
+              "quiet", "verbose"}  # fmt: skip
 
 
 def _check(original: Path | None, fused: Path | None, options: dict[str, Any]) -> None:
@@ -111,11 +112,7 @@ def _check(original: Path | None, fused: Path | None, options: dict[str, Any]) -
         f"--{name.replace('_', '-')}"
         for name in context.params
         if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
-        and (
-            (name not in FOR_TABLES)
-            if options["profile"]
-            else (name in ("size", "output", "force"))
-        )
+        and ((name not in FOR_TABLES) if options["profile"] else (name in ("size", "output")))
     ]
     if given:
         how = "with" if options["profile"] else "without"
@@ -204,7 +201,7 @@ def _judge(measured: "list[Measured]", least: float | None) -> None:
     slow = [m for m in measured if least is not None and m.ratio.low < least]
     if slow:
         found = f"{slow[0].backend}: the speed-up may be {slow[0].ratio.low:.2f}"
-        click.echo(f"error: {found}, expected at least {least:g}.", err=True)
+        say_wrong(f"{found}, expected at least {least:g}.")
         sys.exit(Exit.NOT_EQUAL)
 
 

@@ -7,15 +7,9 @@ from typing import Any, NamedTuple
 
 import click
 
-from acfuse.options import option, takes
+from acfuse.options import RESULT_OPTIONS, takes
 from acfuse.settings import configured
 from acfuse.system.escape import as_json, columns, safe
-
-FORMAT = (
-    option(
-        "--format", type=click.Choice(["text", "json"]), default="text", help="What stdout gets."
-    ),
-)
 
 
 class Setting(NamedTuple):
@@ -33,15 +27,14 @@ def config() -> None:
 
 
 @config.command("show")
-@takes(FORMAT)
-@click.pass_context
-def show_config(context: click.Context, format: str) -> None:
+@takes(RESULT_OPTIONS)
+def show_config(format: str, **_: Any) -> None:
     """Show each setting, its value, and where it came from.
 
     A flag of the command line stands before a variable ACFUSE_*, that before acfuse.toml or
     pyproject.toml of this folder, and that before the default.
     """
-    root = context.find_root().command
+    root = click.get_current_context().find_root().command
     assert isinstance(root, click.Group)
     found = [*settings_of(root, Path.cwd())]
     if format == "json":

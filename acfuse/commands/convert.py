@@ -1,6 +1,7 @@
 """convert, inspect and export-onnx."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,18 @@ from acfuse.options import (
 from acfuse.system.escape import safe
 
 
+def _wanted(options: Mapping[str, Any]) -> list[Path]:
+    """The files that a conversion writes."""
+    from acfuse.pipeline.paths import Paths, fused_path
+
+    paths = Paths.beside(fused_path(options["source"], options["output"]))
+    return paths.wanted(onnx=not options["no_onnx"], pt2=options["pt2"])
+
+
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS)
+@takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, ONNX_OPTIONS, OUTPUT_OPTIONS, COMMON_OPTIONS,
+       writes=_wanted)  # fmt: skip
 @REPORT
 @option("--pt2", is_flag=True, help="Write a program of torch.export (.pt2) as well.")
 @option("--no-onnx", is_flag=True, help="Write the checkpoint alone.")
@@ -67,11 +77,11 @@ def inspect(
     """Show what would be fused, what not, and why. Writes nothing."""
     options["dry_run"] = True
     check_first(source, options)
-    with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose):
+    with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import report
         from acfuse.pipeline.convert import inspect as run
 
-        seen = run(job_of(source, options))
+        seen = run(job_of(source, options), progress)
     if format == "json":
         report.print_json(report.describe_findings(seen))
     elif not quiet:
@@ -110,12 +120,10 @@ def export_onnx(
 
 def _early_output_checks(source: Path, options: dict[str, Any], reports: tuple[Path, ...]) -> None:
     """What is wrong with the paths is said before PyTorch is loaded."""
-    from acfuse.pipeline.paths import Paths, fused_path
     from acfuse.reports.where import check_reports, inputs_among
     from acfuse.system.atomic_write import check_outputs
 
-    paths = Paths.beside(fused_path(source, options["output"]))
-    wanted = paths.wanted(onnx=not options["no_onnx"], pt2=options["pt2"])
+    wanted = _wanted({**options, "source": source})
     if not options["dry_run"]:
         check_outputs(wanted, [source], force=options["force"])
     check_reports(reports, inputs_among(options, source), wanted, force=options["force"])

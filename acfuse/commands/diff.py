@@ -3,6 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,6 +28,7 @@ def diff(
     format: str,
     quiet: bool,
     verbose: int,
+    **_: Any,
 ) -> None:
     """Show what differs between two checkpoints or two ONNX files; exit with 1 if anything does.
 

@@ -11,8 +11,7 @@ from typing import Any
 import click
 
 from acfuse import __version__
-from acfuse.commands.config import FORMAT
-from acfuse.options import takes
+from acfuse.options import RESULT_OPTIONS, takes
 from acfuse.system.escape import as_json, columns, one_line, safe
 from acfuse.system.threads import threads, usable_processors
 
@@ -23,8 +22,8 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 @click.command()
-@takes(FORMAT)
-def doctor(format: str) -> None:
+@takes(RESULT_OPTIONS)
+def doctor(format: str, **_: Any) -> None:
     """Show versions, processors and providers, and what is missing. Always exits 0."""
     told = diagnosis()
     if format == "json":

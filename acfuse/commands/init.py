@@ -21,7 +21,6 @@ INIT_OPTIONS = (
     option("--input", "--input-shape", "input_shape", metavar="SHAPE",
             help="The shape of its input, such as 1,3,224,224."),
     KEY,
-    option("-f", "--force", is_flag=True, help="Replace an acfuse.toml that exists."),
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,12 +19,15 @@ from acfuse.system.limits import LIMITS
 
 @click.group("patterns", invoke_without_command=True)
 @takes((PATTERN_FILES,), COMMON_OPTIONS)
-@click.pass_context
 def list_patterns(
-    context: click.Context, patterns: tuple[Path, ...], format: str, quiet: bool, verbose: int
+    patterns: tuple[Path, ...],
+    format: str,
+    quiet: bool,
+    verbose: int,
+    **_: Any,
 ) -> None:
     """List the blocks that are known by name."""
-    if context.invoked_subcommand:
+    if click.get_current_context().invoked_subcommand:
         return
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
@@ -41,7 +45,7 @@ def list_patterns(
 @click.argument("name")
 @takes((PATTERN_FILES,), COMMON_OPTIONS)
 def show_pattern(
-    name: str, patterns: tuple[Path, ...], format: str, quiet: bool, verbose: int
+    name: str, patterns: tuple[Path, ...], format: str, quiet: bool, verbose: int, **_: Any
 ) -> None:
     """Show one pattern: its keys, what it assumes, and its source."""
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose):
@@ -65,7 +69,7 @@ def show_pattern(
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @takes((KEY,), COMMON_OPTIONS)
 def try_patterns(
-    file: Path, checkpoint: Path, key: str | None, format: str, quiet: bool, verbose: int
+    file: Path, checkpoint: Path, key: str | None, format: str, quiet: bool, verbose: int, **_: Any
 ) -> None:
     """Try the patterns of FILE on a CHECKPOINT: what matches, what nearly does, and why not."""
     from acfuse.files.detect import check_source

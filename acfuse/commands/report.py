@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from acfuse.commands.shown import progress_of, told_of
-from acfuse.options import FORCE, option
+from acfuse.options import FORCE, KEPT_OPTIONS, QUIET, option, takes
 
 
 @click.command("report")
@@ -19,8 +19,7 @@ from acfuse.options import FORCE, option
     metavar="FILE",
     help="The report: .html, .md, .json or .xml (JUnit). Repeatable.",
 )
-@FORCE
-@option("-q", "--quiet", is_flag=True, help="Say only what went wrong.")
+@takes(KEPT_OPTIONS, (FORCE, QUIET))
 def report(manifest: Path, output: tuple[Path, ...], force: bool, quiet: bool) -> None:
     """Write a report of a conversion from its manifest alone, without what only a run can see."""
     from acfuse.reports.where import check_reports

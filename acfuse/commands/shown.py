@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from acfuse.system.escape import safe
+from acfuse.system.kept import Run
 
 if TYPE_CHECKING:
     from acfuse.pipeline.job import Conversion
@@ -41,8 +42,19 @@ def show(
         reason = conversion.proofs.fault
         if conversion.diagnosis:
             reason += f" (looks like: {conversion.diagnosis})"
-        click.echo(f"error: not equal: {safe(reason)}", err=True)
+        say_wrong(f"not equal: {reason}")
     sys.exit(conversion.exit_code)
+
+
+def say_wrong(message: str) -> None:
+    """Says what went wrong, where a result was printed as well."""
+    run_of().wrong(message)
+
+
+def run_of() -> Run:
+    """What this command was told of its output."""
+    run = click.get_current_context().find_root().obj
+    return run if isinstance(run, Run) else Run()
 
 
 def told_of(paths: Sequence[Path], *, quiet: bool) -> None:

@@ -9,11 +9,10 @@ from typing import Any, NoReturn
 import click
 
 from acfuse.commands.jobs import check_first, job_again, job_of
-from acfuse.commands.shown import progress_of, show, told_of
+from acfuse.commands.shown import progress_of, say_wrong, show, told_of
 from acfuse.errors import Exit
 from acfuse.options import (
     COMMON_OPTIONS,
-    FORCE,
     INPUT_OPTIONS,
     MODEL_OPTIONS,
     OPSET,
@@ -36,7 +35,7 @@ RESULTS_OPTIONS = (
 @click.command()
 @click.argument("original", type=click.Path(path_type=Path), required=False)
 @click.argument("fused", type=click.Path(path_type=Path), required=False)
-@takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, (OPSET, REPORT, *RESULTS_OPTIONS, FORCE),
+@takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, (OPSET, REPORT, *RESULTS_OPTIONS),
        COMMON_OPTIONS)  # fmt: skip
 def verify(
     original: Path | None,
@@ -156,9 +155,8 @@ def selftest(
     unseen = [trial for trial in trials if not trial.is_seen]
     if unseen:
         first = f"{unseen[0].what} in {unseen[0].place} of {unseen[0].file}"
-        click.echo(
-            f"error: {len(unseen)} of {len(trials)} faults were not seen, the first: {safe(first)}."
-            " This is a bug of acfuse, not of your file. Please report it.",
-            err=True,
+        say_wrong(
+            f"{len(unseen)} of {len(trials)} faults were not seen, the first: {first}."
+            " This is a bug of acfuse, not of your file. Please report it."
         )
         sys.exit(Exit.BUG)

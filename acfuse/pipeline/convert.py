@@ -54,9 +54,9 @@ def logged(progress: Progress) -> Progress:
     return tell
 
 
-def inspect(job: Job) -> Conversion:
+def inspect(job: Job, progress: Progress = silent) -> Conversion:
     """What would be found, what refused, and how large the result would be; nothing is proved."""
-    source = opened(job)
+    source = opened(job, logged(progress))
     fused = source.fuse(source.find(job.find_options))
     return concluded(job, source, fused, Proofs())
 

@@ -160,6 +160,7 @@ def export_again(
     The file is replaced without --force if it is still the one that the manifest names. With
     `output` another file is written, and the manifest stays as it is.
     """
+    progress = logged(progress)
     path, own = again_path(manifest.path, output), output is None
     if own and path.exists() and not job.force and not manifest.is_own(path):
         raise OutputError(f"{path} is not the file that acfuse wrote; give --force to replace it.")
@@ -203,6 +204,7 @@ def _equal_onnx(source: Source, fused: Fused, job: Job, progress: Progress) -> O
 
 def export_file(job: Job, progress: Progress = silent) -> Path:
     """Exports one checkpoint as it is, fused or not, and compares the file with it."""
+    progress = logged(progress)
     path = exported_path(job.source, job.output)
     with reserved([path], [job.source], force=job.force):
         try:

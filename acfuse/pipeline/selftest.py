@@ -12,7 +12,7 @@ from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.read import read_tensors
 from acfuse.files.records import ReadOptions
 from acfuse.files.write import writer
-from acfuse.pipeline.convert import convert, prove
+from acfuse.pipeline.convert import convert, logged, prove
 from acfuse.pipeline.job import Conversion, Job
 from acfuse.pipeline.manifest import Manifest
 from acfuse.pipeline.replay import Opened, compared_onnx, open_again, verified
@@ -47,6 +47,7 @@ def selftest(
     was exported of it; without any, the original is converted for this alone. The conversion is
     what verifying the files as they are shows; if that fails, nothing is planted.
     """
+    told = logged(progress)
     with tempfile.TemporaryDirectory(prefix="acfuse-") as folder:
         if not files:
             made = convert(replace(job, output=Path(folder), dry_run=False, pt2=False), progress)
@@ -54,12 +55,12 @@ def selftest(
                 return made, []
             files = [p for p in (made.job.paths.checkpoint, made.job.paths.onnx) if p.exists()]
             files = list(dict.fromkeys(files))
-        again = open_again(job, progress)
+        again = open_again(job, told)
         onnx_path = files[1] if len(files) > 1 else None
-        right = verified(again, files[0], onnx_path, progress, unchanged=False)
+        right = verified(again, files[0], onnx_path, told, unchanged=False)
         if not right.proofs.passed:
             return right, []
-        trials = list(_trials(again, files, Path(folder), progress))
+        trials = list(_trials(again, files, Path(folder), told))
     if not trials:
         raise UsageError(f"{files[0].name} holds nothing in which a fault could be planted.")
     return right, trials

@@ -10,7 +10,7 @@ from acfuse.algebra import Adjoint, LinearConv, Value, lower
 from acfuse.errors import UsageError
 from acfuse.findings import Arm, Arms, Block, Findings, Refused
 from acfuse.graph.arms import in_words
-from acfuse.pipeline.convert import certified, opened
+from acfuse.pipeline.convert import certified, logged, opened
 from acfuse.pipeline.job import Job
 from acfuse.proof import Certificate
 from acfuse.sources.base import Progress, silent
@@ -35,6 +35,7 @@ class Walk:
 
 def walk(job: Job, name: str, progress: Progress = silent) -> Walk | tuple[Refused, ...]:
     """A block by its name, or why what is there was refused. Raises UsageError for other names."""
+    progress = logged(progress)
     source = opened(job, progress)
     progress("finding blocks")
     findings = source.find(job.find_options)

@@ -24,12 +24,17 @@ def check_reports(
             raise UsageError(f"{path}: a report is one of {known}, by the suffix of its name.")
         if path.name.endswith((MANIFEST, INDEX)):
             raise UsageError(f"{path}: that is the name of a manifest or an index, not a report's.")
-    named = [path.absolute() for path in (*paths, *outputs)]
-    for path in paths:
-        if named.count(path.absolute()) > 1:
-            raise UsageError(f"{path} is written twice; give another --report.")
+    check_apart([*paths, *outputs])
     if paths:
         check_outputs(paths, inputs, force=force, option="--report")
+
+
+def check_apart(paths: Sequence[Path]) -> None:
+    """Raises UsageError if two files that are written are one."""
+    named = [path.absolute() for path in paths]
+    twice = next((path for path in paths if named.count(path.absolute()) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{twice} is written twice; give one of both another name.")
 
 
 def inputs_among(options: Mapping[str, Any], *files: Path | None) -> list[Path]:

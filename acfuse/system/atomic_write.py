@@ -25,14 +25,21 @@ SMALLEST = 4  # no published block shrinks its weights to less than a quarter
 
 
 def check_outputs(
-    paths: Sequence[Path], inputs: Sequence[Path], *, force: bool, option: str = "--output"
+    paths: Sequence[Path],
+    inputs: Sequence[Path],
+    *,
+    force: bool,
+    option: str = "--output",
+    takes_room: bool = True,
 ) -> None:
     """Raises OutputError if one of the files may not, or cannot, be written.
 
-    `option` is what names them.
+    `option` is what names them; what `takes_room` is as large as fused weights.
     """
     try:
         _check_outputs(paths, inputs, force=force, option=option)
+        if takes_room:
+            _check_room(paths, inputs)
     except OSError as error:
         raise OutputError(f"{error.filename} cannot be written to: {error.strerror}.") from error
 
@@ -53,6 +60,8 @@ def _check_outputs(
         if path.exists() and not force:
             raise OutputError(f"{path} exists; give --force to replace it, or another {option}.")
 
+
+def _check_room(paths: Sequence[Path], inputs: Sequence[Path]) -> None:
     needed = sum(source.stat().st_size for source in inputs if source.is_file()) // SMALLEST
     for folder in {path.parent for path in paths}:
         free = shutil.disk_usage(folder).free
