@@ -92,11 +92,15 @@ def _outcome(run: Run) -> int:
 
 
 def _failed(run: Run, message: str, code: Exit) -> int:
-    """Says what went wrong: in one line, and as JSON where that was asked for."""
+    """Says what went wrong: in one line, and as JSON and in reports where these were asked for."""
     run.wrong(message)
-    if run.format == "json":
-        error = {"message": message, "kind": code.name.lower(), "exit_code": int(code)}
-        click.echo(as_json({"schema_version": 1, "error": error}))
+    if run.format == "json" or run.reports:
+        from acfuse.reports.failure import Failure, write_failure
+
+        failure = Failure(run.source, message, code)
+        if run.format == "json":
+            click.echo(as_json(failure.data))
+        write_failure(failure, run.reports, [*run.inputs, *run.files], force=run.force)
     return code
 
 

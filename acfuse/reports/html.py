@@ -42,6 +42,11 @@ def as_html(report: Report) -> str:
         f"</main><footer>Made by acfuse {_text(report.version)}. This page loads nothing and "
         f"sends nothing.</footer><script>{SCRIPT}</script>",
     ]
+    return document(title, "".join(parts))
+
+
+def document(title: str, body: str) -> str:
+    """A page that loads nothing and sends nothing. What it is given is HTML already."""
     policy = (
         f"default-src 'none'; style-src '{_hash(STYLE)}'; script-src '{_hash(SCRIPT)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -53,7 +58,7 @@ def as_html(report: Report) -> str:
         f'<meta name="referrer" content="no-referrer"><title>{title}</title>'
         f"<style>{STYLE}</style></head><body>"
     )
-    return f"{head}{''.join(parts)}</body></html>\n"
+    return f"{head}{body}</body></html>\n"
 
 
 def _hash(text: str) -> str:

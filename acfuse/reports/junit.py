@@ -1,5 +1,6 @@
 """A report as JUnit XML: a case for each block and for each comparison of the whole network."""
 
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from acfuse.reports.record import Report
@@ -10,14 +11,10 @@ Case = tuple[str, str, str, str]  # of what, its name, why it failed, why it was
 
 def as_junit(report: Report) -> str:
     """The whole document. ElementTree escapes what is markup; `safe` what no document may hold."""
-    cases = [*_cases(report)]
-    suite = ElementTree.Element("testsuite", name=safe(f"acfuse {report.source}"))
-    suite.set("tests", str(len(cases)))
-    suite.set("failures", str(sum(bool(failure) for _, _, failure, _ in cases)))
-    suite.set("errors", "0")
-    suite.set("skipped", str(sum(bool(skipped) for _, _, _, skipped in cases)))
-    for kind, name, failure, skipped in cases:
-        case = ElementTree.SubElement(suite, "testcase", classname=f"acfuse.{kind}")
+    cases = []
+    for kind, name, failure, skipped in _cases(report):
+        case = ElementTree.Element("testcase", classname=f"acfuse.{kind}")
+        cases.append(case)
         case.set("name", safe(name))
         case.set("time", "0")
         if failure:
@@ -25,6 +22,17 @@ def as_junit(report: Report) -> str:
             told.text = safe(f"{name}: {failure}")
         elif skipped:
             ElementTree.SubElement(case, "skipped", message=safe(skipped))
+    return suite_xml(report.source, cases)
+
+
+def suite_xml(source: str, cases: Sequence[ElementTree.Element], errors: int = 0) -> str:
+    """A document of one suite with these cases."""
+    suite = ElementTree.Element("testsuite", name=safe(f"acfuse {source}".strip()))
+    suite.extend(cases)
+    suite.set("tests", str(len(cases)))
+    suite.set("failures", str(sum(case.find("failure") is not None for case in cases)))
+    suite.set("errors", str(errors))
+    suite.set("skipped", str(sum(case.find("skipped") is not None for case in cases)))
     root = ElementTree.Element("testsuites")
     root.append(suite)
     ElementTree.indent(root)

@@ -1,6 +1,8 @@
 """`--report` and `acfuse report`: which files are written, when, and which never."""
 
+import importlib
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -10,6 +12,7 @@ from tests.cli.command import refused, run, worked
 from tests.cli.project import CHECKPOINT, fused_tensors, make_project, snapshot, state
 from tests.reports.runs import Page
 
+ROOT = Path(__file__).parents[2]
 CONVERT = ("convert", "model.pth", *CHECKPOINT)
 ALL = ("--report", "r.html", "--report", "r.md", "--report", "r.json", "--report", "r.xml")
 
@@ -100,6 +103,8 @@ def test_no_report_takes_the_place_of_what_is_read_or_written(fused):
     refused(run(*CONVERT, "-f", "--report", "link.json"), 6, "is the input itself")
     twice = ("--report", "r.md", "--report", "./r.md")
     refused(run(*CONVERT, "-f", *twice), 2, "written twice")
+    assert "written twice" in (fused / "r.md").read_text()
+    (fused / "r.md").unlink()
     refused(run("report", "model.fused.acfuse.json", "-f", "-o", "no/such/r.md"), 6, "no")
     (fused / "link.json").unlink()
     assert snapshot(fused) == before
@@ -151,3 +156,78 @@ def test_names_from_a_file_are_text_in_every_report(project, name):
         assert "**b**" not in line
         assert line.count("<details>") <= 1
     assert (project / "r.md").read_text().count("| 2 |") == 1
+
+
+ERRORS = {
+    "missing": (["convert", "none.pth"], 3, "none.pth does not exist"),
+    "usage": (["convert", "model.pth", "--nothing"], 2, "No such option"),
+    "no model": (["convert", "model.pth", *CHECKPOINT[1:3]], 2, "--input-shape is missing"),
+    "output": (["convert", "model.pth", "-o", "no/x.pth"], 6, "no is not a directory"),
+    "nothing": (["verify"], 2, "there is no manifest"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_is_reported_as_well(project, name):
+    line, code, words = ERRORS[name]
+    result = run(*line, *ALL, "--format", "json")
+    assert result.exit_code == code
+    data = json.loads((project / "r.json").read_text())
+    assert data == result.json
+    assert words in data["error"]["message"]
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((ROOT / "docs/schema/report.schema.json").read_text())
+    jsonschema.validate(data, schema)
+    page = Page((project / "r.html").read_text())
+    assert words in page.words
+    assert f"Exit code {code}" in page.words
+    assert data["error"]["cure"] in page.words
+    text = (project / "r.md").read_text()
+    assert text.splitlines()[2].startswith("\u274c **")
+    assert f"Exit code {code}" in text
+    suite = ElementTree.parse(project / "r.xml").getroot()[0]
+    assert (suite.get("tests"), suite.get("errors"), suite.get("failures")) == ("1", "1", "0")
+    (error,) = suite.iter("error")
+    assert words in error.get("message")
+    assert f"exit code {code}" in error.text
+
+
+def test_our_own_mistake_is_reported_as_well(project, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("impossible")
+
+    monkeypatch.setattr(importlib.import_module("acfuse.pipeline.convert"), "find", broken)
+    assert run("convert", "model.pth", "--report", "r.json").exit_code == 7
+    assert json.loads((project / "r.json").read_text())["error"]["kind"] == "bug"
+
+
+def test_a_report_of_an_error_takes_no_other_file_s_place(fused):
+    (fused / "r.md").write_text("mine")
+    before = snapshot(fused)
+    refused(run("convert", "none.pth", "--report", "r.md"), 6, "r.md exists")
+    run("convert", "none.pth", "--nothing", "--force", "--report", "r.md")
+    run("verify", "--nothing", "--force", "--report", "model.fused.acfuse.json")
+    refused(run("convert", "none.pth", "--report", "no/r.md"), 6, "no is not a directory")
+    (fused / "link.json").symlink_to("model.pth")
+    refused(run(*CONVERT, "-f", "--report", "link.json"), 6, "is the input itself")
+    (fused / "link.json").unlink()
+    assert snapshot(fused) == before
+    assert run("convert", "none.pth", "--force", "--report", "r.md").exit_code == 3
+    assert "none" in (fused / "r.md").read_text()
+
+
+@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_name_is_text_in_a_report_of_an_error(project, name):
+    (project / "code.pth").write_bytes(b"nothing")
+    run("convert", "code.pth", "--key", name, "--model", f"{name}.py:x", *ALL)
+    page = Page((project / "r.html").read_text())
+    assert not [tag for tag, _ in page.elements if tag in ("script", "x", "b")]
+    assert not [a for _, attrs in page.elements for a in attrs if a.startswith("on")]
+    root = ElementTree.parse(project / "r.xml").getroot()
+    assert {e.tag for e in root.iter()} == {"testsuites", "testsuite", "testcase", "error"}
+    for path in (project / "r.html", project / "r.md", project / "r.xml", project / "r.json"):
+        text = path.read_text()
+        assert not [line for line in text.splitlines() if line.lstrip().startswith("::")]
+        assert not {"\u202e", "\x1b"} & set(text)
+        assert "##[" not in text
+    assert "http:" not in (project / "r.md").read_text()
