@@ -19,6 +19,7 @@ from acfuse.commands.explain import explain
 from acfuse.commands.init import init
 from acfuse.commands.patterns import list_patterns
 from acfuse.commands.report import report
+from acfuse.commands.shown import annotate, say_wrong
 from acfuse.commands.verify import selftest, verify
 from acfuse.errors import AcfuseError, Exit
 from acfuse.options import HELP, begin_anyway
@@ -92,14 +93,16 @@ def _outcome(run: Run) -> int:
 
 
 def _failed(run: Run, message: str, code: Exit) -> int:
-    """Says what went wrong: in one line, and as JSON and in reports where these were asked for."""
-    run.wrong(message)
-    if run.format == "json" or run.reports:
-        from acfuse.reports.failure import Failure, write_failure
+    """Says what went wrong: in one line, and in every other form that was asked for."""
+    say_wrong(message, code, run)
+    if run.format != "text" or run.reports:
+        from acfuse.reports.failure import Failure, failure_markdown, write_failure
 
         failure = Failure(run.source, message, code)
         if run.format == "json":
             click.echo(as_json(failure.data))
+        elif run.format == "github":
+            annotate({}, failure_markdown(failure))
         write_failure(failure, run.reports, [*run.inputs, *run.files], force=run.force)
     return code
 
@@ -109,7 +112,7 @@ def _kept(run: Run, code: int) -> int:
     try:
         run.save()
     except AcfuseError as error:
-        run.wrong(str(error))
         code = code or error.exit_code
+        say_wrong(str(error), Exit(code), run)
     run.close(code)
     return code

@@ -212,8 +212,9 @@ KEPT_OPTIONS = (
             help="Keep a log in a file: what was done when, and what went wrong."),
 )  # fmt: skip
 RESULT_OPTIONS = (  # of every command that prints a result
-    option("--format", type=click.Choice(["text", "json"]), default="text",
-            help="What stdout gets; with json errors as well."),
+    option("--format", type=click.Choice(["text", "json", "github"]), default="text",
+            help="What stdout gets; with json errors as well; github: text, with annotations, and "
+            "a summary of the step."),
     *KEPT_OPTIONS,
     FORCE,
 )  # fmt: skip

@@ -201,7 +201,7 @@ def _judge(measured: "list[Measured]", least: float | None) -> None:
     slow = [m for m in measured if least is not None and m.ratio.low < least]
     if slow:
         found = f"{slow[0].backend}: the speed-up may be {slow[0].ratio.low:.2f}"
-        say_wrong(f"{found}, expected at least {least:g}.")
+        say_wrong(f"{found}, expected at least {least:g}.", Exit.NOT_EQUAL)
         sys.exit(Exit.NOT_EQUAL)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from acfuse.commands.jobs import check_first, job_again, job_of
-from acfuse.commands.shown import progress_of, show
+from acfuse.commands.shown import annotate, progress_of, show
 from acfuse.errors import Exit
 from acfuse.options import (
     COMMON_OPTIONS,
@@ -86,6 +86,8 @@ def inspect(
         report.print_json(report.describe_findings(seen))
     elif not quiet:
         report.print_findings(seen, verbose=verbose > 0, tree=tree)
+    if format == "github":
+        annotate(report.describe_findings(seen))
     if not seen.findings.found:
         sys.exit(Exit.NOTHING)
 

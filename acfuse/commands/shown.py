@@ -2,13 +2,14 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from acfuse.errors import Exit
 from acfuse.system.escape import safe
 from acfuse.system.kept import Run
 
@@ -33,28 +34,45 @@ def show(
         report.print_json(conversion_json(conversion))
     else:
         report.print_conversion(conversion, quiet=quiet, verbose=verbose > 0, writes=writes)
-    if reports:
+    if reports or format == "github":
         from acfuse.reports.render import report_of_run, write_reports
 
-        write_reports(report_of_run(conversion), reports)
+        told = report_of_run(conversion)
+        write_reports(told, reports)
         told_of(reports, quiet=quiet or format == "json")
+        if format == "github":
+            from acfuse.reports.markdown import as_markdown
+
+            annotate(told.data, as_markdown(told))
     if not conversion.proofs.passed:
         reason = conversion.proofs.fault
         if conversion.diagnosis:
             reason += f" (looks like: {conversion.diagnosis})"
-        say_wrong(f"not equal: {reason}")
+        say_wrong(f"not equal: {reason}", conversion.exit_code)
     sys.exit(conversion.exit_code)
 
 
-def say_wrong(message: str) -> None:
-    """Says what went wrong, where a result was printed as well."""
-    run_of().wrong(message)
+def annotate(data: Mapping[str, Any], markdown: str = "") -> None:
+    """Tells GitHub of a result: beside the job, and in the summary of its step."""
+    from acfuse.reports.github import add_summary, annotation, annotations_of
+
+    lines = annotations_of(data)
+    if problem := add_summary(markdown) if markdown else "":
+        lines.append(annotation("warning", problem))
+    for line in lines:
+        click.echo(line)
 
 
-def run_of() -> Run:
-    """What this command was told of its output."""
-    run = click.get_current_context().find_root().obj
-    return run if isinstance(run, Run) else Run()
+def say_wrong(message: str, code: Exit, run: Run | None = None) -> None:
+    """Says what went wrong, in the way that the run was told to speak."""
+    if run is None:
+        known = click.get_current_context().find_root().obj
+        run = known if isinstance(known, Run) else Run()
+    run.wrong(message)
+    if run.format == "github":
+        from acfuse.reports.github import annotation
+
+        click.echo(annotation("error", message, f"acfuse (exit {int(code)})"))
 
 
 def told_of(paths: Sequence[Path], *, quiet: bool) -> None:

@@ -157,6 +157,7 @@ def selftest(
         first = f"{unseen[0].what} in {unseen[0].place} of {unseen[0].file}"
         say_wrong(
             f"{len(unseen)} of {len(trials)} faults were not seen, the first: {first}."
-            " This is a bug of acfuse, not of your file. Please report it."
+            " This is a bug of acfuse, not of your file. Please report it.",
+            Exit.BUG,
         )
         sys.exit(Exit.BUG)

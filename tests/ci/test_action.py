@@ -81,7 +81,7 @@ def test_it_converts_and_verifies(folder):
     assert made.outputs["fused-blocks"] == "2"
     assert 0 <= float(made.outputs["max-abs"]) < 1e-3
     assert made.outputs["manifest"] == "model.fused.acfuse.json"
-    assert "### acfuse: equal" in made.summary
+    assert "**Equal&#58; " in made.summary
     assert "convolutions" in made.summary
     again = Done(folder)
     assert (again.code, again.outputs["verified"]) == (0, "true")
@@ -97,7 +97,7 @@ def test_a_wrong_weight_fails_with_an_annotation(folder):
     assert done.code == 1
     assert done.outputs["verified"] == "false"
     assert done.printed.startswith("::error title=acfuse (exit 1)::")
-    assert "NOT EQUAL" in done.summary
+    assert "**Not equal&#58; " in done.summary
 
 
 class Evil:

@@ -48,7 +48,7 @@ def test_markdown_of_what_is_not_equal_lists_the_faults_before_all_else():
 def test_markdown_of_the_largest_networks_still_fits_and_counts_the_rest():
     rows = [row(where=f"stage.{i}." + "long." * 60, replaced=[str(i)]) for i in range(3000)]
     text = as_markdown(with_rows(*rows))
-    assert len(text) <= 60_000
+    assert 60_000 - 1_000 < len(text) <= 60_000  # it is filled, but for part of a row
     assert " more\n" in text
     assert text.count("<details>") == text.count("</details>")
     assert max(map(len, text.splitlines())) < 5000
