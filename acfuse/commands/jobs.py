@@ -55,7 +55,7 @@ def check_first(source: Path | None, options: dict[str, Any], fused: Path | None
     if source is None:
         only_manifest(Path.cwd())
     own = _spoken(options) if source is None else options
-    names = ("model", "model_args", "inputs", "sha256")
+    names = ("model", "model_args", "inputs", "patterns", "cost", "sha256")
     check_early(
         source,
         fused,

@@ -1,6 +1,7 @@
 """The blocks that are known by name: patterns, patterns show, patterns test."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ from acfuse.options import (
 from acfuse.system.limits import LIMITS
 
 
+def _check(files: Sequence[Path]) -> None:
+    """What cannot be read is said before PyTorch is loaded."""
+    from acfuse.files.pattern_file import pattern_table
+
+    for file in files:
+        pattern_table(file)
+
+
 @click.group("patterns", invoke_without_command=True)
 @takes((PATTERN_FILES,), COMMON_OPTIONS)
 def list_patterns(
@@ -29,6 +38,7 @@ def list_patterns(
     """List the blocks that are known by name."""
     if click.get_current_context().invoked_subcommand:
         return
+    _check(patterns)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
         from acfuse.patterns import known_patterns
@@ -48,6 +58,7 @@ def show_pattern(
     name: str, patterns: tuple[Path, ...], format: str, quiet: bool, verbose: int, **_: Any
 ) -> None:
     """Show one pattern: its keys, what it assumes, and its source."""
+    _check(patterns)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report
         from acfuse.patterns import known_patterns
@@ -74,6 +85,7 @@ def try_patterns(
     """Try the patterns of FILE on a CHECKPOINT: what matches, what nearly does, and why not."""
     from acfuse.files.detect import check_source
 
+    _check([file])
     check_source(checkpoint, LIMITS)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose):
         from acfuse import report

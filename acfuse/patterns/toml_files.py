@@ -8,19 +8,18 @@ fused = "deploy"
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from acfuse.errors import InputError
-from acfuse.files.opened_file import small_file
+from acfuse.files.pattern_file import pattern_table
 from acfuse.patterns.expr import Expr
 from acfuse.patterns.notation import NotationError, parse
 from acfuse.patterns.pattern import OLD_NAMES, Pattern, by_present_names
-from acfuse.system.escape import one_line, safe
+from acfuse.system.escape import safe
 
-BYTES, LINE, PATTERNS = 2**16, 2_000, 256  # a key of thousands of dots takes tomllib minutes
+PATTERNS = 256
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}(/[\w.-]{1,64})?")
 KINDS: Mapping[str, type] = {
     "name": str, "block": str, "fused": str, "ignore": list, "bn_eps": float, "usual_eps": str,
@@ -32,14 +31,7 @@ IN_WORDS = {str: "a string", list: "a list of strings", float: "a number"}
 
 def read_patterns(path: Path) -> tuple[Pattern, ...]:
     """The patterns of a TOML file. Raises InputError, in one line, for what is none."""
-    name = safe(path.name)
-    data = small_file(path, BYTES, "a file of patterns")
-    try:
-        if any(len(line) > LINE for line in data.splitlines()):
-            raise InputError(f"{name} has a line of more than {LINE:,} bytes: break it in two.")
-        table = tomllib.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{name} cannot be read as TOML: {safe(one_line(error))}.") from error
+    name, table = safe(path.name), pattern_table(path)
     unknown = sorted(set(table) - {"pattern"})
     entries = table.get("pattern")
     if unknown or not isinstance(entries, list) or not entries:

@@ -1,12 +1,14 @@
 """What is wrong with a command, as far as it can be told before PyTorch is imported."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from acfuse.errors import UsageError
+from acfuse.files.cost_table import read_cost_table
 from acfuse.files.detect import check_source, is_onnx
 from acfuse.files.opened_file import check_given
+from acfuse.files.pattern_file import pattern_table
 from acfuse.files.user_modules import check_model
 from acfuse.system.limits import Limits
 
@@ -18,6 +20,8 @@ def check_early(
     model: str | None = None,
     model_args: Mapping[str, Any] | None = None,
     inputs: Path | None = None,
+    patterns: Sequence[Path] | None = None,
+    cost: Path | None = None,
     sha256: str | None = None,
     limits: Limits,
     has_inputs: bool,
@@ -29,6 +33,10 @@ def check_early(
     """
     if inputs is not None:
         check_given(inputs, "--inputs")
+    for path in patterns or ():
+        pattern_table(path)
+    if cost is not None:
+        read_cost_table(cost)
     if source is not None:
         check_source(source, limits, sha256)
     if fused is not None:

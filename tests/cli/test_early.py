@@ -29,7 +29,7 @@ LINES = [
     ("verify net.pth nothing.pth", 3, "nothing.pth does not exist"),
     ("selftest nothing.pth", 3, "nothing.pth does not exist"),
     ("selftest net.pth nothing.pth", 3, "nothing.pth does not exist"),
-    ("patterns test own.toml nothing.pth", 3, "nothing.pth does not exist"),
+    ("patterns test house.toml nothing.pth", 3, "nothing.pth does not exist"),
     ("convert folder", 3, "folder is a directory"),
     ("inspect empty.pth", 3, "empty.pth is empty"),
     ("inspect page.pth", 3, "page.pth is a web page"),
@@ -51,6 +51,12 @@ LINES = [
     ("selftest net.pth --model nets.py:Net --model-args {\"channels\":3}", 2,
      "--input-shape is missing"),
     ("convert net.pth --inputs no.npz", 2, "--inputs: no.npz does not exist."),
+    ("convert net.pth --patterns no.toml", 3, "no.toml cannot be read: No such file"),
+    ("inspect net.pth --patterns nets.py", 3, "nets.py cannot be read as TOML"),
+    ("patterns --patterns no.toml", 3, "no.toml cannot be read: No such file"),
+    ("patterns show acnet --patterns no.toml", 3, "no.toml cannot be read: No such file"),
+    ("patterns test no.toml net.pth", 3, "no.toml cannot be read: No such file"),
+    ("convert net.pth --cost no.json", 3, "no.json cannot be read: No such file"),
     ("verify", 2, "there is no manifest"),
     ("selftest", 2, "there is no manifest"),
     ("export-onnx", 2, "there is no manifest"),
@@ -66,6 +72,7 @@ def folder(tmp_path, monkeypatch):
     Path("empty.pth").touch()
     Path("page.pth").write_text("<!DOCTYPE html>")
     Path("nets.py").write_text(NETS)
+    Path("house.toml").write_text("")
     Path("bad.py").write_text("class Net(\n")
     (tmp_path / "none").mkdir()
     for package in ("torch", "numpy", "onnx"):

@@ -10,10 +10,11 @@ import torch
 
 import acfuse
 from acfuse.errors import InputError, UsageError
+from acfuse.files.pattern_file import BYTES, LINE
 from acfuse.patterns import PATTERNS, Pattern, known_patterns, registry, seq
 from acfuse.patterns.match import find_in_tensors
 from acfuse.patterns.registry import assumed
-from acfuse.patterns.toml_files import BYTES, LINE, read_patterns, to_toml
+from acfuse.patterns.toml_files import read_patterns, to_toml
 from acfuse.sources.bare import BareSource
 from acfuse.sources.base import FindOptions
 from tests.bounds import assert_within, gamma, rounding
