@@ -119,6 +119,10 @@ def _tolerances(text: str) -> dict[str, float]:
     return found
 
 
+PAIR = (  # of what compares two files; without both, those of the last conversion
+    click.argument("original", type=click.Path(path_type=Path), required=False),
+    click.argument("fused", type=click.Path(path_type=Path), required=False),
+)
 INPUT, JSON = Parsed("INPUT", _input), Parsed("JSON", _json_object)
 TOLERANCE = Parsed("NUMBER", _tolerances)
 LIMIT, SHA256 = Parsed("NAME=NUMBER", _limit), Parsed("HEX", _sha256)

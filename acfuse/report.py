@@ -63,7 +63,7 @@ def print_findings(seen: Conversion, *, verbose: bool = False, tree: bool = Fals
     if tree:
         _echo(*_tree(findings), "")
     elif rows:
-        _echo(*columns(header, _shortened(rows, verbose=verbose)), "")
+        _echo(*columns(header, shortened(rows, verbose=verbose)), "")
     count = f"{_counted(findings)} can be fused, {len(findings.refused)} were refused"
     _echo(count, f"in all: {_sizes(seen)}", *_refused(findings))
     _echo(*_suspects(findings))
@@ -221,7 +221,7 @@ def _named(blocks: Sequence[Block]) -> str:
     return first if len(blocks) == 1 else f"{len(blocks)} x {NUMBERS.sub('*', first)}"
 
 
-def _shortened(rows: Sequence[tuple[str, ...]], *, verbose: bool) -> Sequence[tuple[str, ...]]:
+def shortened(rows: Sequence[tuple[str, ...]], *, verbose: bool) -> Sequence[tuple[str, ...]]:
     """The first rows, and how many more there are."""
     if verbose or len(rows) <= ROWS:
         return rows
@@ -272,7 +272,7 @@ def _blocks(conversion: Conversion, *, verbose: bool) -> list[str]:
             )
         )
     header = ("block", "pattern", "convolutions", "worst ULP", "error in float64")
-    return columns(header, _shortened(rows, verbose=verbose))
+    return columns(header, shortened(rows, verbose=verbose))
 
 
 def _sizes(conversion: Conversion) -> str:

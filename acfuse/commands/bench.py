@@ -14,6 +14,7 @@ from acfuse.options import (
     COMMON_OPTIONS,
     MODEL_OPTIONS,
     OUTPUT_OPTIONS,
+    PAIR,
     SEED,
     SHAPE_OPTIONS,
     option,
@@ -51,9 +52,7 @@ PROVES_NOTHING = "This is time alone. That both are equal is proved by `acfuse v
 
 
 @click.command()
-@click.argument("original", type=click.Path(path_type=Path), required=False)
-@click.argument("fused", type=click.Path(path_type=Path), required=False)
-@takes(BENCH_OPTIONS, MODEL_OPTIONS, SHAPE_OPTIONS, (SEED,), OUTPUT_OPTIONS, COMMON_OPTIONS)
+@takes(PAIR, BENCH_OPTIONS, MODEL_OPTIONS, SHAPE_OPTIONS, (SEED,), OUTPUT_OPTIONS, COMMON_OPTIONS)
 @click.option("--worker", hidden=True, metavar="BACKEND:ROLE", help="Be one of its processes.")
 def bench(
     original: Path | None,

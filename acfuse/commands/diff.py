@@ -12,8 +12,6 @@ from acfuse.errors import Exit
 from acfuse.options import COMMON_OPTIONS, KEY, option, takes
 from acfuse.system.escape import columns, safe
 
-ROWS = 40  # that nobody asked to see as a whole
-
 
 @click.command("diff")
 @click.argument("first", type=click.Path(path_type=Path))
@@ -54,13 +52,12 @@ def diff(
                 "" if one.absolute is None else f"{one.absolute:.1e}",
                 f"{one.count:,} of {one.numbers:,}" if one.numbers else "",
             )
-            for one in (found if verbose else found[:ROWS])
+            for one in found
         ]
         if rows:
             header = ("name", "difference", "worst ULP", "max |a-b|", "numbers")
-            click.echo("\n".join(columns(header, rows)))
-        if len(rows) < len(found):
-            click.echo(f"and {len(found) - len(rows):,} more: -v lists all")
+            shown = report.shortened(rows, verbose=verbose > 0)
+            click.echo("\n".join(columns(header, shown)))
         verdict = f"{len(found):,} differences" if found else "equal, number for number"
         click.echo(f"{compared.tensors:,} tensors in both files: {verdict}")
     sys.exit(Exit.NOT_EQUAL if found else Exit.DONE)

@@ -16,6 +16,7 @@ from acfuse.options import (
     INPUT_OPTIONS,
     MODEL_OPTIONS,
     OPSET,
+    PAIR,
     REPORT,
     RUNTIME_OPTIONS,
     option,
@@ -33,9 +34,7 @@ RESULTS_OPTIONS = (
 
 
 @click.command()
-@click.argument("original", type=click.Path(path_type=Path), required=False)
-@click.argument("fused", type=click.Path(path_type=Path), required=False)
-@takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, (OPSET, REPORT, *RESULTS_OPTIONS),
+@takes(PAIR, MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, (OPSET, REPORT, *RESULTS_OPTIONS),
        COMMON_OPTIONS)  # fmt: skip
 def verify(
     original: Path | None,
@@ -118,9 +117,7 @@ def _early_report_checks(
 
 
 @click.command()
-@click.argument("original", type=click.Path(path_type=Path), required=False)
-@click.argument("fused", type=click.Path(path_type=Path), required=False)
-@takes(MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, (OPSET,), COMMON_OPTIONS)
+@takes(PAIR, MODEL_OPTIONS, INPUT_OPTIONS, RUNTIME_OPTIONS, (OPSET,), COMMON_OPTIONS)
 def selftest(
     original: Path | None,
     fused: Path | None,

@@ -231,18 +231,18 @@ class Source(ABC):
     def original(self, inputs: Inputs) -> Original:
         """What is run beside all that is made of it. Raises UsageError where there is no network.
 
-        For the same inputs it is the same object, so that nothing is run twice.
+        For the same inputs as last time it is the same object, so that nothing is run twice.
         """
         if self.network is None:
             raise UsageError(self.without_network)
-        known = self._originals.get(id(inputs))
-        if known is None or known.inputs is not inputs:
-            known = self._originals[id(inputs)] = Original(self.network, inputs)
-        return known
+        if not self._last or self._last[0].inputs is not inputs:
+            self._last[:] = [Original(self.network, inputs)]
+        return self._last[0]
 
     @cached_property
-    def _originals(self) -> dict[int, Original]:
-        return {}
+    def _last(self) -> list[Original]:
+        """The original that was asked for last, if any: a source is frozen."""
+        return []
 
     @property
     def is_program(self) -> bool:
