@@ -22,7 +22,6 @@ from acfuse.options import (
     option,
     takes,
 )
-from acfuse.system.escape import safe
 from acfuse.system.limits import LIMITS
 
 RESULTS_OPTIONS = (
@@ -95,7 +94,7 @@ def _verify_saved(
     else:
         report.print_saved(path, results, check, quiet=quiet)
     if not check.passed:
-        click.echo(f"error: not equal: {safe(check.name)}: {safe(check.detail)}", err=True)
+        say_wrong(f"not equal: {check.name}: {check.detail}", Exit.NOT_EQUAL)
     sys.exit(Exit.DONE if check.passed else Exit.NOT_EQUAL)
 
 
