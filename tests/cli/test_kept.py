@@ -122,6 +122,8 @@ def test_no_input_and_no_result_is_replaced(fused, option):
     refused(run(*convert, option, "nets.py"), 6, "is the input itself")
     refused(run(*convert, option, "model.fused.pth"), 2, "written twice")
     refused(run(*convert, option, "r.md", "--report", "./r.md"), 2, "written twice")
+    assert "written twice" in (fused / "r.md").read_text()  # it has room for the error
+    (fused / "r.md").unlink()
     (fused / "link").unlink()
     if option == "--output-file":
         refused(run("verify", *KEPT[:2], "--log-file", "out.txt"), 2, "written twice")
