@@ -6,10 +6,11 @@ READY := $(VENV)/.ready
 PACKAGES := $(VENV)/.packages
 SOLVERS := $(VENV)/.solvers
 BROWSER := $(VENV)/.browser
+DOCS := $(VENV)/.docs
 FLOORS := .venv-floors
 PEERS := .venv-peers
 
-.PHONY: help demo test test-kernels floors prove trust zoo bench peers fuzz golden check fix samples clean
+.PHONY: help demo test test-kernels floors prove trust zoo bench peers fuzz golden docs check fix samples clean
 
 help:
 	@echo "make demo     fuse the trained sample and show the result"
@@ -24,6 +25,7 @@ help:
 	@echo "make bench    measure what acfuse takes and gives, beside its targets (under ten minutes)"
 	@echo "make peers    install the other tools that make bench tries, in .venv-peers"
 	@echo "make golden   write the pages and transcripts again that tests hold to the program"
+	@echo "make docs     build the documentation as a site, in site/; a broken link is an error"
 	@echo "make fuzz     draw files that are nearly right by the ten thousand (about ten minutes)"
 	@echo "make check    lint, types and import contracts"
 	@echo "make fix      format, and mend what ruff can mend"
@@ -45,10 +47,15 @@ $(BROWSER): $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]' \
 		&& touch $@ || echo "tests/reports/test_browser.py will be skipped: no playwright"
 
+# What builds the documentation, and runs its notebook.
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs,notebook]' \
+		&& touch $@ || echo "tests/house/test_site.py will be skipped: no mkdocs"
+
 demo: $(READY)
 	@sh sample_models/demo.sh $(abspath $(BIN))
 
-test: $(READY) $(PACKAGES) $(BROWSER)
+test: $(READY) $(PACKAGES) $(BROWSER) $(DOCS)
 	$(BIN)/python -m pytest --numprocesses 2
 
 # Wheels of the lowest numpy exist up to Python 3.12. Of an old torch, often only a CUDA build is to
@@ -113,6 +120,9 @@ golden: $(READY)
 		tests/cli/test_transcripts.py || true
 	git --no-pager diff --stat -- docs tests/cli/cases
 
+docs: $(READY) $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # What it finds lies in tests/trust/finds afterwards, and is tried by make test from then on.
 fuzz: $(READY)
 	ACFUSE_FUZZ=1 $(BIN)/python -m pytest tests/trust/test_fuzz.py --numprocesses 2 \
@@ -132,4 +142,4 @@ samples: $(READY)
 	$(BIN)/python sample_models/train.py
 
 clean:
-	rm -rf $(VENV) $(FLOORS) $(PEERS) build .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) $(PEERS) build site .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
