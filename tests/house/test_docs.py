@@ -14,17 +14,11 @@ from acfuse import __version__
 from acfuse.cli import cli
 from acfuse.errors import Exit, Reason
 from acfuse.patterns import PATTERNS
+from tests.house.following import figures_gone
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def figures_gone(text: str) -> list[str]:
-    """The text without what differs between machines: figures, sizes and padding."""
-    text = re.sub(r"\d+\.\d+e[+-]\d+|\d+\.\d+", "#", text)
-    text = re.sub(r"\([\d,]+ bytes\)", "(# bytes)", text)
-    return [" ".join(line.split()) for line in text.strip().splitlines()]
 
 
 def shown(command: str) -> str:

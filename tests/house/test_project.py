@@ -12,7 +12,7 @@ import pytest
 import acfuse
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 FOLDERS = ("acfuse", "tests", "docs", "benchmarks", "sample_models", ".ci")
 SUFFIXES = (".py", ".md", ".toml", ".txt", ".sh", ".cff", ".yaml")
 
