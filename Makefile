@@ -10,7 +10,7 @@ DOCS := $(VENV)/.docs
 FLOORS := .venv-floors
 PEERS := .venv-peers
 
-.PHONY: help demo test test-kernels floors prove trust zoo bench peers fuzz golden docs check fix samples clean
+.PHONY: help demo test test-kernels floors prove trust zoo bench peers fuzz golden pictures docs check fix samples clean
 
 help:
 	@echo "make demo     fuse the trained sample and show the result"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench    measure what acfuse takes and gives, beside its targets (under ten minutes)"
 	@echo "make peers    install the other tools that make bench tries, in .venv-peers"
 	@echo "make golden   write the pages and transcripts again that tests hold to the program"
+	@echo "make pictures  draw the trained sample again, for README, in docs/img/"
 	@echo "make docs     build the documentation as a site, in site/; a broken link is an error"
 	@echo "make fuzz     draw files that are nearly right by the ten thousand (about ten minutes)"
 	@echo "make check    lint, types and import contracts"
@@ -119,6 +120,9 @@ golden: $(READY)
 	ACFUSE_WRITE_CASES=1 $(BIN)/python -m pytest --quiet tests/families/test_table.py \
 		tests/cli/test_transcripts.py || true
 	git --no-pager diff --stat -- docs tests/cli/cases
+
+pictures: $(READY)
+	$(BIN)/python -m benchmarks.pictures
 
 docs: $(READY) $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

@@ -8,7 +8,7 @@ from enum import IntEnum, StrEnum
 
 
 class Exit(IntEnum):
-    """Exit codes of every command. Documented in README, never renumbered."""
+    """Exit codes of every command. Documented in docs/ci.md, never renumbered."""
 
     DONE = 0
     NOT_EQUAL = 1

@@ -1,7 +1,7 @@
 """What the pages show of benchmarks/results.json: `python -m benchmarks.pages` writes it again.
 
-The figures stand in docs/performance.md, other tools in README.md and docs/img/peers.svg. A part of
-a page that is written here stands between `<!-- NAME -->` and `<!-- end of NAME -->`.
+The figures stand in docs/performance.md, other tools in docs/peers.md and docs/img/peers.svg. A
+part of a page that is written here stands between `<!-- NAME -->` and `<!-- end of NAME -->`.
 """
 
 import json
@@ -84,10 +84,10 @@ def with_part(page: str, name: str, text: str) -> str:
 def pages(results: Results) -> dict[str, str]:
     """Each page that shows results, as it has to be, by its path."""
     performance = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    peers = (ROOT / "docs" / "peers.md").read_text(encoding="utf-8")
     return {
         "docs/performance.md": with_part(performance, "figures", figures_table(results)),
-        "README.md": with_part(readme, "peers", peers_table(results)),
+        "docs/peers.md": with_part(peers, "peers", peers_table(results)),
         "docs/img/peers.svg": picture(results["peers"]),
     }
 

@@ -3,7 +3,7 @@
 It has no background of its own, and colours that can be read on white and on black.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -29,13 +29,13 @@ def picture(results: Mapping[str, Any]) -> str:
     rows = {tool: row["cells"] for tool, row in results["tools"].items() if "cells" in row}
     counts = [c["convolutions"] for cells in rows.values() for c in cells.values()
               if "convolutions" in c]  # fmt: skip
-    parts = [_text(LEFT + i * COLUMN, TOP - 14, name, "head") for i, name in enumerate(NETS)]
-    parts.append(_text(8, TOP - 14, "convolutions left", "head"))
+    parts = [text(LEFT + i * COLUMN, TOP - 14, name, "head") for i, name in enumerate(NETS)]
+    parts.append(text(8, TOP - 14, "convolutions left", "head"))
     for number, (tool, cells) in enumerate(rows.items()):
         y = TOP + number * ROW
         ours = tool == "acfuse"
         name = name_of(tool, results["versions"])
-        parts.append(_text(8, y + 14, name, "head" if ours else ""))
+        parts.append(text(8, y + 14, name, "head" if ours else ""))
         for i, net in enumerate(NETS):
             x, cell = LEFT + i * COLUMN, cells[net]
             length = round(LONGEST * cell.get("convolutions", 0) / max(counts))
@@ -44,15 +44,20 @@ def picture(results: Mapping[str, Any]) -> str:
                 parts.append(
                     f'<rect class="{kind}" x="{x}" y="{y + 3}" width="{length}" height="14"/>'
                 )
-            parts.append(_text(x + length + (5 if length else 0), y + 14, cell_text(cell), ""))
+            parts.append(text(x + length + (5 if length else 0), y + 14, cell_text(cell), ""))
     width, height = LEFT + len(NETS) * COLUMN, TOP + len(rows) * ROW + 8
     title = "Convolutions that each tool leaves of networks of three blocks"
+    return drawing(title, width, height, parts)
+
+
+def drawing(title: str, width: int, height: int, parts: Sequence[str], style: str = "") -> str:
+    """A picture of these parts, in a file of its own."""
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
             f'width="{width}" height="{height}" role="img" aria-label="{title}">',
             f"<title>{title}</title>",
-            f"<style>{STYLE}</style>",
+            f"<style>{STYLE}{style}</style>",
             *parts,
             "</svg>",
             "",
@@ -60,6 +65,7 @@ def picture(results: Mapping[str, Any]) -> str:
     )
 
 
-def _text(x: int, y: int, text: str, kind: str) -> str:
+def text(x: int, y: int, words: str, kind: str = "") -> str:
+    """Words at a place."""
     of_class = f' class="{kind}"' if kind else ""
-    return f'<text{of_class} x="{x}" y="{y}">{escape(text)}</text>'
+    return f'<text{of_class} x="{x}" y="{y}">{escape(words)}</text>'

@@ -1,4 +1,4 @@
-"""What README and docs/performance.md show is what was measured."""
+"""What docs/peers.md and docs/performance.md show is what was measured."""
 
 import json
 
@@ -10,7 +10,7 @@ from benchmarks.pages import RESULTS, ROOT, figures_table, pages, with_part
 MEASURED = json.loads(RESULTS.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/performance.md", "docs/img/peers.svg"])
+@pytest.mark.parametrize("page", ["docs/peers.md", "docs/performance.md", "docs/img/peers.svg"])
 def test_the_pages_are_what_the_results_give(page):
     assert (ROOT / page).read_text(encoding="utf-8") == pages(MEASURED)[page]
 
