@@ -1,10 +1,11 @@
-"""What mkdocs does not know of this repository: pages above docs/, and pages made of the program.
+"""What mkdocs does not know of this repository: pages above docs/, notebooks, what is generated.
 
 A link is written as the repository has it (`../SECURITY.md`), and given the way that it has in the
 site. One that leads nowhere stays as it is, and mkdocs says so.
 """
 
 import inspect
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ ABOVE = {
     **{n: n for n in ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "SECURITY.md")},
 }
 PLACES = {name: place for place, name in ABOVE.items()}
+NOTEBOOKS = {
+    n.relative_to(ROOT).as_posix(): n.relative_to(ROOT / "docs").with_suffix(".md").as_posix()
+    for n in sorted((ROOT / "docs").rglob("*.ipynb"))
+}
+PLACES |= NOTEBOOKS
 LINK = re.compile(r"(?<=\]\()([^)#:\s]+)")
 
 
@@ -30,6 +36,9 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the pages that do not lie in docs/."""
     for place, name in ABOVE.items():
         files.append(File.generated(config, place, content=(ROOT / name).read_text("utf-8")))
+    for name, place in NOTEBOOKS.items():
+        text = "\n\n".join(notebook_as_page(json.loads((ROOT / name).read_text("utf-8"))))
+        files.append(File.generated(config, place, content=text))
     made = File.generated(config, "reference/command-line.md", content="\n".join(command_line()))
     files.append(made)
     return files
@@ -48,6 +57,19 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
         return posixpath.relpath(place, posixpath.dirname(here))
 
     return LINK.sub(in_site, markdown)
+
+
+def notebook_as_page(notebook: Any) -> Iterator[str]:
+    """A notebook as Markdown: its texts, its code, and what each cell shows."""
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        yield source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```"
+        for output in cell.get("outputs", ()):
+            shown = output.get("data", {"text/plain": output.get("text", "")})
+            if "text/html" in shown:
+                yield f"<div>{''.join(shown['text/html'])}</div>"
+            else:
+                yield f"```text\n{''.join(shown['text/plain']).rstrip()}\n```"
 
 
 def command_line() -> Iterator[str]:
