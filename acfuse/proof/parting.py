@@ -167,7 +167,7 @@ def in_words(found: Parting, names: Sequence[str] = ()) -> str:
         return f"it begins at {ours} of the original, for which there is nothing"
     told = f"it begins at {_shown(other)}"
     told += f", for {ours} of the original" if ours and ours != _shown(other) else ""
-    return f"{told}; what is read there is still the same"
+    return f"{told}; what it reads is still right"
 
 
 def block_of(step: Step, names: Sequence[str] | Set[str]) -> str | None:
