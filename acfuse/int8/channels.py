@@ -52,7 +52,9 @@ class Layer:
         parts = stored.reshape(self.groups, inside, out, -1)
         return parts.swapaxes(1, 2).reshape(self.groups * out, inside, -1)
 
-    def stored(self, matrix: NDArray[np.floating], like: NDArray[np.floating]) -> NDArray:  # type: ignore[type-arg]
+    def stored(
+        self, matrix: NDArray[np.floating], like: NDArray[np.floating]
+    ) -> NDArray[np.floating]:
         """The way back to how the weight is stored."""
         if not self.is_turned:
             return matrix.reshape(like.shape)
@@ -77,6 +79,11 @@ class Channels:
     followers: list[Follower] = field(default_factory=list)
     pinned: dict[int, str] = field(default_factory=dict)
     _parents: list[int] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """How many classes there are, those that were tied counted each."""
+        return len(self._parents)
 
     def new(self, count: int) -> Ids:
         """So many classes of their own."""
@@ -157,7 +164,9 @@ class _Reader:
     def _fresh(self, name: str, why: str = "") -> None:
         """A value whose channels have nothing to do with any other's."""
         shape = self.shapes.get(name, ())
-        self.ids[name] = self.channels.new(shape[1] if len(shape) > 1 else 1)
+        if len(shape) < 2:  # sizes and the like: they have no channels
+            return
+        self.ids[name] = self.channels.new(shape[1])
         if why:
             self.channels.pin(self.ids[name], why)
 
@@ -217,7 +226,7 @@ class _Reader:
     def sum(self, node: onnx.NodeProto) -> Ids | None:
         """A sum of values ties their channels; a constant follows the channels to which it goes."""
         read = [name for name in node.input if name in self.ids]
-        if not read or node.op_type == "Sub" and node.input[0] not in self.ids:
+        if not read or (node.op_type == "Sub" and node.input[0] not in self.ids):
             return None
         shape = self.shapes[node.output[0]]
         if any(self.shapes[name][:2] != shape[:2] or self.ids[name].ndim > 1 for name in read):
@@ -310,7 +319,8 @@ class _Reader:
         rank = len(self.shapes[node.input[0]])
         if ids is None or wanted is None or wanted.ndim != 1 or axis % rank != 1 or ids.ndim > 1:
             return None
-        return ids[wanted]
+        chosen: Ids = ids[wanted]
+        return chosen
 
     def reshape(self, node: onnx.NodeProto) -> Ids | None:
         """To groups of channels and back, or to rows: each channel then gives as many as pixels."""
@@ -405,4 +415,3 @@ RULES: Mapping[str, Rule] = {
     "Split": _Reader.split,
     "Transpose": _Reader.transpose,
 }
-

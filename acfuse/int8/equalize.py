@@ -21,6 +21,7 @@ from acfuse.errors import InputError
 from acfuse.int8.channels import Channels, Layer, Shapes, channels_of
 
 SWEEPS = 64  # at most: each evens what is left by about half
+LEVELS = 127  # of 8 bits on either side of zero
 Array = NDArray[np.floating]
 
 
@@ -35,10 +36,11 @@ class Equalized:
     reasons: Mapping[str, str] = field(default_factory=dict)  # by layer: why its outputs stay
 
 
-def equalized(model: onnx.ModelProto, shapes: Shapes) -> Equalized:
+def equalized(model: onnx.ModelProto, shapes: Shapes, *, only_gains: bool = True) -> Equalized:
     """A copy of a model whose channels have ranges as even as powers of two make them.
 
-    `shapes` are those of its values. Raises InputError where a weight would not be a normal number.
+    `shapes` are those of its values. Channels between which nothing is gained stay as they are,
+    unless it is asked for all. Raises InputError where a weight would not be a normal number.
     """
     channels = channels_of(model, shapes)
     stored = {t.name: t for t in model.graph.initializer}
@@ -48,38 +50,72 @@ def equalized(model: onnx.ModelProto, shapes: Shapes) -> Equalized:
         if layer.weight in stored
     }
     layers = [layer for layer in channels.layers if layer.weight in arrays]
-    exponents = _chosen(channels, layers, arrays)
+    parts = [_Part.of(channels, layer, arrays[layer.weight]) for layer in layers]
+    exponents = _chosen(channels, parts)
+    if only_gains:
+        exponents = _where_it_gains(channels, parts, exponents)
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
-    changed = [*_scaled(twin, channels, layers, exponents)]
+    changed = [*scale(twin, channels, layers, exponents)]
     pinned = {root: why for root, why in channels.pinned.items() if channels.find(root) == root}
     rows = {layer.name: channels.roots(layer.rows) for layer in layers}
     reasons = {
-        name: pinned[int(ids[0])] for name, ids in rows.items() if all(int(i) in pinned for i in ids)
+        name: pinned[int(ids[0])]
+        for name, ids in rows.items()
+        if all(int(i) in pinned for i in ids)
     }
     own = {name: exponents[ids] for name, ids in rows.items()}
     return Equalized(twin, tuple(layers), own, tuple(changed), reasons)
 
 
-def _chosen(
-    channels: Channels, layers: list[Layer], arrays: Mapping[str, Array]
-) -> NDArray[np.int64]:
+@dataclass(frozen=True)
+class _Part:
+    """A layer as its scales see it: classes, and the largest weight and the energy of each pair."""
+
+    rows: NDArray[np.int64]  # [out]
+    columns: NDArray[np.int64]  # [out, in of a group]
+    largest: Array  # binary logarithms, [out, in of a group]
+    energy: float
+    taps: int
+
+    @classmethod
+    def of(cls, channels: Channels, layer: Layer, weight: Array) -> "_Part":
+        """That of a layer with such a weight."""
+        matrix = np.abs(layer.matrix(weight).astype(np.float64))
+        with np.errstate(divide="ignore"):
+            logarithms = np.log2(matrix.max(2))
+        rows, columns = channels.roots(layer.rows), channels.roots(layer.columns)
+        energy = float(np.square(matrix).sum()) or 1.0
+        return cls(rows, columns, logarithms, energy, matrix.shape[2])
+
+    def scaled(self, exponents: NDArray[np.int64]) -> Array:
+        """The logarithms of the largest weights under other scales."""
+        return self.largest + exponents[self.rows][:, None] - exponents[self.columns]
+
+    def noise(self, exponents: NDArray[np.int64]) -> float:
+        """What 8 bits per tensor do to its weights, of their energy, seen without the scales.
+
+        A weight is off by up to half a step, evenly: step^2 / 12 on average. A channel that is
+        scaled up is scaled down again behind it, and its noise with it.
+        """
+        step = 2.0 ** float(self.scaled(exponents).max()) / LEVELS
+        back = np.exp2(2.0 * (exponents[self.columns] - exponents[self.rows][:, None]))
+        return float(step**2 / 12 * back.sum() * self.taps / self.energy)
+
+
+def _chosen(channels: Channels, parts: list[_Part]) -> NDArray[np.int64]:
     """The exponent of the scale of each class."""
-    count = len(channels._parents)
-    rows = [channels.roots(layer.rows) for layer in layers]
-    columns = [channels.roots(layer.columns) for layer in layers]
-    sizes = [_logarithms(layer, arrays[layer.weight]) for layer in layers]
-    free = np.ones(count, bool)
+    free = np.ones(channels.count, bool)
     free[[channels.find(n) for n in channels.pinned]] = False
-    exponents = np.zeros(count, np.int64)
+    exponents = np.zeros(channels.count, np.int64)
     for _ in range(SWEEPS):
-        given, read = np.full(count, -np.inf), np.full(count, -np.inf)
-        for out, inside, size in zip(rows, columns, sizes, strict=True):
-            now = size + exponents[out][:, None] - exponents[inside]
-            np.maximum.at(given, out, now.max(1))
-            np.maximum.at(read, inside, now)
+        given, read = (np.full(channels.count, -np.inf) for _ in range(2))
+        for part in parts:
+            now = part.scaled(exponents)
+            np.maximum.at(given, part.rows, now.max(1))
+            np.maximum.at(read, part.columns, now)
         known = free & np.isfinite(given) & np.isfinite(read)
-        step = np.zeros(count, np.int64)
+        step = np.zeros(channels.count, np.int64)
         step[known] = np.rint((read[known] - given[known]) / 2).astype(np.int64)
         if not step.any():
             break
@@ -87,15 +123,26 @@ def _chosen(
     return exponents
 
 
-def _logarithms(layer: Layer, weight: Array) -> Array:
-    """The binary logarithm of the largest weight between each output and each of its inputs."""
-    largest = np.abs(layer.matrix(weight).astype(np.float64)).max(2)
-    with np.errstate(divide="ignore"):
-        logarithms: Array = np.log2(largest)
-    return logarithms
+def _where_it_gains(
+    channels: Channels, parts: list[_Part], exponents: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The same without the scales of those layers whose neighbours lose more than they gain."""
+    exponents = exponents.copy()
+    together = Channels()
+    groups = together.new(channels.count)
+    for part in parts:  # the outputs of one layer are scaled together, or not at all
+        together.tie(groups[part.rows[:1]], groups[part.rows])
+    group_of = together.roots(groups)
+    for group in np.unique(group_of[exponents != 0]):
+        members = group_of == group
+        near = [p for p in parts if members[p.rows].any() or members[p.columns].any()]
+        without = np.where(members, 0, exponents)
+        if sum(p.noise(without) for p in near) <= sum(p.noise(exponents) for p in near):
+            exponents = without
+    return exponents
 
 
-def _scaled(
+def scale(
     model: onnx.ModelProto, channels: Channels, layers: list[Layer], exponents: NDArray[np.int64]
 ) -> list[str]:
     """Scales every weight, bias and constant of a model; the names of those that changed."""
@@ -104,19 +151,19 @@ def _scaled(
         out, inside = (exponents[channels.roots(ids)] for ids in (layer.rows, layer.columns))
         steps = (out[:, None] - inside)[:, :, None]
         if steps.any():
-            tensor = _tensor(model, layer.weight)
+            tensor = tensor_named(model, layer.weight)
             array = numpy_helper.to_array(tensor)
             matrix = times_power(layer.matrix(array), steps, layer.weight)
             _put(tensor, layer.stored(matrix, array))
             changed.append(layer.weight)
         if layer.bias is not None and out.any():
-            tensor = _tensor(model, layer.bias)
+            tensor = tensor_named(model, layer.bias)
             _put(tensor, times_power(numpy_helper.to_array(tensor), out, layer.bias))
             changed.append(layer.bias)
     for follower in channels.followers:
         steps = exponents[channels.roots(follower.classes)]
         if steps.any():
-            tensor = _tensor(model, follower.constant)
+            tensor = tensor_named(model, follower.constant)
             _put(tensor, times_power(numpy_helper.to_array(tensor), steps, follower.constant))
             changed.append(follower.constant)
     return changed
@@ -127,21 +174,26 @@ def times_power(values: Array, exponents: NDArray[np.int64], name: str) -> Array
 
     A number keeps all its digits as long as it is normal: its exponent is what changes.
     """
-    made: Array = np.ldexp(values, exponents).astype(values.dtype)
+    with np.errstate(over="ignore", under="ignore"):  # that is what is looked for
+        made: Array = np.ldexp(values, exponents).astype(values.dtype)
     info, there = np.finfo(values.dtype), values != 0
     is_normal = np.isfinite(made) & (np.abs(made) >= info.tiny)
     if bool((there & ~is_normal).any()):
         raise InputError(
-            f"{name}: a weight times a power of two is no normal {values.dtype} any more; the model "
-            "is left as it is."
+            f"{name}: a weight times a power of two is no normal {values.dtype} any more; the "
+            "model is left as it is."
         )
     return made
 
 
-def _tensor(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    constants = [a.t for n in model.graph.node if n.op_type == "Constant" and name in n.output
-                 for a in n.attribute if a.name == "value"]  # fmt: skip
-    return next((t for t in model.graph.initializer if t.name == name), None) or constants[0]
+def tensor_named(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
+    """A constant of a model, whether it is stored or a node gives it."""
+    found: list[onnx.TensorProto] = [
+        stored for stored in model.graph.initializer if stored.name == name
+    ]
+    nodes = (node for node in model.graph.node if name in node.output)
+    found += [a.t for node in nodes for a in node.attribute if a.name == "value"]
+    return found[0]
 
 
 def _put(tensor: onnx.TensorProto, array: Array) -> None:

@@ -47,6 +47,17 @@ def trace_of_onnx(model: onnx.ModelProto, image: Image, limits: Limits = LIMITS)
     return trace
 
 
+def values_of(
+    model: onnx.ModelProto, image: Image, limits: Limits = LIMITS
+) -> Iterator[tuple[str, Tensor]]:
+    """The inputs of a model, and what each of its nodes gives for them, by name."""
+    stored = {t.name for t in model.graph.initializer}
+    yield from zip((v.name for v in model.graph.input if v.name not in stored), image.values(),
+                   strict=True)  # fmt: skip
+    wanted = [n for node in model.graph.node if node.op_type != "Constant" for n in node.output]
+    yield from _values(model, [*filter(None, wanted)], image, limits)
+
+
 def _values(
     model: onnx.ModelProto, wanted: Sequence[str], image: Image, limits: Limits
 ) -> Iterator[tuple[str, Tensor]]:

@@ -129,14 +129,14 @@ def trained() -> Net:
     return model
 
 
-def as_onnx(model: nn.Module) -> onnx.ModelProto:
+def as_onnx(model: nn.Module, shape: tuple[int, ...] = SHAPE) -> onnx.ModelProto:
     """What PyTorch's exporter writes of it, with nothing folded and a free batch."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             model,
-            (torch.randn(SHAPE),),
+            (torch.randn(shape),),
             file,
             dynamo=False,
             opset_version=17,

@@ -1,0 +1,207 @@
+"""Channels of even range: no bit of the float model changes, and 8 bits lose less."""
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+from torch import nn
+from torch.nn import functional as F
+
+from acfuse.errors import InputError, NotEqual
+from acfuse.int8.channels import channels_of
+from acfuse.int8.equalize import equalized, scale, tensor_named, times_power
+from acfuse.pipeline import equalize
+from acfuse.pipeline.equalize import check_same_bits, evened, evened_network
+from acfuse.proof import Inputs
+from acfuse.proof.onnx_runtime import answers_in_onnx, image_of
+from acfuse.proof.trace_onnx import values_of
+from acfuse.system.limits import LIMITS
+from sample_models import awake
+from tests.pipeline.converter import as_onnx
+
+
+class Mixed(nn.Module):
+    """One of everything that scales go through, drawn from a list of choices."""
+
+    def __init__(self, choices: list[int], channels: int = 8) -> None:
+        super().__init__()
+        self.choices, c = choices, channels
+        self.stem = nn.Conv2d(3, c, 3, padding=1)
+        self.parts = nn.ModuleList(self.part(choice, c) for choice in choices)
+        self.slopes = nn.ModuleList(nn.PReLU(c) for _ in choices)
+        self.head = nn.Linear(c, 5)
+
+    @staticmethod
+    def part(choice: int, c: int) -> nn.Module:
+        return [
+            nn.Conv2d(c, c, 3, padding=1),
+            nn.Conv2d(c, c, 3, padding=1, groups=c),
+            nn.Conv2d(c, c, 3, padding=1, groups=2),
+            nn.ConvTranspose2d(c, c, 3, padding=1, groups=2),
+            nn.Conv2d(c // 2, c // 2, 1),
+            nn.Conv2d(2 * c, c, 1),
+            nn.Conv2d(c, c, (1, 3), padding=(0, 1), bias=False),
+            nn.Conv2d(c, c, 1),
+        ][choice]
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        for choice, part, slope in zip(self.choices, self.parts, self.slopes, strict=True):
+            if choice == 4:  # half of the channels, then a shuffle
+                left, right = x.chunk(2, 1)
+                x = torch.cat([left, part(right)], 1)
+                n, c, h, w = x.shape
+                x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+            elif choice == 5:
+                x = part(torch.cat([x, F.max_pool2d(x, 3, 1, 1)], 1))
+            elif choice == 6:
+                x = x + part(x)
+            elif choice == 7:  # a gate
+                x = x * part(x).mean((2, 3), keepdim=True).sigmoid()
+            else:
+                x = part(x)
+            x = slope(x) if choice % 2 else F.leaky_relu(x, 0.1)
+        return self.head(F.avg_pool2d(x, 2).mean((2, 3)))
+
+
+SHAPE = (2, 3, 9, 8)
+INPUTS = Inputs(((None, SHAPE),))
+
+
+def file_of(model):
+    return as_onnx(model, SHAPE)
+
+
+def shapes_of(model):
+    return {n: tuple(v.shape) for n, v in values_of(model, image_of(model, INPUTS))}
+
+
+def with_scales(model, seed=0):
+    """The same function with each channel times a power of two from 2^-6 to 2^6."""
+    shapes = shapes_of(model)
+    channels = channels_of(model, shapes)
+    drawn = np.random.default_rng(seed).integers(-6, 7, channels.count)
+    drawn[[channels.find(n) for n in channels.pinned]] = 0
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    scale(twin, channels, channels.layers, drawn)
+    return twin
+
+
+def assert_same_bits(one, other):
+    for optimised in (False, True):
+        answers = [answers_in_onnx(model, LIMITS, optimised) for model in (one, other)]
+        for sample, factor in ((0, 1.0), (1, 1e3), (2, 1e-3)):
+            image = {n: factor * x for n, x in image_of(one, INPUTS, sample).items()}
+            assert check_same_bits(*(answer(image) for answer in answers)) > 0
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=4), st.integers(0, 2**16))
+def test_no_bit_changes_whatever_the_network(choices, seed):
+    torch.manual_seed(seed)
+    model = with_scales(file_of(awake(Mixed(choices), seed)), seed)
+    made = equalized(model, shapes_of(model), only_gains=False)
+    assert made.changed
+    assert_same_bits(model, made.model)
+
+
+@pytest.mark.parametrize("choice", range(8))
+def test_scales_that_were_put_in_are_taken_out_of_each_kind_of_layer(choice):
+    model = file_of(awake(Mixed([choice, 0]), 0))
+    rescaled = with_scales(model)
+    assert_same_bits(model, rescaled)
+    made = evened(rescaled, INPUTS)
+    assert made.is_taken
+    assert made.gain > 0
+    assert made.compared > 0
+    assert_same_bits(rescaled, made.model)
+
+
+def spread(array):
+    rows = np.abs(array).reshape(len(array), -1).max(1)
+    return float(np.log2(rows.max() / rows.min()))
+
+
+def test_ranges_are_even_afterwards():
+    model = with_scales(file_of(awake(Mixed([0, 0]), 0)))
+    made = equalized(model, shapes_of(model))
+    name = made.layers[1].weight
+    before, after = (numpy_helper.to_array(tensor_named(m, name)) for m in (model, made.model))
+    assert spread(before) > 5
+    # s = sqrt(r1 / r2), rounded to a power of two: each row is as large as what reads it, but for
+    # what the rows of a trained layer differ by themselves.
+    assert spread(after) < spread(before) - 3
+
+
+def test_what_cannot_be_scaled_has_a_reason():
+    class Gelu(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 3, 3) for _ in range(3))
+
+        def forward(self, x):
+            return self.c(F.relu6(self.b(F.relu(self.a(x)))))
+
+    model = file_of(awake(Gelu(), 0))
+    made = equalized(model, shapes_of(model))
+    assert [*made.reasons.values()] == ["Clip reads it", "it is an output of the model"]
+
+
+def test_a_weight_that_would_leave_its_range_is_refused():
+    tiny = np.float32(1e-37)
+    values = np.array([tiny, 0, 1], np.float32)
+    with pytest.raises(InputError, match="no normal float32"):
+        times_power(values, np.array(-9), "w")
+    with pytest.raises(InputError, match="no normal float32"):
+        times_power(np.array([3e38], np.float32), np.array(1), "w")
+    assert np.array_equal(times_power(values, np.array(3), "w"), 8 * values)
+
+
+def test_one_bit_that_changes_is_seen(monkeypatch):
+    model = with_scales(file_of(awake(Mixed([0]), 0)))
+    whole = equalize.equalized
+
+    def wrong(*args, **settings):
+        made = whole(*args, **settings)
+        tensor = tensor_named(made.model, made.layers[0].weight)
+        array = numpy_helper.to_array(tensor).copy()
+        flat = array.reshape(-1).view(np.int32)
+        flat[5] ^= 1
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        return made
+
+    monkeypatch.setattr(equalize, "equalized", wrong)
+    with pytest.raises(NotEqual, match="are not the same after scaling by powers of two"):
+        evened(model, INPUTS)
+
+
+def test_a_healthy_network_is_left_as_it_is():
+    torch.manual_seed(0)
+    model = file_of(Mixed([0, 1]).eval())
+    made = evened(model, INPUTS)
+    assert not made.is_taken or made.gain > 0
+    if not made.is_taken:
+        assert made.model.SerializeToString() == model.SerializeToString()
+
+
+def test_a_network_of_pytorch_is_scaled_by_its_own_tensors():
+    model = awake(Mixed([0, 1, 4, 6]), 0)
+    with torch.no_grad():  # the same function, one channel of it much larger inside
+        model.stem.weight[2] *= 64
+        model.stem.bias[2] *= 64
+        model.parts[0].weight[:, 2] /= 64
+    before = copy.deepcopy(model.state_dict())
+    twin, made = evened_network(model, INPUTS)
+    assert made.is_taken
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        assert torch.equal(model(image), twin(image))
+    changed = [n for n, t in twin.state_dict().items() if not torch.equal(t, before[n])]
+    assert "stem.weight" in changed
