@@ -43,6 +43,7 @@ __all__ = [
     "UnsafeError",
     "UsageError",
     "convert",
+    "equalize",
     "fuse",
     "fuse_onnx",
     "fuse_tensors",
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from acfuse.api import convert, fuse, fuse_onnx, fuse_tensors, load_fused, verify
+    from acfuse.api import convert, equalize, fuse, fuse_onnx, fuse_tensors, load_fused, verify
 else:
 
     def __getattr__(name: str) -> object:

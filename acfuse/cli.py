@@ -15,6 +15,7 @@ from acfuse.commands.config import config
 from acfuse.commands.convert import convert, export_onnx, inspect
 from acfuse.commands.diff import diff
 from acfuse.commands.doctor import doctor
+from acfuse.commands.equalize import equalize
 from acfuse.commands.explain import explain
 from acfuse.commands.init import init
 from acfuse.commands.patterns import list_patterns
@@ -48,8 +49,8 @@ def cli(context: click.Context) -> None:
 
 
 for command in (
-    convert, batch, verify, report, diff, selftest, bench, export_onnx, inspect, explain,
-    list_patterns, init, config, doctor, completion,
+    convert, batch, verify, report, diff, selftest, bench, export_onnx, equalize, inspect,
+    explain, list_patterns, init, config, doctor, completion,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -12,6 +12,7 @@ from acfuse.system.limits import LIMITS, Limits
 if TYPE_CHECKING:
     from acfuse.pipeline.job import Job
     from acfuse.pipeline.manifest import Manifest
+    from acfuse.proof import Inputs
 
 
 def job_again(manifest: "Manifest", options: dict[str, Any]) -> "Job":
@@ -69,7 +70,7 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
     """The parts of a job that options change."""
     from acfuse.files.cost_table import read_cost_table
     from acfuse.patterns import known_patterns
-    from acfuse.proof import Inputs, Tolerance
+    from acfuse.proof import Tolerance
 
     plain = (
         "model", "model_args", "key", "prefix", "sha256", "bn_eps", "opset", "dynamic", "device",
@@ -88,17 +89,26 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
         )
     if options.get("cost") is not None:
         changes["costs"] = read_cost_table(options["cost"])
-    if options.get("input_shape") or options.get("inputs"):
-        named = [(n, s, *kind) for n, s, *kind in options.get("input_shape") or ()]
-        inputs = Inputs(
-            tuple((name, shape) for name, shape, *_ in named),
-            options.get("seed") or 0,
-            options.get("samples") or 3,
-            tuple(kind[0] if kind else "" for _, _, *kind in named),
-        )
-        file = options.get("inputs")
-        changes["inputs"] = inputs if file is None else inputs.with_file(file)
+    if (inputs := inputs_of(options)) is not None:
+        changes["inputs"] = inputs
     return changes
+
+
+def inputs_of(options: dict[str, Any]) -> "Inputs | None":
+    """The inputs that options name; None where there are none."""
+    from acfuse.proof import Inputs
+
+    if not options.get("input_shape") and not options.get("inputs"):
+        return None
+    named = [(n, s, *kind) for n, s, *kind in options.get("input_shape") or ()]
+    inputs = Inputs(
+        tuple((name, shape) for name, shape, *_ in named),
+        options.get("seed") or 0,
+        options.get("samples") or 3,
+        tuple(kind[0] if kind else "" for _, _, *kind in named),
+    )
+    file = options.get("inputs")
+    return inputs if file is None else inputs.with_file(file)
 
 
 def job_of(source: Path, options: dict[str, Any]) -> "Job":

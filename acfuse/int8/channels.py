@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from acfuse.graph.onnx_values import reads_within
+from acfuse.graph.onnx_values import constants_of, opset_of, reads_within, replaceable
 
 Ids = NDArray[np.int64]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -25,6 +25,7 @@ HOMOGENEOUS = frozenset({
     "Abs", "AveragePool", "Dropout", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu",
     "MaxPool", "Neg", "Relu",
 })  # fmt: skip
+SIZES = frozenset({"Shape", "Size"})  # they ask for no number of what they read
 REDUCTIONS = frozenset({"ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"})
 
 
@@ -132,7 +133,10 @@ def channels_of(model: onnx.ModelProto, shapes: Shapes) -> Channels:
 class _Reader:
     def __init__(self, model: onnx.ModelProto, shapes: Shapes) -> None:
         self.graph, self.shapes, self.channels = model.graph, shapes, Channels()
-        self.constants = {t.name: t for t in model.graph.initializer}
+        given = replaceable(model.graph, model.ir_version)
+        self.constants = {t.name: t for t in model.graph.initializer if t.name not in given}
+        # With what follows from them, which is read and never scaled.
+        self.known = constants_of(model.graph, {}, opset_of(model), frozenset(given))
         self.ids: dict[str, Ids] = {}  # [channels], or [groups, channels of one] while shuffled
         self.readers: dict[str, int] = {}
         for node in model.graph.node:
@@ -146,7 +150,7 @@ class _Reader:
         for node in self.graph.node:
             if node.op_type == "Constant":
                 self._constant(node)
-            else:
+            if node.output[0] not in self.known and node.op_type not in SIZES:
                 self._node(node)
         for value in self.graph.output:
             self._pin(value.name, "it is an output of the model")
@@ -158,7 +162,7 @@ class _Reader:
                 self.constants[node.output[0]] = attribute.t
 
     def _array(self, name: str) -> NDArray | None:  # type: ignore[type-arg]
-        tensor = self.constants.get(name)
+        tensor = self.known.get(name)
         return None if tensor is None else np.array(numpy_helper.to_array(tensor))
 
     def _fresh(self, name: str, why: str = "") -> None:
@@ -194,7 +198,7 @@ class _Reader:
         return self.ids.get(node.input[0])
 
     def prelu(self, node: onnx.NodeProto) -> Ids | None:
-        return self.ids.get(node.input[0]) if node.input[1] in self.constants else None
+        return self.ids.get(node.input[0]) if node.input[1] in self.known else None
 
     def pad(self, node: onnx.NodeProto) -> Ids | None:
         """With zeros, or with what is there; never of channels."""
@@ -270,7 +274,7 @@ class _Reader:
     def _times_constant(self, node: onnx.NodeProto, name: str, constant: str) -> Ids | None:
         before, after = (self.shapes.get(n, ()) for n in (name, node.output[0]))
         is_kept = before[:2] == after[:2] and self.ids[name].ndim == 1
-        return self.ids[name] if constant in self.constants and is_kept else None
+        return self.ids[name] if constant in self.known and is_kept else None
 
     def concat(self, node: onnx.NodeProto) -> Ids | None:
         axis = next((a.i for a in node.attribute if a.name == "axis"), 0)

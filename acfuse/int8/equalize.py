@@ -34,6 +34,8 @@ class Equalized:
     exponents: Mapping[str, NDArray[np.int64]] = field(repr=False)  # by layer: of its outputs
     changed: tuple[str, ...] = ()  # tensors
     reasons: Mapping[str, str] = field(default_factory=dict)  # by layer: why its outputs stay
+    lost_before: tuple[tuple[Layer, float], ...] = ()  # bits, per tensor
+    lost_after: tuple[tuple[Layer, float], ...] = ()
 
 
 def equalized(model: onnx.ModelProto, shapes: Shapes, *, only_gains: bool = True) -> Equalized:
@@ -65,7 +67,22 @@ def equalized(model: onnx.ModelProto, shapes: Shapes, *, only_gains: bool = True
         if all(int(i) in pinned for i in ids)
     }
     own = {name: exponents[ids] for name, ids in rows.items()}
-    return Equalized(twin, tuple(layers), own, tuple(changed), reasons)
+    lost = [
+        tuple((layer, bits_lost(layer, numpy_helper.to_array(tensor_named(m, layer.weight))))
+              for layer in layers)
+        for m in (model, twin)
+    ]  # fmt: skip
+    return Equalized(twin, tuple(layers), own, tuple(changed), reasons, *lost)
+
+
+def bits_lost(layer: Layer, weight: Array) -> float:
+    """How many of 8 bits per tensor the median channel of a layer lacks: log2(largest / its).
+
+    A channel whose weights are small has few steps of a grid that the largest channel needs.
+    """
+    largest = np.abs(layer.matrix(weight)).max((1, 2)).astype(np.float64)
+    median = float(np.median(largest[largest > 0])) if largest.any() else 0.0
+    return float(np.log2(largest.max() / median)) if median else 0.0
 
 
 @dataclass(frozen=True)

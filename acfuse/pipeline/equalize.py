@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,7 +10,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from acfuse.errors import InputError, NotEqual
+from acfuse.errors import InputError, NotEqual, UsageError
+from acfuse.files.detect import is_onnx
+from acfuse.files.onnx_reading import read_onnx
+from acfuse.files.records import ReadOptions
 from acfuse.graph.copies import copied
 from acfuse.int8.equalize import Equalized, equalized, tensor_named
 from acfuse.int8.quantized import Loss, loss_of, quantized
@@ -18,10 +22,21 @@ from acfuse.proof.onnx_runtime import answers_in_onnx, image_of
 from acfuse.proof.original import Original
 from acfuse.proof.running import Image, Inputs, floating_dtype, run
 from acfuse.proof.trace_onnx import values_of
+from acfuse.system.atomic_write import reserved, write_all
 from acfuse.system.limits import LIMITS, Limits
 from acfuse.targets.onnx_export import to_onnx
 
 SCALES = (1.0, 1e3, 1e-3)  # of the inputs on which both models must give the same bits
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer: the bits that 8 bits per tensor lose of its median channel, and why it stays."""
+
+    name: str
+    before: float
+    after: float
+    why: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,16 @@ class Evened:
     compared: int  # numbers that are the same, bit by bit
 
     @property
+    def rows(self) -> tuple[Row, ...]:
+        """What 8 bits per tensor lose of each layer, before and after."""
+        after = {layer.name: lost for layer, lost in self.scaled.lost_after}
+        return tuple(
+            Row(layer.name, lost, after[layer.name] if self.is_taken else lost,
+                self.scaled.reasons.get(layer.name, ""))
+            for layer, lost in self.scaled.lost_before
+        )  # fmt: skip
+
+    @property
     def gain(self) -> float:
         """What is gained in dB, as written and as executed: the smaller of both."""
         return min(self.after.written - self.before.written,
@@ -51,7 +76,7 @@ def evened(
     inputs: Inputs | None = None,
     limits: Limits = LIMITS,
     *,
-    force: bool = False,
+    everything: bool = False,
 ) -> Evened:
     """Equalizes an ONNX model where that gains something, and proves that no bit changes.
 
@@ -60,7 +85,7 @@ def evened(
     """
     data = [image_of(model, inputs, sample) for sample in range(_samples(inputs))]
     shapes = {name: tuple(value.shape) for name, value in values_of(model, data[0], limits)}
-    scaled = equalized(model, shapes, only_gains=not force)
+    scaled = equalized(model, shapes, only_gains=not everything)
     compared = _same_bits(model, scaled.model, data, limits) if scaled.changed else 0
     before = after = loss_of(model, quantized(model, data), data, limits)
     if scaled.changed:
@@ -74,8 +99,25 @@ def evened(
         is_random=inputs is None or not any(x is not None for x in inputs.data),
         compared=compared,
     )
-    if made.is_taken and made.gain <= 0 and not force:
+    if made.is_taken and made.gain <= 0 and not everything:
         return replace(made, model=model, is_taken=False)
+    return made
+
+
+def equalize_file(
+    path: Path, output: Path, inputs: Inputs | None, *, everything: bool, force: bool
+) -> Evened:
+    """Equalizes an ONNX file, and writes the result if it is taken. Raises as `evened` does."""
+    if not is_onnx(path):
+        raise UsageError(
+            f"{path.name} is no ONNX file; give the one that `acfuse convert` wrote. A network in "
+            "PyTorch is equalized by acfuse.equalize(model, shape)."
+        )
+    model, _ = read_onnx(path, ReadOptions())
+    with reserved([output], [path], force=force):
+        made = evened(model, inputs, everything=everything)
+        if made.is_taken:
+            write_all({output: made.model.SerializeToString()})
     return made
 
 
@@ -121,7 +163,7 @@ def check_same_bits(true: Leaves, given: Leaves) -> int:
 
 
 def evened_network(
-    model: nn.Module, inputs: Inputs, limits: Limits = LIMITS, *, force: bool = False
+    model: nn.Module, inputs: Inputs, limits: Limits = LIMITS, *, everything: bool = False
 ) -> tuple[nn.Module, Evened]:
     """The same of a PyTorch model: a copy whose tensors are those of its equalized ONNX form.
 
@@ -129,7 +171,7 @@ def evened_network(
     is not one of the model's own.
     """
     file = to_onnx(model, inputs, dynamic="none").model
-    made = evened(file, inputs, limits, force=force)
+    made = evened(file, inputs, limits, everything=everything)
     twin = copied(model)
     if not made.is_taken:
         return twin, made
