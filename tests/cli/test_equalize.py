@@ -44,7 +44,8 @@ def test_an_uneven_file_is_evened(uneven):
 
 
 def test_real_inputs_are_taken(uneven):
-    np.savez("images.npz", input=np.random.default_rng(0).normal(size=(2, 3, 9, 7)).astype("float32"))
+    images = np.random.default_rng(0).normal(size=(2, 3, 9, 7)).astype(np.float32)
+    np.savez("images.npz", input=images)
     result = worked(run("equalize", "uneven.onnx", "--inputs", "images.npz"))
     assert "made up" not in result.stdout
 
