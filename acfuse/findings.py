@@ -120,6 +120,11 @@ class Block:
     output = property(lambda self: getattr(self.site, "output", self.where))
 
 
+def place_of(where: str, value: str = "") -> str:
+    """The path of a module in words: a place of the outermost forward is not the whole model."""
+    return where or f"the model's own forward{value and f' at {value}'}"
+
+
 @dataclass(frozen=True)
 class Refused:
     """A candidate that stays as it is, with the reason."""
@@ -129,6 +134,11 @@ class Refused:
     why: str
     pattern: str | None = None
     value: str = ""  # which of its forward's
+
+    @property
+    def place(self) -> str:
+        """Where it is, in words."""
+        return place_of(self.where, self.value)
 
 
 Branch = tuple[str, str, tuple[int, ...]]  # a convolution, its BatchNorm, the kernel's shape
@@ -178,7 +188,7 @@ class Findings:
              f"{b.convolutions[1]}")
             for b in self.found
         ]  # fmt: skip
-        refused = [(r.where or "the model", r.code, r.why) for r in self.refused]
+        refused = [(r.place, r.code, r.why) for r in self.refused]
         return html_table(("block", "pattern", "fused into", "convolutions"), found) + html_table(
             ("refused", "code", "reason"), refused
         )

@@ -14,7 +14,7 @@ import click
 
 from acfuse import __version__
 from acfuse.errors import Reason
-from acfuse.findings import Block, Findings, Suspect
+from acfuse.findings import Block, Findings, Suspect, place_of
 from acfuse.patterns import Pattern
 from acfuse.patterns.trial import Trial
 from acfuse.pipeline.job import Conversion
@@ -234,7 +234,7 @@ def _tree(findings: Findings) -> list[str]:
     told = {safe(b.label): f"{_pattern_name(b)}, {b.convolutions[0]} -> {b.convolutions[1]}"
             for b in findings.found}  # fmt: skip
     for refused in findings.refused:
-        told.setdefault(safe(refused.where or "the model"), f"refused [{refused.code}]")
+        told.setdefault(safe(place_of(refused.where)), f"refused [{refused.code}]")
     lines, above = [], list[str]()
     for path, what in told.items():
         parts = path.split(".")
@@ -455,15 +455,16 @@ def _refused(findings: Findings) -> list[str]:
     values: dict[tuple[str, str], list[str]] = {}
     for refused in listed:
         pattern = f" ({refused.pattern})" if refused.pattern else ""
-        where = f"{safe(refused.where or 'the model')}{pattern}"
+        where = f"{safe(place_of(refused.where))}{pattern}"
         why = f"{safe(refused.why)} [{refused.code}]"
         values.setdefault((where, why), []).append(safe(refused.value))
     lines = []
     for (where, why), named in values.items():
-        several = ", ".join(filter(None, named)) if len(named) > 1 else ""
+        is_named = len(named) > 1 or where.startswith(place_of(""))
+        several = ", ".join(filter(None, named)) if is_named else ""
         lines.append(f"refused {where}{several and f' at {several}'}: {why}")
     if len(dear) > 1:
-        where = safe(dear[0].where or "the model")
+        where = safe(dear[0].place)
         lines.append(
             f"refused {len(dear)} places because of the cost alone, the first {where}: "
             f"{safe(dear[0].why)} [{dear[0].code}]"

@@ -114,7 +114,7 @@ def _walk(
             click.echo(as_json({"refused": rows}))
             return
         for refused, code in told:
-            where = safe(refused.where or "the model")
+            where = safe(refused.place)
             _echo(f"{where} stays as it is: {safe(refused.why)} [{code.name}]", "")
             _echo(*wrap(code.meaning, WIDTH), "", *_cure(code), "")
         _echo(f"`acfuse explain {told[0][1].name}` shows an example.")

@@ -159,8 +159,14 @@ class _Explainer:
 
     def _sum(self, step: Step) -> Miss | None:
         """A sum of branches that stays: too dear, behind an obstacle, or of different inputs."""
-        summands = [*self._summands(self.arms, step)]
-        branches = [arm for arm in summands if arm.is_branch]
+        values = [*self._summands(self.arms, step)]
+        summands = [self.arms[value] for value in values]
+        beside = {v for v in values if self.arms[v].behind and self._is_beside(v, values)}
+        branches = [
+            arm
+            for v, arm in zip(values, summands, strict=True)
+            if (v in beside if arm.behind else arm.convolves)
+        ]
         is_rest = any(arm.sources <= self.made for arm in summands)  # the others were fused
         if len(branches) < (1 if is_rest else 2):
             return None
@@ -200,7 +206,7 @@ class _Explainer:
 
     def _shared(self, step: Step) -> Miss | None:
         """A sum that would be one of branches, were it not that something else needs one."""
-        if not _same_source([*self._summands(self.beyond, step)]):
+        if not _same_source([self.beyond[v] for v in self._summands(self.beyond, step)]):
             return None
         for value in step.reads:
             others = [r for r in self.graph.readers.get(value, []) if r is not step]
@@ -209,15 +215,28 @@ class _Explainer:
                 return Miss(step.value, Reason.SHARED, f"{value} is also used by {user}")
         return None
 
-    def _summands(self, arms: Mapping[str, _Arm], step: Step) -> Iterator[_Arm]:
-        """The arms of a sum of sums. Of a sum that is added many times, two count as many."""
+    def _is_beside(self, value: str, values: Sequence[str]) -> bool:
+        """Whether another branch of a sum stands beside a value, and not before or behind it.
+
+        What is added to its own input, as the body of a residual block is, is no branch of it.
+        """
+        others = (v for v in values if self.arms[v].is_branch or self.arms[v].sources <= self.made)
+        before = self._before(value)
+        return any(v not in before and value not in self._before(v) for v in others)
+
+    def _before(self, value: str) -> frozenset[str]:
+        """The values of which one is made, itself included."""
+        return frozenset(s.value for s in self.graph.absorbed(value, frozenset(self.graph.inputs)))
+
+    def _summands(self, arms: Mapping[str, _Arm], step: Step) -> Iterator[str]:
+        """What a sum of sums adds. Of a sum that is added many times, two count as many."""
         visits: Counter[str] = Counter()
         pending = [*reversed(step.reads)]
         while pending:
             value = pending.pop()
             inner = self.graph.by_value.get(value)
             if inner is None or not isinstance(inner.rule, Sum) or arms[value].sources == {value}:
-                yield arms[value]
+                yield value
             elif visits[value] < 2:
                 visits[value] += 1
                 pending += reversed(inner.reads)

@@ -21,7 +21,7 @@ def refused_after_all(source: Path, findings: Findings) -> NothingToFuse | None:
         return None
     first, more = refused[0], f" ({len(refused)} in all)" if len(refused) > 1 else ""
     return NothingToFuse(
-        f"{source.name}: {first.where or 'the model'} was refused{more}: {first.why} "
+        f"{source.name}: {first.place} was refused{more}: {first.why} "
         f"[{first.code}], and --strict is given. `acfuse inspect` lists every candidate."
     )
 
@@ -32,7 +32,7 @@ def _why(findings: Findings, hint: str) -> str:
     if findings.refused:
         first, count = findings.refused[0], len(findings.refused)
         more = f" ({count} candidates in all)" if count > 1 else ""
-        where = first.where or "the model"
+        where = first.place
         return (
             f". {where}: {first.why} [{first.code}]{more}. `acfuse inspect` lists every candidate."
         )

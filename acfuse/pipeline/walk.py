@@ -8,7 +8,7 @@ import torch
 
 from acfuse.algebra import Adjoint, LinearConv, Value, lower
 from acfuse.errors import UsageError
-from acfuse.findings import Arm, Arms, Block, Findings, Refused
+from acfuse.findings import Arm, Arms, Block, Findings, Refused, place_of
 from acfuse.graph.arms import in_words
 from acfuse.pipeline.convert import certified, logged, opened
 from acfuse.pipeline.job import Job
@@ -57,11 +57,16 @@ def walk(job: Job, name: str, progress: Progress = silent) -> Walk | tuple[Refus
     )
 
 
+def _names(refused: Refused) -> tuple[str, ...]:
+    """By what a reader may ask for a refusal."""
+    return (refused.where or "the model", place_of(refused.where), refused.place, refused.value)
+
+
 def _refused(findings: Findings, name: str) -> tuple[Refused, ...]:
-    refused = tuple(r for r in findings.refused if name in (r.where or "the model", r.value))
+    refused = tuple(r for r in findings.refused if name in _names(r))
     if refused:
         return refused
-    known = [b.label for b in findings.found] + [r.where or "the model" for r in findings.refused]
+    known = [b.label for b in findings.found] + [place_of(r.where) for r in findings.refused]
     close = get_close_matches(name, known, cutoff=0.3)
     hint = f" Did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
     raise UsageError(f"there is no block {name!r}.{hint} `acfuse inspect` lists them all.")

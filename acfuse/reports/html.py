@@ -5,6 +5,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from acfuse.findings import place_of
 from acfuse.proof.certificate import BLOCK_LIMIT
 from acfuse.reports.page import SCRIPT, STYLE
 from acfuse.reports.record import BlockPictures, Kernel, Report, Row
@@ -121,7 +122,7 @@ def cells_of(report: Report) -> list[Cell]:
     """
     cells = [(kind_of(row), row.where, f"b{i}") for i, row in enumerate(report.rows)]
     places = dict.fromkeys(refusal.where for refusal in report.refusals)
-    cells += [("refused", where or "the model", "refused") for where in places]
+    cells += [("refused", place_of(where), "refused") for where in places]
     if report.pictures is None:
         return cells
     cells += [("kept", name, "") for name in report.pictures.kept]
@@ -327,7 +328,7 @@ def _refusals(report: Report) -> str:
         return '<h2 id="refused">Refused</h2><p>Nothing was refused.</p>'
     columns = [("place", "name"), ("code", ""), ("reason", "long"), ("pattern", "")]
     rows = [
-        [(_text(cell), None) for cell in (r.where or "the model", r.code, r.why, r.pattern)]
+        [(_text(cell), None) for cell in (place_of(r.where), r.code, r.why, r.pattern)]
         for r in report.refusals
     ]
     about = '<p class="soft">These stay as they are, and are none the worse for it.</p>'

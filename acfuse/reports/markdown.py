@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from acfuse.findings import place_of
 from acfuse.reports.record import Report, Row
 from acfuse.system.escape import safe
 
@@ -137,7 +138,7 @@ def _checks(report: Report) -> Iterable[list[str]]:
 
 
 def _refused(report: Report) -> Iterable[list[str]]:
-    return ([_text(r.where or "the model"), r.code, _text(r.why)] for r in report.refusals)
+    return ([_text(place_of(r.where)), r.code, _text(r.why)] for r in report.refusals)
 
 
 def _files(report: Report) -> Iterable[list[str]]:

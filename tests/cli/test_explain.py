@@ -80,7 +80,7 @@ def test_of_a_refused_block_the_reason_and_the_cure_are_told(project):
     torch.save({f"{n}.{k}": t for n in "ab" for k, t in conv.items()}, project / "mixed.pth")
     mixed = ("explain", "mixed.pth", "the model", "--model", "mixed.py:Mixed")
     told = worked(run(*mixed)).stdout
-    assert "the model stays as it is" in told
+    assert "the model's own forward at add stays as it is" in told
     assert f"[{code.name}]" in told
     assert " ".join(code.cure.split()) in " ".join(told.split())
     (row,) = worked(run(*mixed, "--format", "json")).json["refused"]

@@ -588,6 +588,33 @@ def test_the_reason_is_what_stands_in_the_arms_and_not_in_front_of_them():
     assert [r.code for r in left] == [Reason.ACTIVATION, Reason.POOLING]
 
 
+def _residual(m, x):
+    y = m.a(x)
+    return y + m.c(torch.relu(m.b(y)))
+
+
+def _residual_behind_a_block(m, x):
+    y = m.a(x) + m.b(x)
+    return y + m.d(torch.relu(m.c(y)))
+
+
+@pytest.mark.parametrize(("run", "blocks"), [(_residual, 0), (_residual_behind_a_block, 1)])
+def test_the_body_of_a_residual_block_is_no_branch_of_what_it_is_added_to(run, blocks):
+    net = Net(run, a=conv(3), b=conv(1), c=conv(3), d=conv(3))
+    found = find(net)
+    assert (len(found.found), found.refused) == (blocks, ())
+
+
+def test_branches_of_a_block_that_an_activation_parts_are_named_with_their_sum():
+    def run(m, x):
+        y = torch.relu(x)
+        return y + m.a(y) + m.c(torch.relu(m.b(y)))
+
+    (refusal,) = find(Net(run, a=conv(3), b=conv(1), c=conv(3))).refused
+    assert refusal.code == Reason.ACTIVATION
+    assert refusal.place == "the model's own forward at add_1"
+
+
 def test_a_sum_that_is_doubled_many_times_is_explained_once():
     def run(m, x):
         y = x
