@@ -4,7 +4,7 @@ Told from all tensors of a block, never from one key. Where the branches are all
 the truth: some authors store a fused tensor beside them, which is out of date during training.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from acfuse.findings import Block
 from acfuse.patterns.pattern import Pattern
 
 COMMON = {"conv"}  # any convolution may have this name: it is no evidence
+ENOUGH = 100  # weights of which the distribution can be told
 ROUNDING = 16  # units in the last place that another program's fusion may be off
 
 
@@ -100,6 +101,23 @@ def difference_of_stored(
     return None if worst <= ROUNDING * torch.finfo(dtype).eps * scale else worst / (scale or 1.0)
 
 
+def is_untrained(weight: Tensor, bias: Tensor) -> bool:
+    """Whether a convolution holds what torch initialises one with, so that no training reached it.
+
+    That is uniform between plus and minus 1 / sqrt(fan in), and so is the bias. Of uniform numbers
+    the mean size is half of the bound, with a deviation of bound / sqrt(12 n). Six of these are
+    allowed; kernels that were trained, fused or altered have most of their numbers near 0, or some
+    beyond the bound.
+    """
+    count, bound = weight.numel(), weight[0].numel() ** -0.5 if weight.numel() else 0.0
+    if count < ENOUGH or not (weight.is_floating_point() and bias.is_floating_point()):
+        return False
+    sizes, limit = weight.double().abs() / bound, 1 + torch.finfo(weight.dtype).eps
+    if not bool((sizes <= limit).all() and (bias.double().abs() <= bound * limit).all()):
+        return False
+    return bool(bias.any()) and abs(float(sizes.mean()) - 0.5) <= 6 * (12 * count) ** -0.5
+
+
 def state_of(
     tensors: Mapping[str, Tensor], found: Sequence[Block], patterns: Sequence[Pattern]
 ) -> tuple[str, ...]:
@@ -110,16 +128,34 @@ def state_of(
         if count and is_half_fused(pattern, patterns):
             messages.append(f"half fused: {count} {pattern.name}, which had BatchNorms before")
     differences: dict[str, float] = {}
+    untrained: list[str] = []
     for block in found:
         for term, name in zip((s for s in block.terms if s.name), block.names, strict=True):
             if term.multiply is not None and term.name not in block.layers:
                 worst = difference_of_stored(tensors, name, term.multiply, block.dtype)
-                differences |= {} if worst is None else {name: worst}
+                if worst is None:
+                    continue
+                if is_untrained(tensors[f"{name}.weight"], tensors[f"{name}.bias"]):
+                    untrained.append(name)
+                else:
+                    differences[name] = worst
+    if untrained:
+        messages.append(
+            f"both forms: {_fused(untrained)} as torch initialises one, and was never trained: "
+            f"that is usual, and it is computed from the branches ({untrained[0]})"
+        )
     if differences:
         name = max(differences, key=differences.__getitem__)
         messages.append(
-            f"both forms: {len(differences)} fused convolutions beside their branches are not what "
-            f"these give, and are replaced ({name}: off by {differences[name]:.1e} of the largest "
-            "weight)"
+            f"both forms: {_fused(differences)} not what these give: never trained, out of date or "
+            f"altered. It is computed from the branches ({name}: off by {differences[name]:.1e} of "
+            "the largest weight)"
         )
     return tuple(messages)
+
+
+def _fused(names: Collection[str]) -> str:
+    """How many fused convolutions, as the beginning of a sentence on each of them."""
+    if len(names) == 1:
+        return "1 fused convolution beside its branches is"
+    return f"each of {len(names)} fused convolutions beside their branches is"

@@ -10,6 +10,7 @@ from acfuse.patterns import PATTERNS
 from acfuse.patterns.match import find_in_tensors
 from acfuse.patterns.states import deployed
 from sample_models import awake, samples
+from sample_models.acnet_article import ACBlock
 from sample_models.padded_middle import Conv3XC
 from sample_models.repvgg_dialects import DetrBlock, HalfFused
 from tests.cli.command import refused, run, worked
@@ -137,6 +138,37 @@ def test_a_stored_fused_tensor_that_is_out_of_date_is_reported_with_its_differen
     assert torch.equal(again.tensors["eval_conv.weight"], weight)
 
 
+def with_fused(change):
+    """A block with the fused convolution of its authors beside its branches, changed somehow."""
+    block = ACBlock(8, 12)
+    block.fusion_conv = torch.nn.Conv2d(8, 12, 3, padding=1)
+    tensors = awake(block, 0).state_dict()
+    with torch.no_grad():
+        block.fusion_conv.reset_parameters()
+    change(tensors, block.fusion_conv)
+    return [n for n in fuse(tensors).notes if n.startswith("both forms")]
+
+
+def test_a_fused_convolution_that_was_never_trained_is_usual_and_an_altered_one_is_not():
+    (note,) = with_fused(lambda tensors, conv: None)
+    assert "never trained: that is usual" in note
+    assert "off by" not in note
+
+    def altered(tensors, conv):
+        tensors |= fuse(tensors).tensors
+        tensors["fusion_conv.weight"][3, 2, 1, 1] += 0.02
+
+    def one_of_the_untrained(tensors, conv):
+        conv.weight.data[3, 2, 1, 1] = 1.0
+
+    def all_zero(tensors, conv):
+        conv.weight.data.zero_()
+
+    for change in (altered, one_of_the_untrained, all_zero):
+        (note,) = with_fused(change)
+        assert "fusion_conv: off by" in note
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_rounding_is_no_difference(dtype):
     model = awake(Conv3XC(4, 6), 0)
@@ -163,5 +195,5 @@ def test_both_forms_in_a_live_model(project):
     result = worked(
         run("convert", "model.pth", *flags, "--model-args", '{"a":6,"b":6,"stale":true}')
     )
-    assert "note    both forms: 1 fused convolutions" in result.stdout
+    assert "note    both forms: 1 fused convolution beside its branches is" in result.stdout
     assert find_in_tensors(model.state_dict(), PATTERNS).refused
