@@ -40,7 +40,7 @@ from acfuse.graph.own_layers import has_hooks
 from acfuse.graph.regions import choose, kernel_of, planned
 from acfuse.graph.steps import Graph, Miss, Opaque, Region
 from acfuse.patterns import Pattern
-from acfuse.patterns.live import free_name, label, layers_of, submodule, value_of
+from acfuse.patterns.live import free_name, label, layers_of, single_arm, submodule, value_of
 from acfuse.system.devices import check_device
 from acfuse.system.memory import no_collection
 
@@ -251,6 +251,8 @@ class _Finder:
             self.found.append(known)
             return set(forward.nodes)
         regions, misses = choose(graph, folds=self.folds, costs=self.costs)
+        if arm := single_arm(module, self.patterns, graph, forward, self.costs):
+            regions = [arm, *(r for r in regions if r.steps.isdisjoint(arm.steps))]
         obstacle = self._obstacle(module, graph, forward, regions, misses)
         if obstacle is not None:
             self.refused.append(Refused(where, *obstacle))
@@ -477,11 +479,9 @@ class _Finder:
     def _assumed(self, module: nn.Module) -> Block | None:
         """A block that cannot be read, if the user says that it is what its pattern says."""
         pattern = label(module, self.patterns, None)
-        if pattern is None or not pattern.is_assumed:
+        if pattern is None or not pattern.is_assumed or id(module) in self.reader.twice:
             return None
-        if id(module) in self.reader.twice or has_hooks(module):
-            return None
-        value = value_of(module, pattern)
+        value = value_of(module, pattern) if not has_hooks(module) else None
         if value is None:
             return None
         names, size = layers_of(module, pattern), value.geometry

@@ -137,6 +137,21 @@ def _chosen(
     return chosen, plans, misses
 
 
+def lone_chains(graph: Graph, costs: CostTable | None = None) -> Iterator[Region]:
+    """All that leads to a value, last value first, where it is one convolution and no sum.
+
+    To make one layer of it saves none, so that none is chosen: whoever knows what it is asks.
+    """
+    plans, _ = plans_of(graph, frozenset())
+    for step in reversed(graph.steps):
+        full = plans[step.value].full
+        if full.stands or len(full.value) != 1 or isinstance(step.rule, Opaque):
+            continue
+        region = replace(_region(graph, step.value, full), is_block=True)
+        if region.convolutions == (1, 1) and not _timed(graph, [region], costs)[1]:
+            yield region
+
+
 def planned(graph: Graph, region: Region) -> LinearCombination:
     """What `kernels` gives, on shapes alone. Raises NotFusable if it does."""
     return _combined(graph, region, None)

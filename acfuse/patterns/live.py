@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from acfuse.algebra import Affine, LinearConv
 from acfuse.errors import NotFusable
+from acfuse.files.cost_table import CostTable
+from acfuse.graph.fx_layers import layers_called
 from acfuse.graph.fx_read import is_convolution, layer_rule
-from acfuse.graph.steps import ConvStep, PerChannel
+from acfuse.graph.fx_write import nodes_between
+from acfuse.graph.regions import lone_chains
+from acfuse.graph.steps import ConvStep, Graph, PerChannel, Region
 from acfuse.patterns.pattern import Pattern
 from acfuse.patterns.values import Layer
 from acfuse.system.devices import device_of
@@ -33,11 +37,32 @@ def label(
         names = pattern.layers(look)
         modules = [m for name in names if (m := submodule(module, name)) is not None]
         convolutions = sum(map(is_convolution, modules))
-        if convolutions + (pattern.arms(look) > 1) < 2:
+        if convolutions + (pattern.arms(look) > 1) < pattern.least(look) or not convolutions:
             continue
         if len(names) > most and (within is None or {id(m) for m in modules} <= within):
             best, most = pattern, len(names)
     return best
+
+
+def single_arm(
+    module: nn.Module,
+    patterns: Sequence[Pattern],
+    graph: Graph,
+    forward: fx.Graph,
+    costs: CostTable | None,
+) -> Region | None:
+    """The one arm of a block that its pattern knows with any number of them, and what it reads."""
+    pattern = label(module, patterns, None)
+    names = layers_of(module, pattern) if pattern is not None else ()
+    layers = {id(submodule(module, name)) for name in names}
+    if sum(is_convolution(module.get_submodule(name)) for name in names) != 1:
+        return None
+    nodes = {node.name: node for node in forward.nodes}
+    for region in lone_chains(graph, costs):
+        inside = nodes_between(nodes[region.output], [nodes[s] for s in region.sources])
+        if layers == {id(layer) for _, layer in layers_called(module, inside)}:
+            return region
+    return None
 
 
 def submodule(module: nn.Module, name: str) -> nn.Module | None:

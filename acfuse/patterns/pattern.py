@@ -101,6 +101,14 @@ class Pattern:
         """How many branches the block under this lookup adds; 0 where there is none."""
         return if_there(lambda: self.block.arms(look), 0)
 
+    def least(self, look: Lookup) -> int:
+        """Of how many convolutions the block under this lookup is worth a name at least.
+
+        Where the authors say how many arms there are, one is as good a number as any: their deploy
+        form replaces it as well, with its BatchNorm. Elsewhere a lone layer is an ordinary one.
+        """
+        return 1 if self._all(Each) and len(self.layers(look)) > 1 else 2
+
     def _all(self, kind: type[Node]) -> list[Node]:
         return [part for part in self.block.everywhere() if isinstance(part, kind)]
 

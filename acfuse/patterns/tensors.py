@@ -69,13 +69,14 @@ class TensorBlock:
 def layers_at(pattern: Pattern, tensors: Mapping[str, Tensor], prefix: str) -> list[str]:
     """The layers of a pattern's block below `prefix`; none unless there is something to fuse.
 
-    That is two convolutions, or one with another branch beside it.
+    That is two convolutions, or one with another branch beside it, or with a BatchNorm behind it
+    where the authors fuse that as well.
     """
     look = presence(pattern, tensors, prefix)
     names = pattern.layers(look)
     convolutions = convolutions_among(names, tensors, prefix)
-    several = convolutions > 1 or (convolutions == 1 and pattern.arms(look) > 1)
-    return names if several else []
+    branches = convolutions + (pattern.arms(look) > 1) if convolutions else 0
+    return names if names and branches >= pattern.least(look) else []
 
 
 def presence(

@@ -88,6 +88,7 @@ BRANCHED = (
     Network("timm", "repvgg_a0", 44, 22),
     Network("timm", "repvgg_d2se", 192, 144),
     Network("timm", "mobileone_s0", 191, 43),
+    Network("timm", "mobileone_s1", 65, 43),
     Network("timm", "fastvit_t8", 68, 52, (96, 64)),
     Network("timm", "repvit_m0_9", 126, 103),
     Network("timm", "repghostnet_100", 95, 95),

@@ -23,7 +23,13 @@ from tests.graph.fusing import (
 from tests.packages.imports import undisturbed
 from tests.packages.networks import BRANCHED, PADDED, PLAIN, Network, batch_norms, convolutions
 
-WITHOUT_LONE = ("repvgg_a0", "repvgg_d2se", "mobileone_s0")  # each BatchNorm is inside a block
+STRICT = ("repvgg_a0", "repvgg_d2se", "mobileone_s0", "mobileone_s1", "fastvit_t8", "lcnetv2_base")
+WITHOUT_LONE = (
+    "repvgg_a0",
+    "repvgg_d2se",
+    "mobileone_s0",
+    "mobileone_s1",
+)  # each BatchNorm is inside a block
 
 
 def each(networks: Sequence[Network]) -> pytest.MarkDecorator:
@@ -42,6 +48,22 @@ def test_fuses_what_the_packages_own_converter_fuses(case):
     assert_same(case.model, fused, [case.shape])
     if case.own is not None:
         assert convolutions(fused) <= convolutions(case.own)
+
+
+@each([n for n in BRANCHED if n.name in STRICT])
+def test_the_fused_tensors_are_those_of_the_packages_own_deploy_form(case):
+    fused = acfuse.fuse(case.model).model
+    own = copy.deepcopy(case.own)
+    own.load_state_dict(fused.state_dict())
+    assert_same(case.model, own, [case.shape])
+
+
+@each([n for n in BRANCHED if n.name in STRICT and n.name != "fastvit_t8"])
+def test_and_so_are_those_of_bare_tensors(case):
+    fused = acfuse.fuse_tensors(case.model.state_dict()).tensors
+    own = copy.deepcopy(case.own)
+    own.load_state_dict(fused)
+    assert_same(case.model, own, [case.shape])
 
 
 @each([n for n in (*BRANCHED, *PLAIN) if n.name not in WITHOUT_LONE])
