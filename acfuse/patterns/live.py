@@ -53,7 +53,10 @@ def single_arm(
 ) -> Region | None:
     """The one arm of a block that its pattern knows with any number of them, and what it reads."""
     pattern = label(module, patterns, None)
-    names = layers_of(module, pattern) if pattern is not None else ()
+    try:
+        names = layers_of(module, pattern) if pattern is not None else ()
+    except NotFusable:  # a layer with one of its names is something else
+        return None
     layers = {id(submodule(module, name)) for name in names}
     if sum(is_convolution(module.get_submodule(name)) for name in names) != 1:
         return None
