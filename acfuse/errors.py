@@ -6,6 +6,8 @@ an `AcfuseError` is a user's problem (one line and an exit code). Anything else 
 
 from enum import IntEnum, StrEnum
 
+OUTERMOST = "the model's own forward"  # what a module without a name is called
+
 
 class Exit(IntEnum):
     """Exit codes of every command. Documented in docs/ci.md, never renumbered."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from acfuse.algebra import Value
-from acfuse.errors import Reason
+from acfuse.errors import OUTERMOST, Reason
 from acfuse.system.escape import html_table
 
 Run = Callable[..., Tensor]  # images of the sources to the image that is made of them
@@ -122,7 +122,7 @@ class Block:
 
 def place_of(where: str, value: str = "") -> str:
     """The path of a module in words: a place of the outermost forward is not the whole model."""
-    return where or f"the model's own forward{value and f' at {value}'}"
+    return where or f"{OUTERMOST}{value and f' at {value}'}"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from acfuse.errors import Reason
+from acfuse.errors import OUTERMOST, Reason
 from acfuse.system.escape import safe
 
 MOST = 10  # annotations of a kind that are shown of one step
@@ -22,14 +22,16 @@ def annotations_of(data: Mapping[str, Any]) -> list[str]:
     """What a result of `--format json` says beside its error: warnings, refusals, the result."""
     warnings = [str(check["warning"]) for check in data.get("checks", ()) if check["warning"]]
     refused = [
-        f"{row['where'] or 'the model'} stays as it is: {row['why']} [{row['code']}]"
+        f"{row['where'] or OUTERMOST} stays as it is: {row['why']} [{row['code']}]"
         for row in data.get("refused", ())
         if row["code"] != Reason.COST
     ]
     lines = [*_some("warning", warnings, MOST), *_some("notice", refused, MOST - 1)]
     if data.get("passed", True) and "found" in data:
-        word = "are proved equal" if "passed" in data else "can be fused"
-        told = f"{len(data['found']):,} blocks {word}, {len(data['refused']):,} were refused"
+        word = "proved equal" if "passed" in data else "can be fused"
+        count = len(data["found"])
+        blocks = f"{count:,} block{'' if count == 1 else 's'}"
+        told = f"{blocks} {word}, {len(data['refused']):,} refused"
         lines.append(annotation("notice", told))
     return lines
 

@@ -35,7 +35,7 @@ def test_a_conversion_is_text_an_annotation_and_a_summary(project, summary):
     shown = worked(run(*line, *GITHUB, env={"GITHUB_STEP_SUMMARY": str(summary)}))
     assert shown.stdout.startswith(worked(run(*line)).stdout)
     assert annotated(shown.stdout) == [
-        ("notice", "acfuse", "2 blocks are proved equal, 0 were refused")
+        ("notice", "acfuse", "2 blocks proved equal, 0 refused")
     ]
     assert summary.read_text().startswith("before\n## acfuse: model&#46;pth\n")
     assert "**Equal&#58; 2 of 2 blocks" in summary.read_text()
