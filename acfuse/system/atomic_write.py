@@ -17,7 +17,7 @@ from typing import IO, Any
 from acfuse.errors import BusyError, OutputError
 from acfuse.system.temp_files import UNFINISHED
 
-if sys.platform != "win32":  # there, nothing keeps a second run away
+if sys.platform != "win32":
     import fcntl
 
 BINARY = getattr(os, "O_BINARY", 0)  # Windows would change the ends of lines
@@ -95,6 +95,10 @@ def _lock_of(path: Path) -> Path:
 @contextlib.contextmanager
 def _locked(lock: Path) -> Iterator[None]:
     """Holds a lock file. The system lets go of it when the process ends, however it ends."""
+    if sys.platform == "win32":
+        with _locked_by_filelock(lock):
+            yield
+        return
     number = _lock(lock)
     if number is not None:
         UNFINISHED.add(lock)
@@ -108,10 +112,34 @@ def _locked(lock: Path) -> Iterator[None]:
             os.close(number)
 
 
+@contextlib.contextmanager
+def _locked_by_filelock(lock: Path) -> Iterator[None]:
+    """The same where there is no `fcntl`: a library holds the file, and removes it if it can."""
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise _busy(lock, "another run") from error
+    except (OSError, NotImplementedError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise OutputError(f"{lock} cannot be locked: {why}; give another --output.") from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _busy(lock: Path, who: str) -> BusyError:
+    return BusyError(
+        f"{who} is writing these files now ({lock}); wait for it, or give another --output."
+    )
+
+
 def _lock(lock: Path) -> int | None:
     """The open and locked file; None where the file system has no locks."""
-    if sys.platform == "win32":
-        return None
+    assert sys.platform != "win32"
     while True:
         try:
             number = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
@@ -132,10 +160,7 @@ def _lock(lock: Path) -> int | None:
         except BlockingIOError as error:
             holder = os.read(number, 20).decode("ascii", "replace") or "unknown"
             os.close(number)
-            raise BusyError(
-                f"another run (process {holder}) is writing these files now ({lock}); wait for "
-                "it, or give another --output."
-            ) from error
+            raise _busy(lock, f"another run (process {holder})") from error
         except OSError as error:
             if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
                 lock.unlink(missing_ok=True)

@@ -5,12 +5,14 @@ import io
 import os
 import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from acfuse.errors import OutputError
+from acfuse.errors import BusyError, OutputError
 from acfuse.system import atomic_write, signals
 from acfuse.system.atomic_write import check_outputs, reserved, write_all
 
@@ -289,12 +291,67 @@ def test_what_is_written_is_the_same_on_every_system(folder, monkeypatch):
     assert [flags & given for flags in asked if flags & os.O_CREAT] == [given]
 
 
-def test_a_system_without_locks_writes_all_the_same(folder, monkeypatch):
+@pytest.fixture
+def without_fcntl(monkeypatch):
+    """As on Windows, but that the library takes this system's own locks."""
     monkeypatch.setattr(atomic_write, "sys", SimpleNamespace(platform="win32"))
-    with reserved([folder / "net.pth"], [], force=False):
-        assert [*folder.iterdir()] == []
-        write_all({folder / "net.pth": b"whole"})
-    assert (folder / "net.pth").read_bytes() == b"whole"
+    monkeypatch.delattr(atomic_write, "fcntl")
+
+
+HOLDER = """
+import sys, types
+from pathlib import Path
+from acfuse.system import atomic_write
+atomic_write.sys = types.SimpleNamespace(platform="win32")
+del atomic_write.fcntl
+with atomic_write.reserved([Path(sys.argv[1])], [], force=True):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(folder):
+    """Another process that writes `net.pth`."""
+    line = [sys.executable, "-c", HOLDER, str(folder / "net.pth")]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("end", ["killed", "done"])
+def test_without_fcntl_a_second_run_is_refused_until_the_first_ends(
+    folder, without_fcntl, holder, end
+):
+    with (
+        pytest.raises(BusyError, match=r"^another run is writing these files now \(.*net.*lock\)"),
+        reserved([folder / "net.onnx"], [], force=True),
+    ):
+        pass
+    with reserved([folder / "other.pth"], [], force=True):
+        pass
+    if end == "killed":
+        holder.kill()
+    else:
+        holder.stdin.close()
+    holder.wait()
+    with reserved([folder / "net.onnx"], [], force=True):
+        write_all({folder / "net.onnx": b"whole"})
+    assert (folder / "net.onnx").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("kind", ["link", "directory"])
+def test_without_fcntl_only_a_file_is_taken_for_the_lock(folder, without_fcntl, kind):
+    lock, victim = folder / ".net.acfuse.lock", folder / "victim"
+    victim.write_text("precious")
+    lock.mkdir() if kind == "directory" else lock.symlink_to(victim)
+    with (
+        pytest.raises(OutputError, match=r"net.*lock cannot be locked: .*; give another --output"),
+        reserved([folder / "net.pth"], [], force=True),
+    ):
+        pass
+    assert victim.read_text() == "precious"
 
 
 def test_a_system_whose_pipes_cannot_be_waited_for_has_signals_of_its_own(monkeypatch):
