@@ -150,7 +150,6 @@ def test_names_are_data(fused, times):
         ((*PAIR, "--provider", "Other"), Exit.USAGE, "--provider has no effect on eager"),
         ((*PAIR, "--size", "14"), Exit.USAGE, "--size has no effect without --profile"),
         ((*PAIR, "-o", "x.json"), Exit.USAGE, "--output has no effect without --profile"),
-        ((*PAIR, "-f"), Exit.USAGE, "--force has no effect without --profile"),
         (("--profile", "model.pth"), Exit.USAGE, "ORIGINAL has no effect with --profile"),
         (("--profile", "--batch", "2"), Exit.USAGE, "--batch has no effect with --profile"),
         (("--profile", "--backend", "compile"), Exit.USAGE, "not compile"),
