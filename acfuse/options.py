@@ -213,7 +213,8 @@ KEPT_OPTIONS = (
     option("--output-file", type=click.Path(path_type=Path), metavar="FILE",
             help="Keep what stdout gets in a file as well, without colours."),
     option("--log-file", type=click.Path(path_type=Path), metavar="FILE",
-            help="Keep a log in a file: what was done when, and what went wrong."),
+            help="Keep a log in a file: what was done when, and what went wrong. It replaces an "
+            "earlier log."),
 )  # fmt: skip
 RESULT_OPTIONS = (  # of every command that prints a result
     option("--format", type=click.Choice(["text", "json", "github"]), default="text",
@@ -302,7 +303,7 @@ def _any_command(**_: Any) -> None:
 def begin_anyway(run: Run, line: Sequence[str], context: click.Context | None) -> None:
     """The same for a line that cannot be read, which may say all the same what is wanted.
 
-    Nothing that exists is replaced: who knows what such a line means.
+    Nothing that exists is replaced but a log: who knows what such a line means.
     """
     told = _any_command.make_context(
         "acfuse",

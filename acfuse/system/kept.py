@@ -12,6 +12,7 @@ from acfuse.system.escape import safe
 from acfuse.system.pipes import Unbroken
 
 State = tuple[int, int] | None
+LOG = re.compile(rb"[\d-]{10} [\d:]{8},\d{3} INFO acfuse[^\n]*, Python ")  # how one begins
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # a terminal of CI may ask for them without being one
 
 
@@ -37,15 +38,19 @@ class Run:
         return [path for path in (self.output_file, self.log_file) if path is not None]
 
     def keep(self, output_file: Path | None, log_file: Path | None) -> None:
-        """Keeps the text and the log from now on. Raises OutputError where that cannot be."""
+        """Keeps the text and the log from now on. Raises OutputError where that cannot be.
+
+        An earlier log is replaced without --force, as each run has one.
+        """
         if output_file is None and log_file is None:
             return
         from acfuse.system.atomic_write import check_outputs
 
         for path, option in ((output_file, "--output-file"), (log_file, "--log-file")):
             if path is not None:
+                force = self.force or (path == log_file and _is_log(path))
                 own = [path], self.inputs
-                check_outputs(*own, force=self.force, option=option, takes_room=False)
+                check_outputs(*own, force=force, option=option, takes_room=False)
         if output_file is not None:
             self.output_file, self._before = output_file, _state(output_file)
         if log_file is not None:
@@ -113,6 +118,17 @@ def _state(path: Path) -> State:
     return found.st_ino, found.st_mtime_ns
 
 
+def _is_log(path: Path) -> bool:
+    """Whether a file is a log that acfuse wrote."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return LOG.match(file.readline(200)) is not None
+    except OSError:
+        return False
+
+
 def _opened_log(path: Path, program: str) -> Any:
     """The logger `acfuse`, which writes to a file from now on. Raises OutputError."""
     import logging  # of no use to `acfuse --help`
@@ -130,7 +146,11 @@ def _opened_log(path: Path, program: str) -> Any:
             """Says nothing: the log is not what was asked for."""
 
     try:
-        handler = File(path, mode="w", encoding="utf-8", errors="backslashreplace")
+        mode = path.stat().st_mode if path.is_file() and not path.is_symlink() else None
+        path.unlink(missing_ok=True)  # another run may still write it; a link is not followed
+        handler = File(path, mode="x", encoding="utf-8", errors="backslashreplace")
+        if mode is not None:
+            path.chmod(mode & 0o777)
     except OSError as error:
         raise OutputError(f"{path} cannot be written to: {error.strerror}.") from error
     handler.setFormatter(Lines("%(asctime)s %(levelname)s %(message)s"))

@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import re
+import stat
 import subprocess
 import sys
 from datetime import datetime
@@ -111,6 +112,46 @@ def test_no_file_is_replaced_unless_force_says_so(fused, option, command):
     assert snapshot(fused) == before
     worked(run(*line, option, "mine", "--force"))
     assert (fused / "mine").read_text() not in ("mine", "")
+
+
+def test_a_log_is_replaced_by_the_next_one(project):
+    worked(run("patterns", "--log-file", "run.log"))
+    first = (project / "run.log").read_text()
+    refused(run("inspect", "none.pth", "--log-file", "run.log"), 3, "none.pth")
+    second = (project / "run.log").read_text()
+    assert (first.splitlines()[-1][-4:], second.splitlines()[-1][-4:]) == ("de 0", "de 3")
+    refused(run("patterns", "--output-file", "run.log"), 6, "run.log exists", "--force")
+    assert (project / "run.log").read_text() == second
+
+
+def test_a_log_that_is_replaced_keeps_its_mode_and_no_link_is_followed(project):
+    log, precious = project / "run.log", project / "precious"
+    worked(run("patterns", "--log-file", "run.log"))
+    log.chmod(0o600)
+    with log.open("a") as of_another_run:
+        worked(run("patterns", "--log-file", "run.log"))
+        of_another_run.write("later")
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    assert log.read_text().endswith("INFO exit code 0\n")
+    log.rename(precious)
+    log.symlink_to(precious)
+    before = precious.read_text()
+    for more in ([], ["--force"]):
+        worked(run("inspect", "model.pth", "--log-file", "run.log", *more))
+        assert (log.is_symlink(), precious.read_text()) == (False, before)
+        log.unlink()
+        log.symlink_to(precious)
+
+
+@pytest.mark.parametrize("text", ["", "notes\n{log}", " {log}", "{other}", "acfuse 0, Python\n"])
+def test_what_does_not_begin_as_a_log_is_kept(project, text):
+    worked(run("patterns", "--log-file", "run.log"))
+    log = (project / "run.log").read_text()
+    text = text.format(log=log, other=log.replace("INFO acfuse", "INFO other"))
+    (project / "mine").write_text(text)
+    refused(run("patterns", "--log-file", "mine"), 6, "mine exists", "--force", "--log-file")
+    assert (project / "mine").read_text() == text
+    worked(run("patterns", "--log-file", "mine", "-f"))
 
 
 @pytest.mark.parametrize("option", ["--output-file", "--log-file"])
