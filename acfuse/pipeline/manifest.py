@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec import convert
 
 from acfuse import __version__
 from acfuse.errors import InputError
@@ -17,13 +18,12 @@ from acfuse.findings import Findings
 from acfuse.patterns import known_patterns
 from acfuse.pipeline.job import Conversion, Job
 from acfuse.pipeline.paths import Paths, only_manifest
+from acfuse.pipeline.schema import VERSION, check_manifest
 from acfuse.proof import Inputs, Proofs
 from acfuse.sources.base import SourceFile
 from acfuse.system.atomic_write import Written, sha256_of, written_to
 from acfuse.system.escape import as_json, one_line
-from acfuse.system.limits import LIMITS, Limits, parsed_json
-
-SCHEMA_VERSION = 1
+from acfuse.system.limits import Limits, parsed_json
 
 
 def provenance(job: Job, file: SourceFile) -> dict[str, str]:
@@ -53,7 +53,7 @@ def describe(
     folder = job.paths.manifest.parent
     outputs = [record(path, data) for path, data in (written or {}).items()]
     return {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": VERSION,
         "acfuse": __version__,
         "torch": torch.__version__,
         "source": {"file": _relative(job.source, folder),
@@ -194,22 +194,6 @@ class Changed:
         return f"{self.file} is {fate}"
 
 
-def _names_files(data: Mapping[str, Any]) -> bool:
-    """Whether each file that a manifest speaks of has a name and a hash."""
-    lists = [data.get(key, []) for key in ("outputs", "shards", "patterns")]
-    if not all(isinstance(files, list) for files in lists) or not lists[0]:
-        return False
-    cost = [data["cost"]] if data.get("cost") is not None else []
-    records = [data.get("source"), *(record for files in lists for record in files), *cost]
-    return all(
-        isinstance(record, dict)
-        and isinstance(record.get("file"), str)
-        and "\0" not in record["file"]
-        and isinstance(record.get("sha256"), str)
-        for record in records
-    )
-
-
 @dataclass(frozen=True)
 class Manifest:
     """The record that a conversion left."""
@@ -222,16 +206,10 @@ class Manifest:
         """Reads a manifest. Raises InputError for one that this version cannot use."""
         try:
             data = parsed_json(path.read_bytes(), path.name)
-            version = data["schema_version"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             text = f"{path.name} is not a manifest of acfuse: {one_line(error)}."
             raise InputError(text) from error
-        if version != SCHEMA_VERSION:
-            raise InputError(f"{path.name} has schema version {version}, not {SCHEMA_VERSION}.")
-        if not _names_files(data):
-            raise InputError(
-                f"{path.name} does not name its files and their hashes: convert again."
-            )
+        check_manifest(data, path.name)
         return cls(path, data)
 
     @classmethod
@@ -247,20 +225,13 @@ class Manifest:
 
     def job(self, changes: Mapping[str, Any]) -> Job:
         """The job again, with changes where a flag was given."""
-        try:
-            job = self._job()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.path.name} lacks {error}: convert again.") from error
-        return replace(job, **{k: v for k, v in changes.items() if v is not None})
-
-    def _job(self) -> Job:
         data, folder = self.data, self.path.parent
 
         def here(path: Path) -> str:
             return str(folder / path)
 
         inputs = data["inputs"]
-        return Job(
+        job = Job(
             source=folder / data["source"]["file"],
             model=_moved(data["model"], here),
             model_args=data["model_args"],
@@ -269,7 +240,7 @@ class Manifest:
             allow_classes=tuple(_moved(c, here) or c for c in data["allow_class"]),
             output=self.paths.checkpoint,
             inputs=None if inputs is None else self._inputs(inputs),
-            limits=Limits(**data["limits"]) if "limits" in data else LIMITS,
+            limits=convert(data.get("limits", {}), Limits),
             allow_nonfinite=data.get("allow_nonfinite", False),
             fix_initializers=data.get("fix_initializers", False),
             no_runtime=data.get("no_runtime", False),
@@ -283,6 +254,7 @@ class Manifest:
             dynamic=data["onnx"]["dynamic"] if data["onnx"] else "batch",
             allow_empty=True,
         )  # fmt: skip
+        return replace(job, **{k: v for k, v in changes.items() if v is not None})
 
     def _inputs(self, inputs: Mapping[str, Any]) -> Inputs:
         shapes = [(name, tuple(shape)) for name, shape in inputs["shapes"]]

@@ -37,7 +37,7 @@ def is_done(manifest: Manifest, job: Job) -> bool:
     """Whether nothing is left to do: the same request, and every file is what the manifest says."""
     try:
         return job.source.is_file() and is_request(manifest, job) and not manifest.changed()
-    except (OSError, AcfuseError, KeyError, TypeError, AttributeError):
+    except (OSError, AcfuseError):
         return False
 
 

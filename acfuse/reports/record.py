@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from acfuse.errors import InputError
-
 Grid = tuple[tuple[float, ...], ...]
 
 # What each comparison of whole models is, in words.
@@ -183,17 +181,7 @@ class Report:
 
 
 def report_of(data: Mapping[str, Any], pictures: Pictures | None = None) -> Report:
-    """A report from what `--format json` prints, which is what a manifest holds.
-
-    Raises InputError for data that lack something, as a manifest that was altered may.
-    """
-    try:
-        return _report_of(data, pictures)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"the manifest lacks {error}: convert again.") from error
-
-
-def _report_of(data: Mapping[str, Any], pictures: Pictures | None) -> Report:
+    """A report from what `--format json` prints, which is what a manifest holds."""
     drawn = (None,) * len(data["found"]) if pictures is None else pictures.blocks
     rows = tuple(_row(found, own) for found, own in zip(data["found"], drawn, strict=True))
     lines = tuple(map(_line, data["checks"]))
@@ -205,7 +193,7 @@ def _report_of(data: Mapping[str, Any], pictures: Pictures | None) -> Report:
         passed=passed,
         verdict=_verdict(rows, lines, passed=passed, fault=fault),
         fault=fault,
-        diagnosis=str(data["diagnosis"]),
+        diagnosis=str(data.get("diagnosis", "")),
         totals=_totals(data, pictures),
         rows=rows,
         refusals=tuple(
@@ -228,7 +216,7 @@ def _row(found: Mapping[str, Any], pictures: BlockPictures | None) -> Row:
     return Row(
         where=str(found["where"] or (fused[0] if fused else "the model")),
         pattern=str(found["pattern"] or ("algebra" if found["block"] else "fold")),
-        kind="assumed" if found["assumed"] else "fused" if found["block"] else "folded",
+        kind="assumed" if found.get("assumed") else "fused" if found["block"] else "folded",
         fused=fused,
         replaced=tuple(map(str, found["replaced"])),
         convolutions=(before, after),
@@ -250,7 +238,7 @@ def _line(check: Mapping[str, Any]) -> Line:
         absolute=float(check["absolute"]),
         detail=str(check["detail"]),
         warning=str(check["warning"]),
-        compared=None if check["compared"] is None else int(check["compared"]),
+        compared=check.get("compared"),
     )
 
 
@@ -283,6 +271,7 @@ def _totals(data: Mapping[str, Any], pictures: Pictures | None) -> tuple[Total, 
 
 def _files(data: Mapping[str, Any], pictures: Pictures | None) -> list[FileLine]:
     size = None if pictures is None else pictures.source_bytes
-    read = [("read", data["source"], size), *(("read", shard, None) for shard in data["shards"])]
+    shards = data.get("shards", ())
+    read = [("read", data["source"], size), *(("read", shard, None) for shard in shards)]
     given = [*read, *(("written", output, output["bytes"]) for output in data["outputs"])]
     return [FileLine(role, str(f["file"]), n, str(f["sha256"])) for role, f, n in given]

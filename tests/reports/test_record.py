@@ -2,9 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
-
-from acfuse.errors import InputError
 from acfuse.reports.html import cells_of
 from acfuse.reports.record import ONLY_A_RUN, Report, report_of
 from acfuse.reports.render import report_of_run
@@ -73,16 +70,3 @@ def test_the_strip_is_in_the_order_of_the_network():
     assert cells[:3] == [("kept", "stem"), ("fused", "features.2.acb"), ("kept", "head")]
     assert cells[-1] == ("refused", "gate")
     assert len(cells) == 5 + 1 + 2
-
-
-@pytest.mark.parametrize("name", ["found", "checks", "before", "source", "passed"])
-def test_data_that_lack_something_are_an_error_of_their_own(name):
-    data = {key: value for key, value in report().data.items() if key != name}
-    with pytest.raises(InputError, match=name):
-        report_of(data)
-
-
-@pytest.mark.parametrize("value", [None, 3, "words", [3], [None], [{}]])
-def test_data_of_another_kind_are_an_error_of_their_own(value):
-    with pytest.raises(InputError):
-        altered("found", value)
