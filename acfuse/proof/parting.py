@@ -62,14 +62,23 @@ def _beside(candidates: tuple[Sequence[Step], Sequence[Step]], other: Trace) -> 
 
 
 def _room(trace: Trace, rounded: Trace | None, limit: float, factor: float) -> dict[int, float]:
-    """How far each value of the original may be from what another program gives there."""
-    room = {n: limit * mark.norm for n, mark in trace.marks.items() if mark is not None}
+    """How far each value of the original may be from what another program gives there.
+
+    One that rounding decides is nowhere.
+    """
+    room = {
+        n: 0.0 if mark.is_discrete else limit * mark.norm
+        for n, mark in trace.marks.items()
+        if mark is not None
+    }
     same = rounded is not None and len(rounded.marks) == len(trace.marks)
     for number, mark in (rounded.marks if rounded is not None and same else {}).items():
         own = trace.marks[number]
         if mark is not None and own is not None and mark.count == own.count:
             apart = max(abs(a - b) for a, b in zip(mark.sums, own.sums, strict=True))
-            room[number] = max(room[number], factor * apart)
+            # Of several places rounding chose another one: that tells nothing of any value.
+            is_lost = mark.is_discrete and apart > 0
+            room[number] = -1.0 if is_lost else max(room[number], factor * apart)
     return room
 
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
 from acfuse.graph.copies import copied
-from acfuse.proof.leaves import as_numbers
+from acfuse.proof.leaves import as_numbers, is_discrete
 from acfuse.proof.running import Image, cast
 from acfuse.system.devices import CPU, device_of, exact_arithmetic
 from acfuse.system.dispatch import DispatchMode
@@ -36,6 +36,7 @@ class Mark:
     count: int
     norm: float
     sums: tuple[float, ...]
+    is_discrete: bool = False  # places, classes: they are the same, or others
 
     @classmethod
     def of(cls, value: Tensor) -> "Mark | None":
@@ -49,7 +50,7 @@ class Mark:
             part = flat[start : start + CHUNK].double()
             sums += _signs(start)[:, : len(part)].double() @ part
             square += float(part.square().sum())
-        return cls(len(flat), square**0.5, tuple(map(float, sums)))
+        return cls(len(flat), square**0.5, tuple(map(float, sums)), is_discrete(numbers))
 
 
 @lru_cache(maxsize=16)

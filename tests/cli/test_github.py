@@ -34,9 +34,7 @@ def test_a_conversion_is_text_an_annotation_and_a_summary(project, summary):
     line = ("convert", "model.pth", "--force", *CHECKPOINT)
     shown = worked(run(*line, *GITHUB, env={"GITHUB_STEP_SUMMARY": str(summary)}))
     assert shown.stdout.startswith(worked(run(*line)).stdout)
-    assert annotated(shown.stdout) == [
-        ("notice", "acfuse", "2 blocks proved equal, 0 refused")
-    ]
+    assert annotated(shown.stdout) == [("notice", "acfuse", "2 blocks proved equal, 0 refused")]
     assert summary.read_text().startswith("before\n## acfuse: model&#46;pth\n")
     assert "**Equal&#58; 2 of 2 blocks" in summary.read_text()
 

@@ -169,7 +169,7 @@ def test_a_mistake_in_an_onnx_file_of_others_is_located_and_named(fault, checkpo
     told_of = verify_files(job(checkpoint), path)
     assert not told_of.proofs.passed
     begins = f"it begins at /{at}" in told_of.proofs.fault
-    assert begins or told_of.proofs.worst is not None
+    assert begins or told_of.proofs.worst is not None, told(told_of.proofs)
     assert words in told_of.diagnosis
 
 

@@ -140,3 +140,26 @@ def test_a_fused_sample_parts_nowhere(name):
     image = {given: torch.randn(shape, generator=generator)}
     exact, rounded = traced(model, image=image), traced(model, torch.float32, image)
     assert not parting(exact, traced(acfuse.fuse(model).model, image=image), torch.float32, rounded)
+
+
+class Pooled(nn.Module):
+    """Its maxima are all ties but for rounding, so that their places say nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flat, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.last(F.max_pool2d(self.flat(x) * 1e-9 + 1, 2, 1))
+
+
+def test_places_that_rounding_chooses_are_no_place_of_another_value():
+    model = awake(Pooled(), 0)
+    exact, rounded = traced(model), traced(model, torch.float32)
+    places = [n for n, mark in exact.marks.items() if mark is not None and mark.is_discrete]
+    assert any(exact.marks[n].sums != rounded.marks[n].sums for n in places)
+    with torch.no_grad():
+        same = copy.deepcopy(model)
+        same.last.weight[0, 0] += 1
+    found = parting(exact, traced(same), torch.float32, rounded)
+    assert (found.original.where, found.other.where) == ("last", "last")
