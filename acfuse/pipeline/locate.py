@@ -12,7 +12,7 @@ from acfuse.proof import Inputs, Proofs
 from acfuse.proof.faults import told_by_numbers
 from acfuse.proof.onnx_runtime import image_of
 from acfuse.proof.parting import Parting, block_of, in_words, kind_of, parting, unlike_settings
-from acfuse.proof.running import Image
+from acfuse.proof.running import Image, floating_dtype
 from acfuse.proof.trace import Step, Trace, trace_of_model
 from acfuse.proof.trace_onnx import trace_of_onnx
 from acfuse.sources.base import FindOptions, Fused, Source
@@ -108,9 +108,7 @@ def _originals(
 
 
 def _dtype(source: Source) -> torch.dtype:
-    network = source.network
-    parameters = [] if network is None else [p.dtype for p in network.parameters()]
-    return next((dtype for dtype in parameters if dtype.is_floating_point), torch.float32)
+    return torch.float32 if source.network is None else floating_dtype(source.network)
 
 
 def _sizes(image: Image) -> str:
