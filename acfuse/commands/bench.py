@@ -65,6 +65,7 @@ def bench(
 ) -> None:
     """Time a fused model beside its original: the last conversion's, or ORIGINAL FUSED.
 
+    ORIGINAL alone may be the manifest of a conversion, *.acfuse.json.
     Each runs in a process of its own, in turn. A speed-up within the noise is told as none.
     """
     if worker is not None:
@@ -117,8 +118,10 @@ def _check(original: Path | None, fused: Path | None, options: dict[str, Any]) -
         how = "with" if options["profile"] else "without"
         what = {"--original": "ORIGINAL", "--fused": "FUSED"}.get(given[0], given[0])
         raise UsageError(f"{what} has no effect {how} --profile. Remove it.")
-    if original is not None and fused is None:
-        raise click.UsageError("give ORIGINAL and FUSED, or neither.")
+    from acfuse.pipeline.paths import is_last_run
+
+    if not is_last_run(original, fused) and fused is None:
+        raise click.UsageError("give ORIGINAL and FUSED, a manifest, or nothing.")
     unknown = [b for b in options["backend"] if b not in PROFILED]
     if options["profile"] and unknown:
         raise UsageError(f"--profile measures {' and '.join(PROFILED)}, not {unknown[0]}.")
@@ -143,12 +146,12 @@ def _backends(original: Path | None, fused: Path | None, asked: tuple[str, ...])
 
 
 def _files(original: Path | None, fused: Path | None) -> list[Path]:
-    """The files that are timed; without any, those of the only manifest."""
+    """The files that are timed; without any, those of a manifest."""
     if original is not None and fused is not None:
         return [original, fused]
     from acfuse.pipeline.manifest import Manifest
 
-    manifest = Manifest.only(Path.cwd())
+    manifest = Manifest.meant(original)
     return [manifest.path.parent / manifest.data["source"]["file"], manifest.paths.checkpoint]
 
 
@@ -183,7 +186,7 @@ def _serve(worker: str, original: Path | None, fused: Path | None, options: dict
         backend, _, role = worker.partition(":")
         unchanged, own = False, {**options, "device": None}  # it is opened on the CPU
         if original is None or fused is None:
-            manifest = Manifest.only(Path.cwd())
+            manifest = Manifest.meant(original)
             job, path = job_again(manifest, own), manifest.paths.checkpoint
             unchanged = not manifest.changed()
         else:

@@ -98,16 +98,22 @@ def inspect(
 def export_onnx(
     source: Path | None, format: str, quiet: bool, verbose: int, **options: Any
 ) -> None:
-    """Write the ONNX file of the last conversion again, or of any checkpoint as it is."""
+    """Write the ONNX file of the last conversion again, or of any checkpoint as it is.
+
+    Of several conversions, SOURCE is the manifest of the one that is meant, *.acfuse.json.
+    """
+    from acfuse.pipeline.paths import is_last_run
+
+    again = is_last_run(source)
     _early_export_checks(source, options)
-    check_first(source, options)
+    check_first(source, options, again=again)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import report
         from acfuse.pipeline import replay
         from acfuse.pipeline.manifest import Manifest
 
-        if source is None:
-            manifest = Manifest.only(Path.cwd())
+        if again or source is None:
+            manifest = Manifest.meant(source)
             job = job_again(manifest, options)
             path = replay.export_again(manifest, job, options["output"], progress)
         else:
@@ -116,7 +122,7 @@ def export_onnx(
         report.print_json({"written": [str(path)]})
     elif not quiet:
         click.echo(f"wrote   {safe(path)}  ({path.stat().st_size:,} bytes)")
-        if source is not None:
+        if not again:
             click.echo("note    the network as it is: `acfuse convert` fuses it")
 
 
@@ -133,14 +139,14 @@ def _early_output_checks(source: Path, options: dict[str, Any], reports: tuple[P
 
 def _early_export_checks(source: Path | None, options: dict[str, Any]) -> None:
     """The same for the ONNX file alone; without a source, it is that of the only manifest."""
-    from acfuse.pipeline.paths import MANIFEST, again_path, exported_path
+    from acfuse.pipeline.paths import MANIFEST, again_path, exported_path, is_last_run
     from acfuse.system.atomic_write import check_outputs
 
     output, force = options["output"], options["force"]
-    if source is not None:
+    if source is not None and not is_last_run(source):
         check_outputs([exported_path(source, output)], [source], force=force)
         return
-    manifests = [*Path.cwd().glob(f"*{MANIFEST}")]
+    manifests = [source] if source is not None else [*Path.cwd().glob(f"*{MANIFEST}")]
     if len(manifests) == 1:  # otherwise, that is the error
         own = [again_path(manifests[0], output), *(manifests if output is None else [])]
         check_outputs(own, [], force=force or output is None)

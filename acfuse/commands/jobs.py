@@ -48,14 +48,25 @@ def _limits(options: dict[str, Any]) -> Limits:
     return replace(LIMITS, **dict(options.get("limit") or ()))
 
 
-def check_first(source: Path | None, options: dict[str, Any], fused: Path | None = None) -> None:
-    """What is wrong with the files and the network's name is said before PyTorch is loaded."""
+def check_first(
+    source: Path | None,
+    options: dict[str, Any],
+    fused: Path | None = None,
+    *,
+    again: bool = False,
+) -> None:
+    """What is wrong with the files and the network's name is said before PyTorch is loaded.
+
+    `again` says that a conversion is meant: of the manifest `source`, or of the only one.
+    """
+    from acfuse.files.opened_file import check_given
     from acfuse.pipeline.early import check_early
     from acfuse.pipeline.paths import only_manifest
 
-    if source is None:
-        only_manifest(Path.cwd())
-    own = _spoken(options) if source is None else options
+    if again:
+        check_given(source or only_manifest(Path.cwd()), "MANIFEST")
+        source = None
+    own = _spoken(options) if again else options
     names = ("model", "model_args", "inputs", "patterns", "cost", "sha256")
     check_early(
         source,

@@ -24,7 +24,7 @@ def report(manifest: Path, output: tuple[Path, ...], force: bool, quiet: bool) -
     """Write a report of a conversion from its manifest alone, without what only a run can see."""
     from acfuse.reports.where import check_reports
 
-    check_reports(output, [manifest], force=force)
+    check_reports(output, [manifest], force=force, option="--output")
     with progress_of("Loading PyTorch", quiet=quiet, verbose=0):
         from acfuse.pipeline.manifest import Manifest
         from acfuse.reports.render import report_of_manifest, write_reports

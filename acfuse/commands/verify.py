@@ -47,23 +47,29 @@ def verify(
     force: bool,
     **options: Any,
 ) -> None:
-    """Prove that a fused file is the original: the last conversion's, or ORIGINAL FUSED."""
+    """Prove that a fused file is the original: the last conversion's, or ORIGINAL FUSED.
+
+    ORIGINAL alone may be the manifest of a conversion, *.acfuse.json.
+    """
+    from acfuse.pipeline.paths import is_last_run
+
     if saved is not None:
         if original is None or fused is not None or report or save_results:
             raise click.UsageError("--from takes one file, and neither reports nor --save-results.")
         _verify_saved(original, saved, options, format, quiet=quiet)
-    if original is not None and fused is None:
-        raise click.UsageError("give ORIGINAL and FUSED, or neither.")
+    again = is_last_run(original, fused)
+    if not again and fused is None:
+        raise click.UsageError("give ORIGINAL and FUSED, a manifest, or nothing.")
     kept = [] if save_results is None else [save_results]
     _early_report_checks(report, options, original, fused, kept, force=force)
-    check_first(original, options, fused)
+    check_first(original, options, fused, again=again)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import report as text
         from acfuse.pipeline import replay
         from acfuse.pipeline.manifest import Manifest
 
         if original is None or fused is None:
-            manifest = Manifest.only(Path.cwd())
+            manifest = Manifest.meant(original)
             conversion = replay.verify_again(manifest, job_again(manifest, options), progress)
         else:
             conversion = replay.verify_files(job_of(original, options), fused, progress=progress)
@@ -127,16 +133,20 @@ def selftest(
 ) -> None:
     """Plant twenty faults in copies of fused files, and see that each is found.
 
-    Of the last conversion, of ORIGINAL FUSED, or of what ORIGINAL becomes. Nothing is written.
+    Of the last conversion, of a manifest, of ORIGINAL FUSED, or of what ORIGINAL becomes.
+    Nothing is written.
     """
-    check_first(original, options, fused)
+    from acfuse.pipeline.paths import is_last_run
+
+    again = is_last_run(original, fused)
+    check_first(original, options, fused, again=again)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import report
         from acfuse.pipeline import selftest as run
         from acfuse.pipeline.manifest import Manifest
 
-        if original is None:
-            manifest = Manifest.only(Path.cwd())
+        if again or original is None:
+            manifest = Manifest.meant(original)
             tested = run.selftest_again(manifest, job_again(manifest, options), progress)
         else:
             files = [fused] if fused is not None else []

@@ -213,9 +213,9 @@ class Manifest:
         return cls(path, data)
 
     @classmethod
-    def only(cls, folder: Path) -> "Manifest":
-        """The one manifest of a folder. Raises UsageError if there are none or several."""
-        return cls.read(only_manifest(folder))
+    def meant(cls, named: Path | None) -> "Manifest":
+        """The manifest that is named, or else the only one of the working directory."""
+        return cls.read(named or only_manifest(Path.cwd()))
 
     @property
     def paths(self) -> Paths:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from acfuse.errors import UsageError
 from acfuse.files.detect import is_onnx
+from acfuse.system.escape import listed
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".hdf5", ".h5", ".pt2", ".onnx")
 # Formats whose files must be named so, and never otherwise.
@@ -69,15 +70,23 @@ def again_path(manifest: Path, output: Path | None) -> Path:
     return output / name if os.path.isdir(output) else output
 
 
+def is_last_run(original: Path | None, fused: Path | None = None) -> bool:
+    """Whether a command is asked for a conversion again: that of a manifest, or of the only one."""
+    named = original is not None and original.name.endswith(MANIFEST)
+    if named and fused is not None:
+        raise UsageError(f"{original} is a manifest, which names both files: give it alone.")
+    return named or original is None
+
+
 def only_manifest(folder: Path) -> Path:
     """The one manifest of a folder. Raises UsageError if there are none or several."""
     paths = sorted(path for path in folder.glob(f"*{MANIFEST}") if path.is_file())
     if not paths:
         raise UsageError(
-            "there is no manifest (*.acfuse.json) here: run `acfuse convert` first, or name "
-            "the files."
+            "there is no manifest (*.acfuse.json) here: run `acfuse convert` first, or give "
+            "a manifest or the files."
         )
     if len(paths) > 1:
-        names = ", ".join(p.name for p in paths)
-        raise UsageError(f"there are several manifests here ({names}): name the files.")
+        names = listed([p.name for p in paths])
+        raise UsageError(f"there are several manifests here ({names}): give the one that is meant.")
     return paths[0]

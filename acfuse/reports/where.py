@@ -12,11 +12,16 @@ SUFFIXES = (".html", ".md", ".json", ".xml")
 
 
 def check_reports(
-    paths: Sequence[Path], inputs: Sequence[Path], outputs: Sequence[Path] = (), *, force: bool
+    paths: Sequence[Path],
+    inputs: Sequence[Path],
+    outputs: Sequence[Path] = (),
+    *,
+    force: bool,
+    option: str = "--report",
 ) -> None:
     """Raises UsageError for a format that there is not, OutputError for a file that must stay.
 
-    `outputs` are what else is written.
+    `outputs` are what else is written, `option` is what names the reports.
     """
     for path in paths:
         if path.suffix not in SUFFIXES:
@@ -26,7 +31,7 @@ def check_reports(
             raise UsageError(f"{path}: that is the name of a manifest or an index, not a report's.")
     check_apart([*paths, *outputs])
     if paths:
-        check_outputs(paths, inputs, force=force, option="--report")
+        check_outputs(paths, inputs, force=force, option=option)
 
 
 def check_apart(paths: Sequence[Path]) -> None:
