@@ -71,8 +71,12 @@ def read_torch(
     return whole, notes
 
 
+# Layers, and the wrapper that computes what the model in it does.
+TORCHS_OWN = ("torch.nn.modules.", "torch.nn.parallel.data_parallel.DataParallel")
+
+
 def _refusal(name: str, missing: Sequence[str]) -> str:
-    own = [g for g in missing if not g.startswith("torch.nn.modules.")] or list(missing)
+    own = [g for g in missing if not g.startswith(TORCHS_OWN)] or list(missing)
     never = [g for g in own if g.partition(".")[0] in sys.stdlib_module_names]
     if never:  # no flag allows these: they may act when they are made
         return (
@@ -81,14 +85,17 @@ def _refusal(name: str, missing: Sequence[str]) -> str:
         )
     packages = sorted({p for g in own if (p := package_of(g))})
     named = [g for g in own if not package_of(g)]
-    flags = [f"--allow-class {g.rpartition('.')[0]}:{g.rpartition('.')[2]}" for g in named]
+    places = {g: "FILE.py" if g.startswith("__main__.") else g.rpartition(".")[0] for g in named}
+    flags = [f"--allow-class {places[g]}:{g.rpartition('.')[2]}" for g in named]
     flags += [f"--allow-package {package}" for package in packages]
     whose = "you trust these packages" if packages else "these classes are your own code"
     both = packages and named
+    is_script = "FILE.py" in places.values()
+    script = ", with the script that defines them in place of FILE.py" if is_script else ""
     return (
         f"{name} is a pickled object, not a state dict: it names {listed(own)}. If "
         f"{whose}{' and the classes are your own code' if both else ''}, add "
-        f"{' '.join(flags[:20])}; or save the model's state_dict()."
+        f"{' '.join(flags[:20])}{script}; or save the model's state_dict()."
     )
 
 
@@ -236,7 +243,7 @@ def _allowed_globals(blocked: Sequence[str], allow_classes: Sequence[str]) -> li
     allowed: list[Any] = [set, OrderedDict]
     for name in blocked:
         module, _, attribute = name.rpartition(".")
-        if module.startswith("torch.nn.modules."):
+        if name.startswith(TORCHS_OWN):
             found = getattr(sys.modules.get(module), attribute, None)
             if inspect.isclass(found) and issubclass(found, nn.Module):
                 allowed.append(found)

@@ -96,7 +96,10 @@ def _open_torch(path: Path, options: OpenOptions) -> LiveSource | BareSource:
             raise UsageError(f"{path.name} holds a whole model; --model is for state dicts.")
         if options.prefix is not None:
             raise UsageError(f"{path.name} holds a whole model; --prefix is for state dicts.")
-        network = container.network
+        network = unwrapped(container.network)
+        if network is not container.network:
+            told = f"the model inside of its {type(container.network).__name__} is taken"
+            tensors, file = dict(network.state_dict()), replace(file, notes=(*file.notes, told))
         return LiveSource(network.eval() if network.training else network, tensors, container, file)
     if options.model is None:
         return BareSource(tensors, container, file)

@@ -359,6 +359,30 @@ def test_the_flags_of_the_message_do(project):
     worked(run("convert", "model.pth", "--no-onnx", *SHAPE, *flags))
 
 
+def test_the_flags_do_for_classes_of_the_script_that_saved_them(project):
+    """A pickle calls them those of __main__, which is another program now."""
+    saves = "\n\nif __name__ == '__main__':\n    torch.save(Net(), 'model.pth')\n"
+    Path("train.py").write_text(Path("nets.py").read_text() + saves)
+    subprocess.run([sys.executable, "train.py"], check=True)
+    line = run("convert", "model.pth").stderr
+    assert "the script that defines them in place of FILE.py" in line
+    flags = line.split("add ")[1].split(",")[0].replace("FILE.py", "train.py").split()
+    worked(run("convert", "model.pth", "--no-onnx", *SHAPE, *flags))
+
+
+def test_of_a_whole_model_that_runs_in_parallel_the_model_inside_is_taken(project):
+    pickle_whole(project, lambda nets: nn.DataParallel(nets.Net()))
+    flags = run("convert", "model.pth").stderr.split("add ")[1].split(";")[0].split()
+    assert not [flag for flag in flags if "torch" in flag]
+    done = worked(run("convert", "model.pth", "--no-onnx", *SHAPE, *flags))
+    assert "note    the model inside of its DataParallel is taken" in done.stdout
+    worked(run("verify", *flags))
+    _, tensors = read_tensors(
+        Path("model.fused.pth"), ReadOptions(allow_classes=FILE_CLASSES[1::2])
+    )
+    assert "first.fused_conv.weight" in tensors
+
+
 @pytest.mark.parametrize("flags", [CLASSES, FILE_CLASSES], ids=["module", "file"])
 def test_a_pickled_module_of_the_user_s_own_classes_is_fused(project, flags):
     model = pickle_whole(project, lambda nets: nets.Net())
