@@ -52,13 +52,10 @@ def print_findings(seen: Conversion, *, verbose: bool = False, tree: bool = Fals
     header = ("block", "pattern", "fused into", "convolutions", "multiply-adds/pixel")
     rows = []
     for blocks in _alike(findings.found, verbose=verbose):
-        first, convolutions = (
-            blocks[0],
-            f"{blocks[0].convolutions[0]} -> {blocks[0].convolutions[1]}",
-        )
-        label = _named(blocks)
+        first, label = blocks[0], _named(blocks)
+        convolutions = f"{first.convolutions[0]} -> {first.convolutions[1]}"
         into = label if len(blocks) > 1 else safe(", ".join(first.names))
-        costs = _costs(first.multiply_adds)
+        costs = _costs([block.multiply_adds for block in blocks])
         rows.append((label, _pattern_name(first), into, convolutions, costs))
     if tree:
         _echo(*_tree(findings), "")
@@ -252,8 +249,13 @@ def _pattern_name(block: Block) -> str:
     return f"{name} (assumed)" if block.assumed else name
 
 
-def _costs(pair: tuple[int, int]) -> str:
-    return f"{pair[0]:,} -> {pair[1]:,}" if pair[0] else f"{pair[1]:,}"
+def _costs(pairs: Sequence[tuple[int, int]]) -> str:
+    """What blocks cost before and after: of several, from the least to the most."""
+    before, after = (
+        f"{min(costs):,}" + (f" to {max(costs):,}" if max(costs) > min(costs) else "")
+        for costs in zip(*pairs, strict=True)
+    )
+    return after if before == "0" else f"{before} -> {after}"
 
 
 def _blocks(conversion: Conversion, *, verbose: bool) -> list[str]:
@@ -437,7 +439,8 @@ def _suspects(findings: Findings) -> list[str]:
     for suspect in findings.suspects:
         kinds.setdefault(suspect.stub, []).append(suspect)
     lines = []
-    for stub, alike in kinds.items():
+    for i, (stub, alike) in enumerate(kinds.items()):
+        stub = stub.replace('name = "mine"', f'name = "mine{i + 1}"', 1) if i else stub
         where = safe(alike[0].where or "the model")
         where += f" and {len(alike) - 1} more" if len(alike) > 1 else ""
         lines.append(

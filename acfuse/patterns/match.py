@@ -140,9 +140,8 @@ def _bare_block(
         kind = str(dtype).removeprefix("torch.")
         return refused(f"its weights are {kind}, not floating-point numbers", Reason.UNKNOWN_LAYER)
     if unknown:
-        return refused(
-            f"{', '.join(unknown)} stands beside and may take part. Give --model with the code"
-        )
+        parts = "stands beside and may take part" if len(unknown) == 1 else "may take part"
+        return refused(f"{', '.join(unknown)} {parts}. Give --model with the code")
     try:
         value, block = value_of(pattern, TensorBlock(tensors, prefix, eps, device=place))
     except NotFusable as refusal:

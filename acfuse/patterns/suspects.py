@@ -22,6 +22,7 @@ def _stub(branches: Sequence[Branch], lone: Sequence[str]) -> str:
     for norm in lone:
         block = block + norm
     text = to_toml(Pattern("mine", block, "fused_conv", "", bn_eps=None))
+    text += "bn_eps = 1e-05  # torch's own; put in what the training code has\n"
     for norm in map(ascii, lone):
         text += f"# {norm} may be a branch, as here, or stand behind the sum: ( ... ) > {norm}\n"
     return text

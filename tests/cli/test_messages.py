@@ -12,6 +12,7 @@ from acfuse.patterns import PATTERNS
 from acfuse.proof import Inputs, Proofs, Tolerance
 from acfuse.proof.exported import compared
 from acfuse.proof.original import Original
+from acfuse.report import _costs
 from tests.cli import nets
 from tests.cli.command import refused, run, worked
 from tests.cli.project import CHECKPOINT, make_project, state, trained
@@ -120,3 +121,9 @@ def test_what_is_refused_twice_in_one_forward_is_one_line_with_its_places(tmp_pa
     ]
     other = Refused("b", Reason.INPUTS, "why", None, "add")
     assert len(_refused(Findings((), (*same, other)))) == 2
+
+
+def test_what_blocks_of_one_row_cost_is_told_from_the_least_to_the_most():
+    assert _costs([(528, 432), (10368, 9216), (2624, 2304)]) == "528 to 10,368 -> 432 to 9,216"
+    assert _costs([(984, 576), (984, 576)]) == "984 -> 576"
+    assert _costs([(0, 576), (0, 1152)]) == "576 to 1,152"  # of a file without its code

@@ -72,11 +72,26 @@ def test_inspect_and_convert_show_them(tmp_path, monkeypatch):
     assert "suspect body: way0.c [6, 6, 3, 3], way1.c [6, 6, 1, 1]" in seen.stdout
     stub = [line.strip() for line in seen.stdout.splitlines() if line.startswith(" " * 8)]
     (tmp_path / "mine.toml").write_text("\n".join(stub))
-    worked(run("convert", "own.pth", "--patterns", "mine.toml", "--bn-eps", "1e-5"))
+    worked(run("convert", "own.pth", "--patterns", "mine.toml"))
     data = run("inspect", "own.pth", "--format", "json").json
     assert [s["where"] for s in data["suspects"]] == ["body"]
-    done = run("inspect", "own.pth", "--patterns", "mine.toml", "--bn-eps", "1e-5")
+    done = run("inspect", "own.pth", "--patterns", "mine.toml")
     assert "suspect" not in worked(done).stdout
+
+
+def test_the_stubs_of_two_kinds_are_one_file(tmp_path, monkeypatch):
+    """With and without an identity, as RepVGG has both."""
+    monkeypatch.chdir(tmp_path)
+    kinds = {kind: awake(BRANCHED[kind](), 0).state_dict() for kind in ("with_skip", "wider")}
+    torch.save({f"{k}.{name}": t for k, tensors in kinds.items() for name, t in tensors.items()},
+               "own.pth")  # fmt: skip
+    seen = run("inspect", "own.pth").stdout
+    assert seen.count("[[pattern]]") == 2
+    stub = [line.strip() for line in seen.splitlines() if line.startswith(" " * 8)]
+    (tmp_path / "mine.toml").write_text("\n".join(stub))
+    done = worked(run("inspect", "own.pth", "--patterns", "mine.toml"))
+    assert "2 blocks can be fused" in done.stdout
+    assert "eps 1e-05" in done.stdout  # it is still told as assumed
 
 
 @pytest.mark.parametrize("name", ["acnet/digits", "repvgg/digits", "acnet/k3", "mobileone/timm"])
