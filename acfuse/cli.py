@@ -1,5 +1,6 @@
 """The command line: its commands, and what becomes of an error."""
 
+import errno
 import sys
 import traceback
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -69,6 +70,9 @@ def _outcome(run: Run) -> int:
             return int(cli.main(standalone_mode=False, obj=run) or Exit.DONE)
     except SystemExit as end:
         return int(end.code or Exit.DONE)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()  # its message is the whole help
+        return Exit.USAGE
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         with suppress(AcfuseError):  # of two mistakes, the first is told
@@ -88,6 +92,10 @@ def _outcome(run: Run) -> int:
     except Exception as error:
         if isinstance(error, MemoryError) or "not enough memory" in str(error):
             return _failed(run, "there is not enough memory on this machine.", Exit.BAD_INPUT)
+        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.EACCES):
+            name = str(error.filename)
+            name = name if len(name) < 200 else f"{name[:100]}..."
+            return _failed(run, f"{name} cannot be used: {error.strerror}.", Exit.BAD_INPUT)
         traceback.print_exc()
         said = "this is a bug of acfuse, not of your file. Please report it."
         return _failed(run, said, Exit.BUG)

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,7 +56,10 @@ def _may_exist(package: str) -> bool:
 
 def not_built(spec: str, error: BaseException) -> InputError:
     """That --model was called, and what it raised."""
-    return InputError(f"--model {spec} could not be built: {one_line(error)}.")
+    text = one_line(error)
+    wanted = re.search(r"missing \d+ required .*?'(\w+)'", text)
+    advice = f""" Give --model-args, as '{{"{wanted[1]}": VALUE}}'.""" if wanted else ""
+    return InputError(f"--model {spec} could not be built: {text}.{advice}")
 
 
 def _not_imported(place: Path | str, flag: str, error: BaseException) -> InputError:

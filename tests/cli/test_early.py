@@ -42,7 +42,7 @@ LINES = [
     (f"convert net.pth {SHAPE} --model bad.py:Net", 3, "bad.py could not be imported: "),
     (f"convert net.pth {SHAPE} --model nets.py:Net", 3,
      "--model nets.py:Net could not be built: Net.__init__() missing 1 required positional "
-     "argument: 'channels'."),
+     "argument: 'channels'. Give --model-args, as '{\"channels\": VALUE}'."),
     ("inspect net.pth --model nets.py:Net", 3, "missing 1 required positional"),
     ("inspect net.pth --model nets.py:Net --model-args {\"chanels\":3}", 3, "'chanels'"),
     ("inspect net.pth --model nets.py:Net --model-args {", 2, "it is not JSON"),

@@ -160,3 +160,23 @@ def test_state_is_not_shared_between_runs_in_one_process(project):
     assert list(state()) == list(state())
     assert run("convert", "nothing.pth").exit_code == 3
     worked(run("inspect", "model.pth"))
+
+
+LONG = 5000 * "n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["convert {}", "inspect {}", "diff {} model.pth", "diff model.pth {}", "explain {} x",
+     "init {}", "verify {} model.pth", "verify net.onnx --from {}", "report {} -o x.html",
+     "bench {} model.pth", "convert model.pth -o {}", "convert model.pth --report {}.md",
+     "inspect model.pth --patterns {}",
+     "inspect model.pth --cost {}", "inspect model.pth --model {}.py:Net",
+     "inspect model.pth --output-file {}", "inspect model.pth --log-file {}",
+     "convert model.pth --inputs {}"],
+)  # fmt: skip
+def test_a_name_that_is_too_long_for_a_file_is_no_bug(project, line):
+    result = run(*line.format(LONG).split())
+    assert result.exit_code in (2, 3, 6)
+    assert "error: " in result.stderr
+    assert "Traceback" not in result.stderr

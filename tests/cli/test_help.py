@@ -84,3 +84,12 @@ def test_wrong_usage_exits_with_2_and_names_what_is_wrong(project, arguments, wo
     assert "Traceback" not in result.stderr
     for word in words:
         assert word in result.stderr
+
+
+@pytest.mark.parametrize("line", [(), ("config",)])
+def test_without_a_command_the_help_is_shown_as_it_is(line):
+    result = run(*line)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("Usage: acfuse")
+    assert "\nCommands:\n" in result.stderr
+    assert "\\n" not in result.stderr
