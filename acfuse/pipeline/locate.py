@@ -132,7 +132,7 @@ def _looks_like(found: Parting, fused: Fused) -> str:
     if block is not None and len(block.names) == 1 and kind_of(other) in LAYERS:
         return _in_block(block, other, fused)
     if kind_of(original) != kind_of(other):
-        return _of_another_kind(original, other)
+        return _of_another_kind(found, original, other)
     return unlike_settings(original.settings, other.settings) or _by_weights(original, other)
 
 
@@ -189,11 +189,15 @@ def _kernel_and_bias(step: Step) -> tuple[Tensor, Tensor | None] | None:
     return kernels[0].mT if is_turned else kernels[0], next(iter(biases), None)
 
 
-def _of_another_kind(original: Step, other: Step) -> str:
+def _of_another_kind(found: Parting, original: Step, other: Step) -> str:
     told = f"{other.operator} where the original has {original.operator}"
     pads = ["pad" in step.operator.lower() for step in (original, other)]
     if pads[0] != pads[1]:
         return f"another padding mode, {told}: pad as the original does"
+    if found.lacks and not found.adds:
+        return f"{original.operator} is missing before it: put it back"
+    if found.adds and not found.lacks:
+        return f"{other.operator} that the original does not have: take it out"
     return f"{told}: compute what the original computes there"
 
 

@@ -22,10 +22,16 @@ EPSILONS_EXACT, OWN_FACTOR_EXACT = 4, 4
 
 @dataclass(frozen=True)
 class Parting:
-    """The first step of each program whose result the other does not have; None: it has all."""
+    """The first step of each program whose result the other does not have; None: it has all.
+
+    `lacks` says that the other one does at once what the original does after its step, `adds` that
+    it does so after a step of its own.
+    """
 
     original: Step | None
     other: Step | None
+    lacks: bool = False
+    adds: bool = False
 
     def __bool__(self) -> bool:
         return self.original is not None or self.other is not None
@@ -47,8 +53,14 @@ def parting(
         read = {theirs[value] for value in step.reads if value in theirs}
         for own in candidates[0]:
             if read & set(own.reads):
-                return Parting(own, step)
+                lacks = kind_of(step) in _kinds_after(own, original)
+                return Parting(own, step, lacks, adds=kind_of(own) in _kinds_after(step, other))
     return _beside(candidates, other)
+
+
+def _kinds_after(step: Step, trace: Trace) -> set[str]:
+    """What is done to what a step gives."""
+    return {kind_of(s) for s in trace.steps if set(s.reads) & set(step.gives)}
 
 
 def _beside(candidates: tuple[Sequence[Step], Sequence[Step]], other: Trace) -> Parting:
@@ -154,6 +166,8 @@ def unlike_settings(original: Mapping[str, Any], other: Mapping[str, Any]) -> st
         ours, theirs = _plain(original[name]), _plain(other[name])
         from_behind = name == "dim" and min(ours, theirs) < 0
         if ours != theirs and not from_behind and None not in (ours, theirs):
+            if name in ("training", "training_mode") and not ours:
+                return "a BatchNorm in training mode: call eval() on the deployed model"
             return f"{name} {theirs}, the original's {ours}: set it to that"
     return ""
 
