@@ -26,17 +26,22 @@ def option(*names: str, **settings: Any) -> Callable[[F], F]:
 
 
 class Parsed(click.ParamType[Any]):
-    """A value with a parser of its own, whose ValueError says what is wrong with it."""
+    """A value with a parser of its own, whose ValueError says what is wrong with it.
 
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
-        self.name, self.parse = name, parse
+    A configuration file may have it as a number, or as a value of the kind `given`.
+    """
+
+    def __init__(self, name: str, parse: Callable[[str], Any], given: type | None = None) -> None:
+        self.name, self.parse, self.given = name, parse, given
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """What the parser makes of a text; what is no text was parsed before."""
-        if isinstance(value, (int, float)):  # as a configuration file has it
+        """What the parser makes of a text."""
+        if self.given is not None and isinstance(value, self.given):
+            return value
+        if isinstance(value, (int, float)):
             value = str(value)
         if not isinstance(value, str):
-            return value
+            self.fail(f"{value!r}: expected a text, as on the command line", param, ctx)
         try:
             return self.parse(value)
         except ValueError as error:
@@ -123,7 +128,7 @@ PAIR = (  # of what compares two files; without both, those of the last conversi
     click.argument("original", type=click.Path(path_type=Path), required=False),
     click.argument("fused", type=click.Path(path_type=Path), required=False),
 )
-INPUT, JSON = Parsed("INPUT", _input), Parsed("JSON", _json_object)
+INPUT, JSON = Parsed("INPUT", _input), Parsed("JSON", _json_object, dict)
 TOLERANCE = Parsed("NUMBER", _tolerances)
 LIMIT, SHA256 = Parsed("NAME=NUMBER", _limit), Parsed("HEX", _sha256)
 PATTERN_FILES = option(

@@ -52,8 +52,22 @@ def for_command(command: click.Command, settings: dict[str, Any]) -> dict[str, A
             many = isinstance(parameter, click.Option) and parameter.multiple
             if parameter.name == "input_shape" and _is_shape(value):
                 value = ",".join(map(str, value))
-            own[parameter.name] = [value] if many and not isinstance(value, list) else value
+            if parameter.name == "input_shape" and isinstance(value, list) and not many:
+                continue  # `init` asks for one, and these are several
+            value = [value] if many and not isinstance(value, list) else value
+            own[parameter.name] = value
+            _check_kind(parameter, value if many else [value])
     return own
+
+
+def _check_kind(parameter: click.Parameter, values: list[Any]) -> None:
+    """Raises UsageError for what click would hand on as it is; other types look for themselves."""
+    is_path = isinstance(parameter.type, click.Path)
+    kinds, kind = ((str,), "a text") if is_path else ((str, int, float), "a text or number")
+    wrong = [value for value in values if not isinstance(value, kinds)]
+    if wrong and type(parameter.type).__module__.startswith("click."):
+        name = str(parameter.name).replace("_", "-")
+        raise click.UsageError(f"the configuration has {name} = {wrong[0]!r}; expected {kind}.")
 
 
 def _is_shape(value: Any) -> bool:

@@ -85,6 +85,9 @@ def _difference(name: str, a: Tensor, b: Tensor) -> Iterator[Difference]:
         yield Difference(name, " and ".join(kinds), None, _largest(distance), count, a.numel())
     elif not same_bits(a, b):
         distance = _absolute(a.double(), b.double())
+        if not a.dtype.is_floating_point:  # of which float64 does not hold the largest
+            exact = (a.to(torch.int64) - b.to(torch.int64)).abs().double()
+            distance = torch.where(distance < 2**52, exact, distance)
         steps = ulps(a, b) if a.dtype in INTEGERS else None
         ulp = None if steps is None else _largest(steps)
         count = int(((distance > 0) if steps is None else (steps > 0)).sum())

@@ -90,6 +90,15 @@ def test_a_zero_is_a_zero():
         assert diff_tensors({"a": torch.tensor([a])}, {"a": torch.tensor([b])}).differences == ()
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint64])
+def test_integers_that_float64_does_not_hold_are_told_apart(dtype):
+    one, two = (torch.tensor([2**62 + n, 3], dtype=dtype) for n in (0, 1))
+    (found,) = diff_tensors({"n": one}, {"n": two}).differences
+    assert (found.absolute, found.count) == (1.0, 1)
+    (found,) = diff_tensors({"n": one}, {"n": torch.tensor([2, 3], dtype=dtype)}).differences
+    assert (found.absolute, found.count) == (2.0**62, 1)
+
+
 def graph(name: str, weight: np.ndarray, kind: str = "Relu") -> str:
     nodes = [helper.make_node("Conv", ["x", "w"], ["y"]), helper.make_node(kind, ["y"], ["z"])]
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in "xz"]
