@@ -346,7 +346,8 @@ def _next(conversion: Conversion) -> list[str]:
     """What to do with what was written."""
     if not conversion.written:
         return []
-    lines = ["next    acfuse verify --atol 1e-4   proves it again, in a CI job for instance"]
+    line = "acfuse verify --atol 1e-4" if conversion.proofs.checks else "acfuse verify"
+    lines = [f"next    {line}   proves it again, in a CI job for instance"]
     files = [path for path in conversion.written if path == conversion.job.paths.onnx]
     lines += [
         f"        ovc {safe(path)} --compress_to_fp16=False   (OpenVINO; more in docs/deploy.md)"

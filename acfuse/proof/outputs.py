@@ -410,7 +410,7 @@ def _judged(
         )
     usual = max(ROUNDING_WARNING, OWN_FACTOR * (rounding or 0.0))
     if passed and not half and error > usual:
-        unusual = f"outputs differ by {error:.1e} of the largest, more than is usual"
+        unusual = f"outputs differ by {error:.1e} of the largest, in {at}, more than is usual"
         warning = "; ".join(filter(None, (warning, unusual)))
     return Check(name, passed, error, limit, difference.absolute, rounding, detail, warning)
 

@@ -116,8 +116,8 @@ def held_in(
         raise own  # neither its outputs nor its tensors are of this model
     found = tuple(b for b in fused.found if not missing.intersection(b.names))
     notes = (
-        f"{path.name} is a program of others: {len(found)} of {len(fused.found)} blocks are proved "
-        "weight by weight, and all else by what it gives",
+        f"{path.name} is taken as a program of others: {len(found)} of {len(fused.found)} blocks "
+        "are proved weight by weight, and all else by what it gives",
     )
     kept = _kept(fused.kept, file.tensors)
     findings = replace(fused.findings, found=found)

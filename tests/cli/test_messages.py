@@ -127,3 +127,10 @@ def test_what_blocks_of_one_row_cost_is_told_from_the_least_to_the_most():
     assert _costs([(528, 432), (10368, 9216), (2624, 2304)]) == "528 to 10,368 -> 432 to 9,216"
     assert _costs([(984, 576), (984, 576)]) == "984 -> 576"
     assert _costs([(0, 576), (0, 1152)]) == "576 to 1,152"  # of a file without its code
+
+
+def test_a_tolerance_is_advised_where_outputs_are_compared(project):
+    bare = worked(run("convert", "model.pth")).stdout
+    assert "\nnext    acfuse verify   proves" in bare
+    whole = worked(run("convert", "model.pth", "--force", *CHECKPOINT)).stdout
+    assert "\nnext    acfuse verify --atol 1e-4   proves" in whole
