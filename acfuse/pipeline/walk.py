@@ -69,7 +69,7 @@ def _refused(findings: Findings, name: str) -> tuple[Refused, ...]:
     known = [b.label for b in findings.found] + [place_of(r.where) for r in findings.refused]
     close = get_close_matches(name, known, cutoff=0.3)
     hint = f" Did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
-    raise UsageError(f"there is no block {name!r}.{hint} `acfuse inspect` lists them all.")
+    raise UsageError(f"there is no block {name!r}.{hint} `acfuse inspect -v` lists them all.")
 
 
 def drawn(arms: Sequence[Arm]) -> Iterator[tuple[str, ...]]:
