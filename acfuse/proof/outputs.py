@@ -402,7 +402,7 @@ def _judged(
         passed = difference.excess <= 0
         detail = f"max |a-b| {difference.absolute:.1e}, atol {atol:g} + rtol {rtol:g} * |b|"
         if not passed:
-            detail += f" exceeded at {difference.place}; atol {difference.advice} would pass"
+            detail += f" exceeded at {difference.place}; atol {difference.advice} would pass here"
             if own is not None and own.excess > 0:
                 detail += ". The original's own rounding exceeds it too: no fused model could pass"
         return Check(
