@@ -142,6 +142,7 @@ class WholeCheck(TypedDict):
     note: NotRequired[str]
     compared: NotRequired[Count | None]
     left_out: NotRequired[Count]
+    needed: NotRequired[dict[str, float]]
 
 
 class _Told(TypedDict):

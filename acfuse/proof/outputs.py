@@ -101,6 +101,7 @@ class Check:
     note: str = ""
     compared: int | None = None  # numbers; 0: nothing is proved. None: it is not counted
     left_out: int = 0  # numbers that rounding decides in the original itself
+    needed: Mapping[str, float] = field(default_factory=dict)  # the atol that passes, by output
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,19 @@ class Proofs:
         for check in self.checks:
             if not check.passed:
                 place = f"; {self.place}" if self.place else ""
-                return f"{check.name}: {check.detail}{place}"
+                return f"{check.name}: {check.detail}{self._advice}{place}"
         return ""
+
+    @property
+    def _advice(self) -> str:
+        """What --atol would have to be for every check that fails by a tolerance alone."""
+        failed = [check for check in self.checks if not check.passed]
+        if not failed or not all(check.needed for check in failed):
+            return ""
+        names = sorted({name for check in failed for name in check.needed})
+        most = {name: max(check.needed.get(name, 0.0) for check in failed) for name in names}
+        told = ",".join(f"{name}:" * bool(name) + f"{atol:g}" for name, atol in most.items())
+        return f"; atol {told} would pass"
 
 
 @dataclass(frozen=True)
@@ -239,18 +251,15 @@ class Difference:
         return found
 
     @property
-    def advice(self) -> str:
-        """What --atol would have to be, for all outputs that have a tolerance."""
+    def advice(self) -> dict[str, float]:
+        """What --atol would have to be, by the names under which outputs have a tolerance."""
         needed: dict[str, float] = {}
         for output, number in self.needed.items():
             name = self.tolerance.name_of(output)
-            needed[name] = max(needed.get(name, 0.0), number)
-        parts = []
-        for name, number in sorted(needed.items()):
-            given = self.tolerance.of(name).atol
-            is_enough = given is not None and number <= given
-            parts.append(f"{name}:" * bool(name) + (f"{given:g}" if is_enough else _up(number)))
-        return ",".join(parts)
+            given = self.tolerance.of(output).atol
+            enough = given if given is not None and number <= given else _up(number)
+            needed[name] = max(needed.get(name, 0.0), enough)
+        return needed
 
     def compare(
         self, true: Outputs, answer: Callable[[], Outputs], noise: Noises | Sequence[float] = ()
@@ -402,12 +411,13 @@ def _judged(
         passed = difference.excess <= 0
         detail = f"max |a-b| {difference.absolute:.1e}, atol {atol:g} + rtol {rtol:g} * |b|"
         if not passed:
-            detail += f" exceeded at {difference.place}; atol {difference.advice} would pass here"
+            detail += f" exceeded at {difference.place}"
             if own is not None and own.excess > 0:
                 detail += ". The original's own rounding exceeds it too: no fused model could pass"
-        return Check(
+        check = Check(
             name, passed, difference.error, atol, difference.absolute, rounding, detail, warning
         )
+        return check if passed else replace(check, needed=difference.advice)
     usual = max(ROUNDING_WARNING, OWN_FACTOR * (rounding or 0.0))
     if passed and not half and error > usual:
         unusual = f"outputs differ by {error:.1e} of the largest, in {at}, more than is usual"
@@ -415,9 +425,9 @@ def _judged(
     return Check(name, passed, error, limit, difference.absolute, rounding, detail, warning)
 
 
-def _up(number: float) -> str:
+def _up(number: float) -> float:
     """A number with two digits, rounded up: what is said to pass has to."""
     if not 0 < number < math.inf:
-        return f"{number:g}"
+        return number
     unit = 10.0 ** (math.floor(math.log10(number)) - 1)
-    return f"{(math.floor(number / unit) + 1) * unit:.1e}"
+    return float(f"{(math.floor(number / unit) + 1) * unit:.1e}")

@@ -213,7 +213,15 @@ def test_a_tolerance_is_obeyed_to_the_letter_and_says_what_would_pass(fused):
     assert result.exit_code == 1
     assert "would pass" in result.stderr
     needed = result.stderr.split("; atol ")[1].split(" would pass")[0]
-    worked(run("verify", "--atol", str(1.1 * float(needed)), "--rtol", "0"))
+    worked(run("verify", "--atol", needed, "--rtol", "0"))
+
+
+def test_the_atol_that_would_pass_is_that_of_the_onnx_file_as_well(project):
+    worked(run("convert", "model.pth", *MODEL))
+    result = run("verify", "--atol", "1e-12", "--rtol", "0")
+    assert result.exit_code == 1
+    needed = result.stderr.split("; atol ")[1].split(" would pass")[0]
+    worked(run("verify", "--atol", needed, "--rtol", "0"))
 
 
 def test_the_eps_that_was_given_is_the_one_that_is_proved(project):

@@ -7,7 +7,7 @@ import torch
 
 from acfuse.errors import UsageError
 from acfuse.options import TOLERANCE
-from acfuse.proof.outputs import Difference, Tolerance, judge
+from acfuse.proof.outputs import Check, Difference, Proofs, Tolerance, judge
 
 TRUE = {"['boxes']": torch.linspace(1, 100, 12), "['scores']": torch.linspace(0.1, 1, 6)}
 
@@ -54,8 +54,17 @@ def test_the_tolerance_that_would_pass_does(tolerance):
     off = {"boxes": 0.25, "scores": 0.125}
     check = verdict(given(tolerance, "0"), **off)
     assert not check.passed
-    needed = check.detail.split("; atol ")[1].split(" would pass")[0]
+    needed = Proofs(checks=(check,)).fault.split("; atol ")[1].split(" would pass")[0]
     assert verdict(given(needed, "0"), **off).passed
+
+
+def test_the_tolerance_that_would_pass_is_that_of_all_checks():
+    both = {"boxes": 0.25, "scores": 0.125}, {"boxes": 0.5, "scores": 0.0625}
+    checks = [verdict(given("1e-5,boxes:1e-5", "0"), **off) for off in both]
+    needed = Proofs(checks=tuple(checks)).fault.split("; atol ")[1].split(" would pass")[0]
+    assert all(verdict(given(needed, "0"), **off).passed for off in both)
+    other = Check("untouched", False, 1.0, 0.0)  # no tolerance helps there
+    assert "would pass" not in Proofs(checks=(*checks, other)).fault
 
 
 def test_a_name_that_is_no_output_is_refused():

@@ -13,7 +13,7 @@ import acfuse
 from acfuse.algebra import lower
 from acfuse.find import find_in_module
 from acfuse.patterns import PATTERNS
-from acfuse.proof import Inputs, Tolerance
+from acfuse.proof import Inputs, Proofs, Tolerance
 from acfuse.proof.certificate import ULP_LIMIT
 from acfuse.proof.original import Original
 from acfuse.proof.outputs import Check, Difference, judge
@@ -576,12 +576,7 @@ def test_the_message_names_the_atol_that_would_pass():
     given = torch.tensor([3e-4, 100.0 + 5e-4, -1.0])
     check = _judged(given, true, 1e-5)
     assert not check.passed
-    (atol,) = (
-        float(word.rstrip(".")) for before, word in zip(
-            check.detail.replace(";", "").split(), check.detail.replace(";", "").split()[1:],
-            strict=False,
-        ) if before == "atol" and word != "1e-05"
-    )  # fmt: skip
+    atol = check.needed[""]
     assert atol == pytest.approx(3e-4, rel=0.05)
     assert _judged(given, true, atol * 1.02).passed
     assert not _judged(given, true, atol * 0.9).passed
@@ -593,7 +588,7 @@ def test_the_atol_that_the_message_names_passes():
         true = torch.randn(50, generator=generator)
         given = true + 1e-4 * torch.randn(50, generator=generator)
         check = _judged(given, true, 1e-7)
-        named = float(check.detail.partition("; atol ")[2].split()[0])
+        named = float(Proofs(checks=(check,)).fault.partition("; atol ")[2].split()[0])
         assert _judged(given, true, named).passed, check.detail
 
 
