@@ -6,6 +6,7 @@
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +35,11 @@ if os.environ.get("ACFUSE_TEST_ONEDNN") == "0":
     torch.backends.mkldnn.set_flags(_enabled=False)
 
 
+OURS = tuple(
+    str(folder) + os.sep for folder in (sys.prefix, sys.base_prefix, Path(__file__).parent.parent)
+)
+
+
 def pytest_report_header() -> str:
     """Which kernels compute here."""
     capability, onednn = torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.enabled
@@ -48,7 +54,9 @@ def _forgotten():
     sys.path[:] = path
     for name in set(sys.modules) - before:
         file = getattr(sys.modules[name], "__file__", None)
-        if isinstance(file, str) and file.startswith(tempfile.gettempdir() + os.sep):
+        if not isinstance(file, str) or file.startswith(OURS):  # a checkout may be there as well
+            continue
+        if file.startswith(tempfile.gettempdir() + os.sep):
             del sys.modules[name]
 
 
