@@ -189,8 +189,9 @@ class _Reader:
                 self._fresh(name, f"{node.op_type} gives it")
             return
         self.ids[node.output[0]] = made
-        for name in filter(None, node.output[1:]):  # places of a maximum, a mask
-            self._fresh(name, f"{node.op_type} gives it")
+        for name in filter(None, node.output[1:]):
+            if name not in self.ids:  # places of a maximum, a mask; not the parts of a Split
+                self._fresh(name, f"{node.op_type} gives it")
 
     # What each operator does to the classes of what it reads; None where it is not known.
 

@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -205,3 +206,29 @@ def test_a_network_of_pytorch_is_scaled_by_its_own_tensors():
         assert torch.equal(model(image), twin(image))
     changed = [n for n, t in twin.state_dict().items() if not torch.equal(t, before[n])]
     assert "stem.weight" in changed
+
+
+def test_all_parts_of_a_split_keep_the_scales_of_their_channels():
+    text = """
+    <ir_version: 10, opset_import: ["": 17]>
+    net (float[2, 3, 9, 8] x) => (float[2, 4, 9, 8] y)
+    {
+        a = Conv (x, w)
+        r = Relu (a)
+        left, right = Split <axis = 1> (r, sizes)
+        s = Add (left, right)
+        y = Conv (s, v)
+    }
+    """
+    model, generator = onnx.parser.parse_model(text), np.random.default_rng(0)
+    stored = {"w": generator.normal(size=(8, 3, 1, 1)), "v": generator.normal(size=(4, 4, 1, 1))}
+    for name, array in stored.items():
+        model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([4, 4]), "sizes"))
+    channels = channels_of(model, shapes_of(model))
+    rows = channels.roots(channels.layers[0].rows)
+    assert [*rows[:4]] == [*rows[4:]]
+    assert [*channels.roots(channels.layers[1].columns)[0]] == [*rows[:4]]
+    made = equalized(with_scales(model), shapes_of(model), only_gains=False)
+    assert made.changed
+    assert_same_bits(with_scales(model), made.model)
