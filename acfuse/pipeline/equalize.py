@@ -18,7 +18,7 @@ from acfuse.graph.copies import copied
 from acfuse.int8.equalize import Equalized, equalized, tensor_named
 from acfuse.int8.quantized import Loss, loss_of, quantized
 from acfuse.proof.leaves import Leaves
-from acfuse.proof.onnx_runtime import answers_in_onnx, image_of
+from acfuse.proof.onnx_runtime import answers_in_onnx, images_of
 from acfuse.proof.original import Original
 from acfuse.proof.running import Image, Inputs, floating_dtype, run
 from acfuse.proof.trace_onnx import values_of
@@ -83,7 +83,7 @@ def evened(
     Raises InputError where the scales would take a weight out of its range, NotEqual where the
     outputs are not the same bits.
     """
-    data = [image_of(model, inputs, sample) for sample in range(_samples(inputs))]
+    data = images_of(model, inputs)
     shapes = {name: tuple(value.shape) for name, value in values_of(model, data[0], limits)}
     scaled = equalized(model, shapes, only_gains=not everything)
     compared = _same_bits(model, scaled.model, data, limits) if scaled.changed else 0
@@ -119,10 +119,6 @@ def equalize_file(
         if made.is_taken:
             write_all({output: made.model.SerializeToString()})
     return made
-
-
-def _samples(inputs: Inputs | None) -> int:
-    return 3 if inputs is None else max(1, inputs.samples)
 
 
 def _same_bits(
@@ -180,14 +176,9 @@ def evened_network(
         for tensor, numbers in replaced:
             tensor.copy_(numbers)
     dtype, compared = floating_dtype(model), made.compared
-    for image in _scaled([_named(model, inputs, sample) for sample in range(_samples(inputs))]):
+    for image in _scaled(Original(model, inputs).given):
         compared += check_same_bits(run(model, image, dtype), run(twin, image, dtype))
     return twin, replace(made, compared=compared)
-
-
-def _named(model: nn.Module, inputs: Inputs, sample: int) -> Image:
-    original = Original(model, inputs)
-    return original.image(original.shapes, sample)
 
 
 def _by_name(model: nn.Module, file: onnx.ModelProto, made: Evened) -> list[tuple[Tensor, Tensor]]:

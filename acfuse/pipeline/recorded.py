@@ -12,7 +12,7 @@ from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.records import ReadOptions
 from acfuse.pipeline.job import Conversion
 from acfuse.proof import Check, Tolerance
-from acfuse.proof.onnx_runtime import answers_in_onnx, answers_of, image_of, session_of
+from acfuse.proof.onnx_runtime import answers_in_onnx, answers_of, images_of, session_of
 from acfuse.proof.results import (
     Results,
     Run,
@@ -45,14 +45,9 @@ def _results(conversion: Conversion) -> Results:
     if model is None:
         raise UsageError("--save-results: nothing can be run without --model and --input-shape.")
     answer = answers_in_onnx(model, job.limits, False)
-    images = [image_of(model, job.inputs, sample) for sample in range(_samples(conversion))]
+    images = images_of(model, job.inputs)
     runs = tuple(Run(image, only_tensors(answer(image))) for image in images)
     return Results(job.source.name, sha256, runs)
-
-
-def _samples(conversion: Conversion) -> int:
-    inputs = conversion.job.inputs
-    return 3 if inputs is None else max(1, inputs.samples)
 
 
 def compare_with_saved(

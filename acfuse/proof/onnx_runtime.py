@@ -385,6 +385,12 @@ def image_of(model: onnx.ModelProto, inputs: Inputs | None, sample: int = 0) -> 
     return images(shapes, (inputs.seed if inputs else 0) + sample, kinds)
 
 
+def images_of(model: onnx.ModelProto, inputs: Inputs | None) -> list[Image]:
+    """As many of these as a user asks for; three, where nothing is said."""
+    samples = 3 if inputs is None else max(1, inputs.samples)
+    return [image_of(model, inputs, sample) for sample in range(samples)]
+
+
 def _input_of(
     value: onnx.ValueInfoProto, named: tuple[Any, Kind] | None, free: list[tuple[Any, Kind]]
 ) -> tuple[tuple[int, ...], Kind]:
