@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from acfuse.errors import UsageError
 from acfuse.files.cost_table import CostTable, read_cost_table
 from acfuse.find import find_in_module
+from acfuse.findings import Findings
 from acfuse.graph.calls import Call
 from acfuse.graph.copies import copied, unwrapped
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.pipeline.convert import certified, logged, prove
 from acfuse.pipeline.convert import convert as convert_job
-from acfuse.pipeline.equalize import evened_network
 from acfuse.pipeline.job import Conversion, Job
 from acfuse.pipeline.locate import diagnosed
 from acfuse.proof import Inputs, Proofs, Tolerance
@@ -186,7 +186,10 @@ def equalize(model: nn.Module, *input_shapes: Shape, everything: bool = False) -
     would leave the range of its dtype.
     """
     inputs = Inputs(tuple((None, _shape(s)) for s in input_shapes))
-    return evened_network(model, inputs, everything=everything)[0]
+    model = unwrapped(model)
+    source = LiveSource.of(copied(model).eval() if model.training else model)
+    form, _ = source.fuse(Findings((), ())).evened(inputs, everything=everything)
+    return form.model
 
 
 def _shape(given: Any) -> Shape:

@@ -1,70 +1,69 @@
-"""equalize: a fused ONNX file with channels of even range, for 8 bits."""
+"""equalize: a fused file with channels of even range, for 8 bits."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from acfuse.commands.jobs import check_first, job_of
 from acfuse.commands.shown import progress_of
-from acfuse.options import COMMON_OPTIONS, INPUT_OPTIONS, option, takes
+from acfuse.options import (
+    COMMON_OPTIONS,
+    INPUT_OPTIONS,
+    MODEL_OPTIONS,
+    OUTPUT_OPTIONS,
+    option,
+    takes,
+)
 from acfuse.system.escape import columns, safe
 
 if TYPE_CHECKING:
-    from acfuse.pipeline.equalize import Evened
-
-SUFFIX = ".equalized.onnx"
+    from acfuse.int8.evened import Evened
 
 
 @click.command()
 @click.argument("fused", type=click.Path(path_type=Path))
 @takes(
     (
-        option("-o", "--output", type=click.Path(path_type=Path), help="File or directory."),
         option("--all", "everything", is_flag=True, help="Scale wherever that changes no bit, also "
                "where 8 bits lose more by it."),
     ),
+    OUTPUT_OPTIONS,
+    MODEL_OPTIONS,
     INPUT_OPTIONS,
     COMMON_OPTIONS,
 )  # fmt: skip
 def equalize(
     fused: Path,
-    output: Path | None,
     everything: bool,
-    force: bool,
     format: str,
     quiet: bool,
     verbose: int,
     **options: Any,
 ) -> None:
-    """Even out the ranges of an ONNX file's channels, for 8 bits, without changing a bit of it.
+    """Even out the ranges of a fused file's channels, for 8 bits, without changing a bit of it.
 
-    Scales are powers of two, which change no bit of what the model gives: that is proved by running
-    both. They are taken where 8 bits per tensor lose less by them. The inputs for that should be
-    real ones (--inputs FILE.npz).
+    FUSED is an ONNX file, or a checkpoint with its --model. Scales are powers of two, which change
+    no bit of what the model gives: that is proved by running both. They are taken where 8 bits per
+    tensor lose less by them. The inputs for that should be real ones (--inputs FILE.npz).
     """
     from acfuse.files.opened_file import check_given
+    from acfuse.pipeline.paths import equalized_path
     from acfuse.system.atomic_write import check_outputs
 
     check_given(fused, "FUSED")
-    path = _written_to(fused, output)
-    check_outputs([path], [fused], force=force)
-    with progress_of("Loading onnxruntime", quiet=quiet, verbose=verbose):
+    path = equalized_path(fused, options["output"])
+    check_outputs([path], [fused], force=options["force"])
+    check_first(fused, options)
+    with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import report
-        from acfuse.commands.jobs import inputs_of
         from acfuse.pipeline.equalize import equalize_file
 
-        made = equalize_file(fused, path, inputs_of(options), everything=everything, force=force)
+        path, made = equalize_file(job_of(fused, options), progress, everything=everything)
     if format == "json":
         report.print_json(describe(made, path))
     elif not quiet:
         click.echo("\n".join([*_table(made, report, verbose=verbose > 0), *_verdict(made, path)]))
-
-
-def _written_to(fused: Path, output: Path | None) -> Path:
-    name = f"{fused.name.removesuffix('.onnx')}{SUFFIX}"
-    if output is None:
-        return fused.with_name(name)
-    return output / name if output.is_dir() else output
 
 
 def describe(made: "Evened", path: Path) -> dict[str, Any]:
@@ -105,6 +104,6 @@ def _verdict(made: "Evened", path: Path) -> list[str]:
         return [*lines, "left    nothing is gained, and nothing was written"]
     return [
         *lines,
-        f"equal   {made.compared:,} numbers, each bit by bit, in onnxruntime",
+        f"equal   {made.compared:,} numbers, each bit by bit",
         f"wrote   {safe(path)}  ({path.stat().st_size:,} bytes)",
     ]

@@ -9,7 +9,7 @@ Equalization and Bias Correction, ICCV 2019): s = sqrt(r1 / r2) makes the range 
 row as large as the range r2 of the columns that read it. Here it is rounded to a power of two.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,12 +45,7 @@ def equalized(model: onnx.ModelProto, shapes: Shapes, *, only_gains: bool = True
     unless it is asked for all. Raises InputError where a weight would not be a normal number.
     """
     channels = channels_of(model, shapes)
-    stored = {t.name: t for t in model.graph.initializer}
-    arrays = {
-        layer.weight: np.array(numpy_helper.to_array(stored[layer.weight]))
-        for layer in channels.layers
-        if layer.weight in stored
-    }
+    arrays = stored_arrays(model, {layer.weight for layer in channels.layers})
     layers = [layer for layer in channels.layers if layer.weight in arrays]
     parts = [_Part.of(channels, layer, arrays[layer.weight]) for layer in layers]
     exponents = _chosen(channels, parts)
@@ -171,17 +166,17 @@ def scale(
             tensor = tensor_named(model, layer.weight)
             array = numpy_helper.to_array(tensor)
             matrix = times_power(layer.matrix(array), steps, layer.weight)
-            _put(tensor, layer.stored(matrix, array))
+            put(tensor, layer.stored(matrix, array))
             changed.append(layer.weight)
         if layer.bias is not None and out.any():
             tensor = tensor_named(model, layer.bias)
-            _put(tensor, times_power(numpy_helper.to_array(tensor), out, layer.bias))
+            put(tensor, times_power(numpy_helper.to_array(tensor), out, layer.bias))
             changed.append(layer.bias)
     for follower in channels.followers:
         steps = exponents[channels.roots(follower.classes)]
         if steps.any():
             tensor = tensor_named(model, follower.constant)
-            _put(tensor, times_power(numpy_helper.to_array(tensor), steps, follower.constant))
+            put(tensor, times_power(numpy_helper.to_array(tensor), steps, follower.constant))
             changed.append(follower.constant)
     return changed
 
@@ -203,6 +198,12 @@ def times_power(values: Array, exponents: NDArray[np.int64], name: str) -> Array
     return made
 
 
+def stored_arrays(model: onnx.ModelProto, names: Set[str]) -> dict[str, Array]:
+    """Those of a model's stored tensors that have one of these names."""
+    stored = (tensor for tensor in model.graph.initializer if tensor.name in names)
+    return {tensor.name: np.array(numpy_helper.to_array(tensor)) for tensor in stored}
+
+
 def tensor_named(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
     """A constant of a model, whether it is stored or a node gives it."""
     found: list[onnx.TensorProto] = [
@@ -213,6 +214,7 @@ def tensor_named(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
     return found[0]
 
 
-def _put(tensor: onnx.TensorProto, array: Array) -> None:
+def put(tensor: onnx.TensorProto, array: Array) -> None:
+    """Gives a constant other numbers."""
     name = tensor.name
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))

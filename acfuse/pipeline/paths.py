@@ -38,12 +38,17 @@ class Paths:
         return list(dict.fromkeys([self.checkpoint, *more, self.manifest]))
 
 
-def fused_path(source: Path, output: Path | None) -> Path:
+def equalized_path(fused: Path, output: Path | None) -> Path:
+    """The file of even ranges that is made of `fused`, likewise."""
+    return fused_path(fused, output, "equalized")
+
+
+def fused_path(source: Path, output: Path | None, becomes: str = "fused") -> Path:
     """The fused checkpoint of `source`: `output`, or the usual name in that or its own folder."""
     source = source.with_name(source.name.removesuffix(INDEX) or source.name)
     suffix = source.suffix if source.suffix in SUFFIXES else ".pth"
     suffix = ONNX if is_onnx(source) else suffix  # whatever it is called
-    name = f"{source.stem}.fused{suffix}"
+    name = f"{source.stem}.{becomes}{suffix}"
     if output is None:
         return source.parent / name
     if os.path.isdir(output):  # false, no error, for a name that is too long

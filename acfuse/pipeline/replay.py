@@ -58,9 +58,13 @@ def verify_files(job: Job, fused_path: Path, progress: Progress = silent) -> Con
     given = again.source, again.fused, job.inputs, job.tolerance, progress
     with unchanged(again.source.file.files):
         held = held_in(fused_path, reading, *given)
+        scales: tuple[Check, ...] = ()
+        if not held.is_run:
+            stored, scales = held.fused.unscaled(again.fused, job.inputs, job.limits)
+            held = replace(held, fused=stored)
         certificates = certified(held.fused, progress, by_others=True, exhaustive=job.exhaustive)
         compared = () if held.is_run else held.fused.compare(job.inputs, job.tolerance, progress)
-    checks, notes = (*held.checks, *compared), held.notes
+    checks, notes = (*held.checks, *compared, *scales), held.notes
     beside = held.fused.beside
     if beside.unlike:
         # What was rounded once, and stands where acfuse would put it, is taken for its own.
@@ -99,7 +103,9 @@ def verified(
     """Proves that a fused file is its original; so is the ONNX file that was exported, if any."""
     job, source = again.job, again.source
     stored = again.fused.with_file(fused_path, job.reading_fused, unchanged=unchanged)
-    proofs = prove(stored, job.inputs, job.tolerance, progress, exhaustive=job.exhaustive)
+    plain, scales = stored.unscaled(again.fused, job.inputs, job.limits)
+    proofs = prove(plain, job.inputs, job.tolerance, progress, exhaustive=job.exhaustive)
+    proofs = replace(proofs, checks=(*proofs.checks, *scales))
     if source.network is not None and job.inputs is not None:
         if job.pt2 and unchanged:
             progress("the .pt2 file in torch")
@@ -115,7 +121,7 @@ def verified(
         if onnx_path is not None:
             check = compared_onnx(again, stored, onnx_path, progress, unchanged=unchanged)
             proofs = replace(proofs, checks=(*proofs.checks, check))
-    return concluded(job, source, stored, proofs)
+    return concluded(job, source, plain, proofs)
 
 
 def compared_onnx(
@@ -207,18 +213,23 @@ def export_file(job: Job, progress: Progress = silent) -> Path:
     progress = logged(progress)
     path = exported_path(job.source, job.output)
     with reserved([path], [job.source], force=job.force):
-        try:
-            source = opened(job, progress)
-        except InputError:
-            known = _as_fused(job)
-            if known is None:
-                raise
-            source = known
+        source = as_it_is(job, progress)
         if source.network is None:
             raise UsageError(source.without_network)
         file = _equal_onnx(source, source.fuse(Findings((), ())), job, progress)
         write_all({path: file.bytes})
     return path
+
+
+def as_it_is(job: Job, progress: Progress = silent) -> Source:
+    """A file that is taken as it stands, fused or not."""
+    try:
+        return opened(job, progress)
+    except InputError:
+        known = _as_fused(job)
+        if known is None:
+            raise
+        return known
 
 
 def _as_fused(job: Job) -> LiveSource | None:

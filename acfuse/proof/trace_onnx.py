@@ -58,6 +58,13 @@ def values_of(
     yield from _values(model, [*filter(None, wanted)], image, limits)
 
 
+def shapes_in(
+    model: onnx.ModelProto, image: Image, limits: Limits = LIMITS
+) -> dict[str, tuple[int, ...]]:
+    """The shape of each of these values."""
+    return {name: tuple(value.shape) for name, value in values_of(model, image, limits)}
+
+
 def _values(
     model: onnx.ModelProto, wanted: Sequence[str], image: Image, limits: Limits
 ) -> Iterator[tuple[str, Tensor]]:

@@ -15,6 +15,7 @@ NAMES = {
     "weights": "whole model in float64, weights as stored",
     "rounding": "whole model as it ships",
     "rewriting": "what acfuse rewrote, read back",
+    "scales": "channels times powers of two, which change no bit",
     "onnx": "ONNX file in onnxruntime against the original model",
     "pt2": ".pt2 file in torch against the original model",
     "results": "outputs beside those that were kept of the original",

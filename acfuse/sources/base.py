@@ -17,17 +17,23 @@ from acfuse.files.opened_file import FileState
 from acfuse.files.records import DEFAULTS, ReadOptions
 from acfuse.files.write import Write
 from acfuse.findings import Block, Findings, Refused, Run, Size
+from acfuse.int8.evened import Evened
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.faults import diagnose_numbers
 from acfuse.proof.folded import other_eps, slack_of
 from acfuse.proof.original import Original
 from acfuse.proof.planted import Planted
+from acfuse.system.limits import LIMITS, Limits
 from acfuse.targets.onnx_export import OnnxFile
 
 Progress = Callable[[str], None]
 Weights = tuple[Tensor, Tensor]  # the weight and bias of a convolution, as stored
 NEEDS_CODE = "an ONNX file needs the model's code: give --model package.module:factory."
+NEEDS_A_PROGRAM = (
+    "evening out ranges needs what stands between the layers: give --model package.module:factory "
+    "and --input-shape, or an ONNX file."
+)
 
 
 def silent(_: str) -> None:
@@ -172,6 +178,25 @@ class Fused(ABC):
     @abstractmethod
     def with_weights(self, given: Mapping[str, Weights]) -> Self:
         """The same with other numbers in some of the new convolutions."""
+
+    def evened(
+        self, inputs: Inputs | None, limits: Limits = LIMITS, *, everything: bool = False
+    ) -> "tuple[Self, Evened]":
+        """The same with channels of even range, where 8 bits gain by that, or with `everything`.
+
+        What it gives is proved to be the same, bit by bit. Raises UsageError where nobody knows
+        what stands between its layers.
+        """
+        raise UsageError(NEEDS_A_PROGRAM)
+
+    def unscaled(
+        self, own: Self, inputs: Inputs | None, limits: Limits = LIMITS
+    ) -> tuple[Self, tuple[Check, ...]]:
+        """A file's form with the scales of acfuse's `own`, and a check that all else is the same.
+
+        Where its channels have no other scales, or nobody knows, it is the form itself.
+        """
+        return self, ()
 
     def original(self, inputs: Inputs) -> Original | None:
         """The original as it is run; None where there is no network."""

@@ -27,6 +27,7 @@ from acfuse.graph.fx_operators import convolutions_of
 from acfuse.graph.fx_read import conv_of, is_norm
 from acfuse.graph.fx_sites import replaced_layers
 from acfuse.graph.fx_write import FusedForward
+from acfuse.int8.evened import Evened
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.patterns.states import state_of
 from acfuse.proof import Check, Inputs, Tolerance, diagnose
@@ -41,6 +42,7 @@ from acfuse.proof.live_program import (
 from acfuse.proof.original import Original, is_trained
 from acfuse.proof.planted import Planted, planted_in_tensors
 from acfuse.proof.running import floating_dtype, images, kinds_of, named_shapes, run
+from acfuse.proof.same_bits import same_bits_in_torch
 from acfuse.proof.whole import compare_models
 from acfuse.proof.witness import Given
 from acfuse.rewrite import fused_copy, fused_tensors, without_nonfinite
@@ -53,6 +55,7 @@ from acfuse.sources.bare import (
     untouched,
 )
 from acfuse.sources.base import (
+    NEEDS_A_PROGRAM,
     FindOptions,
     Fused,
     Progress,
@@ -61,8 +64,10 @@ from acfuse.sources.base import (
     Weights,
     silent,
 )
+from acfuse.sources.scales import evened_tensors, same_scales, tensors_without_scales
 from acfuse.system.devices import CPU, device_of
 from acfuse.system.dispatch import DispatchMode
+from acfuse.system.limits import LIMITS, Limits
 from acfuse.system.memory import no_collection
 
 
@@ -254,7 +259,37 @@ class LiveFused(Fused):
         return kept_of(self.checkpoint, self.found)
 
     def with_weights(self, given: Mapping[str, Weights]) -> "LiveFused":
-        model, tensors = copied(self.model), {**self.checkpoint, **named_tensors(given)}
+        return self._with_tensors(named_tensors(given))
+
+    def evened(
+        self, inputs: Inputs | None, limits: Limits = LIMITS, *, everything: bool = False
+    ) -> "tuple[LiveFused, Evened]":
+        if inputs is None:
+            raise UsageError(NEEDS_A_PROGRAM)
+        network = self.network
+        changed, made = evened_tensors(network, inputs, limits, everything=everything)
+        if not made.is_taken:
+            return self, made
+        other = self._with_tensors(changed)
+        compared = same_bits_in_torch(network, other.network, inputs)
+        return other, replace(made, compared=made.compared + compared)
+
+    def unscaled(
+        self, own: "LiveFused", inputs: Inputs | None, limits: Limits = LIMITS
+    ) -> "tuple[LiveFused, tuple[Check, ...]]":
+        if inputs is None:
+            return self, ()
+        network = self.network
+        changed = tensors_without_scales(network, own.network, inputs, limits)
+        if not changed:
+            return self, ()
+        plain = self._with_tensors(changed)
+        compare = partial(same_bits_in_torch, plain.network, network, inputs)
+        return plain, (same_scales(compare),)
+
+    def _with_tensors(self, given: Mapping[str, Tensor]) -> "LiveFused":
+        """The same with other numbers in some of its tensors."""
+        model, tensors = copied(self.model), {**self.checkpoint, **given}
         assigned(model, tensors)
         model.to(device_of(self.model))
         return replace(self, model=model, read_back=tensors)

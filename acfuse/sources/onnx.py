@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,19 @@ from acfuse.graph.onnx_opset import in_opset
 from acfuse.graph.onnx_plain import plain
 from acfuse.graph.onnx_values import CONVOLUTIONS, opset_of, reads_within, stored_tensors
 from acfuse.graph.onnx_write import Placed, put_back, read_anywhere, sweep
+from acfuse.int8.evened import Evened, evened
+from acfuse.int8.unscaled import unscaled
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.onnx_plugins import cut, ends_before_plugins, plugins_of
 from acfuse.proof.onnx_program import compare_programs
 from acfuse.proof.onnx_rewriting import Rewritten, compare_rewriting
-from acfuse.proof.onnx_runtime import compare_files
+from acfuse.proof.onnx_runtime import compare_files, image_of
 from acfuse.proof.planted import Planted, planted_in_onnx
+from acfuse.proof.same_bits import same_bits_in_onnx
+from acfuse.proof.trace_onnx import shapes_in
 from acfuse.sources.base import FindOptions, Fused, Progress, Source, SourceFile, Weights, silent
 from acfuse.sources.onnx_find import Wanted, find_in_model
+from acfuse.sources.scales import is_far, same_scales
 from acfuse.system.escape import one_line
 from acfuse.system.limits import LIMITS, Limits
 from acfuse.targets.onnx_export import OnnxFile, count_nodes
@@ -226,6 +231,29 @@ class OnnxFused(Fused):
                 tensors[key] = stored[key]
         layers = [tuple(p and _restored(p, tensors) for p in block) for block in self.layers]
         return replace(self, model=model, layers=tuple(layers))
+
+    def evened(
+        self, inputs: Inputs | None, limits: Limits = LIMITS, *, everything: bool = False
+    ) -> "tuple[OnnxFused, Evened]":
+        made = evened(self.model, inputs, limits, everything=everything)
+        return (with_tensors(self, made.model, "it") if made.is_taken else self), made
+
+    def unscaled(
+        self, own: "OnnxFused", inputs: Inputs | None, limits: Limits = LIMITS
+    ) -> "tuple[OnnxFused, tuple[Check, ...]]":
+        before, after = (numbers_of(form.model)[0] for form in (own, self))
+        if not is_far((after[n], t) for n, t in before.items() if n in after):
+            return self, ()
+        try:
+            shapes = shapes_in(own.model, image_of(own.model, inputs), limits)
+        except InputError:  # it cannot be run
+            return self, ()
+        found = unscaled(self.model, own.model, shapes)
+        if found is None:
+            return self, ()
+        plain = with_tensors(own, found[0], "it")
+        compare = partial(same_bits_in_onnx, plain.model, self.model, inputs, limits)
+        return plain, (same_scales(compare),)
 
     def planted(self, path: Path, read: ReadOptions, most: int) -> list[Planted]:
         file, _ = read_onnx(path, ReadOptions(limits=read.limits))

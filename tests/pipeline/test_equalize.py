@@ -14,13 +14,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from acfuse.errors import InputError, NotEqual
+from acfuse.findings import Findings
+from acfuse.int8 import evened as module
 from acfuse.int8.channels import channels_of
 from acfuse.int8.equalize import equalized, scale, tensor_named, times_power
-from acfuse.pipeline import equalize
-from acfuse.pipeline.equalize import check_same_bits, evened, evened_network
+from acfuse.int8.evened import evened
 from acfuse.proof import Inputs
 from acfuse.proof.onnx_runtime import answers_in_onnx, image_of
+from acfuse.proof.same_bits import check_same_bits
 from acfuse.proof.trace_onnx import values_of
+from acfuse.sources.live import LiveSource
 from acfuse.system.limits import LIMITS
 from sample_models import awake
 from tests.pipeline.converter import as_onnx
@@ -166,7 +169,7 @@ def test_a_weight_that_would_leave_its_range_is_refused():
 
 def test_one_bit_that_changes_is_seen(monkeypatch):
     model = with_scales(file_of(awake(Mixed([0]), 0)))
-    whole = equalize.equalized
+    whole = module.equalized
 
     def wrong(*args, **settings):
         made = whole(*args, **settings)
@@ -177,7 +180,7 @@ def test_one_bit_that_changes_is_seen(monkeypatch):
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
         return made
 
-    monkeypatch.setattr(equalize, "equalized", wrong)
+    monkeypatch.setattr(module, "equalized", wrong)
     with pytest.raises(NotEqual, match="are not the same after scaling by powers of two"):
         evened(model, INPUTS)
 
@@ -198,7 +201,8 @@ def test_a_network_of_pytorch_is_scaled_by_its_own_tensors():
         model.stem.bias[2] *= 64
         model.parts[0].weight[:, 2] /= 64
     before = copy.deepcopy(model.state_dict())
-    twin, made = evened_network(model, INPUTS)
+    form, made = LiveSource.of(model).fuse(Findings((), ())).evened(INPUTS)
+    twin = form.model
     assert made.is_taken
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
