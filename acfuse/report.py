@@ -326,6 +326,13 @@ def _summary(conversion: Conversion, *, writes: bool) -> list[str]:
         )
     lines += [f"{_verdict(c):<8}{_check_line(c)}" for c in proofs.checks]
     lines += [f"warning {c.warning}" for c in proofs.checks if c.warning]
+    if (evened := conversion.evened) is not None:
+        lines.append(f"8 bits  {evened.summary}")
+        lines.append(
+            f"equal   ranges evened out: {evened.compared:,} numbers are the same, bit by bit"
+            if evened.is_taken
+            else "note    nothing is gained by evening out ranges: they are left as they are"
+        )
     if not proofs.passed:
         lines.append(f"FAILED  {safe(proofs.fault)}")
         if conversion.diagnosis:

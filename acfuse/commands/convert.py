@@ -39,6 +39,14 @@ def _wanted(options: Mapping[str, Any]) -> list[Path]:
        writes=_wanted)  # fmt: skip
 @REPORT
 @option("--pt2", is_flag=True, help="Write a program of torch.export (.pt2) as well.")
+@option(
+    "--equalize",
+    is_flag=False,
+    flag_value="gain",
+    type=click.Choice(["gain", "force"]),
+    help="Even out the ranges of channels for 8 bits, by powers of two, which change no bit: "
+    "where 8 bits gain by it, or with --equalize=force wherever it can be done.",
+)
 @option("--no-onnx", is_flag=True, help="Write the checkpoint alone.")
 @option("--allow-empty", is_flag=True, help="Succeed where there is nothing to fuse.")
 @option(

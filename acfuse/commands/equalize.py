@@ -61,26 +61,10 @@ def equalize(
 
         path, made = equalize_file(job_of(fused, options), progress, everything=everything)
     if format == "json":
-        report.print_json(describe(made, path))
+        written = [str(path)] if made.is_taken else []
+        report.print_json({"written": written, **made.to_json()})
     elif not quiet:
         click.echo("\n".join([*_table(made, report, verbose=verbose > 0), *_verdict(made, path)]))
-
-
-def describe(made: "Evened", path: Path) -> dict[str, Any]:
-    """What became of it, for a program."""
-    return {
-        "taken": made.is_taken,
-        "written": [str(path)] if made.is_taken else [],
-        "gain_db": made.gain,
-        "before_db": vars(made.before),
-        "after_db": vars(made.after),
-        "random_inputs": made.is_random,
-        "compared": made.compared,
-        "layers": [
-            {"name": row.name, "before_bits": row.before, "after_bits": row.after, "why": row.why}
-            for row in made.rows
-        ],
-    }
 
 
 def _table(made: "Evened", report: Any, *, verbose: bool) -> list[str]:
@@ -93,13 +77,9 @@ def _table(made: "Evened", report: Any, *, verbose: bool) -> list[str]:
 
 
 def _verdict(made: "Evened", path: Path) -> list[str]:
-    before, after = made.before, made.after
-    lines = [
-        f"8 bits  per tensor, as written: {before.written:.1f} dB -> {after.written:.1f} dB, "
-        f"executed here: {before.executed:.1f} dB -> {after.executed:.1f} dB",
-    ]
+    lines = [f"8 bits  {made.summary}"]
     if made.is_random:
-        lines.append("note    inputs were made up: give real ones with --inputs FILE.npz")
+        lines.append("note    give real inputs with --inputs FILE.npz: ranges are measured on them")
     if not made.is_taken:
         return [*lines, "left    nothing is gained, and nothing was written"]
     return [

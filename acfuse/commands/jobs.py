@@ -85,6 +85,7 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
 
     plain = (
         "model", "model_args", "key", "prefix", "sha256", "bn_eps", "opset", "dynamic", "device",
+        "equalize",
     )  # fmt: skip
     changes: dict[str, Any] = {name: options.get(name) for name in plain}
     flags = ("force", "allow_nonfinite", "fix_initializers", "no_runtime", "exhaustive")
@@ -122,9 +123,28 @@ def inputs_of(options: dict[str, Any]) -> "Inputs | None":
     return inputs if file is None else inputs.with_file(file)
 
 
+def _without_needless(source: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Options for an ONNX file: what the configuration says of a network's code is no part of it.
+
+    What is given on the command line is, and refused.
+    """
+    from acfuse.files.detect import is_onnx
+
+    if not is_onnx(source):
+        return options
+    context = click.get_current_context()
+    given = {n for n in OF_CODE if context.get_parameter_source(n) != ParameterSource.DEFAULT_MAP}
+    return {name: v for name, v in options.items() if name not in OF_CODE or name in given}
+
+
+OF_CODE = ("model", "model_args", "key", "prefix", "allow_class", "allow_package", "bn_eps",
+           "patterns", "assume")  # fmt: skip
+
+
 def job_of(source: Path, options: dict[str, Any]) -> "Job":
     from acfuse.pipeline.job import Job
 
+    options = _without_needless(source, options)
     job = Job(
         source,
         output=options.get("output"),

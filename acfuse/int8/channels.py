@@ -45,6 +45,12 @@ class Layer:
     groups: int = 1
     is_turned: bool = False  # its first two axes are [in, out]: ConvTranspose, Gemm, MatMul
 
+    @property
+    def label(self) -> str:
+        """What a reader calls it: by its weight, if that has a name of its author's."""
+        name = self.weight.removesuffix(".weight")
+        return name if name != self.weight else self.name
+
     def matrix(self, stored: NDArray[np.floating]) -> NDArray[np.floating]:
         """Its weight as [out, in of a group, taps]."""
         if not self.is_turned:

@@ -9,7 +9,7 @@ Equalization and Bias Correction, ICCV 2019): s = sqrt(r1 / r2) makes the range 
 row as large as the range r2 of the columns that read it. Here it is rounded to a power of two.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from acfuse.errors import InputError
-from acfuse.int8.channels import Channels, Layer, Shapes, channels_of
+from acfuse.int8.channels import Channels, Follower, Layer, Shapes, channels_of
 
 SWEEPS = 64  # at most: each evens what is left by about half
 LEVELS = 127  # of 8 bits on either side of zero
@@ -26,12 +26,35 @@ Array = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
+class Scales:
+    """By which power of two each class of channels is scaled."""
+
+    channels: Channels = field(repr=False)
+    exponents: NDArray[np.int64] = field(repr=False)
+
+    def rows(self, layer: Layer) -> NDArray[np.int64]:
+        """The exponent of each channel that a layer gives, [out]."""
+        return self.exponents[self.channels.roots(layer.rows)]
+
+    def columns(self, layer: Layer) -> NDArray[np.int64]:
+        """Those of the channels that each of its rows reads, [out, in of a group]."""
+        return self.exponents[self.channels.roots(layer.columns)]
+
+    def following(self, follower: Follower) -> NDArray[np.int64]:
+        """Those of a constant that is added, in its own shape."""
+        return self.exponents[self.channels.roots(follower.classes)]
+
+    def turned(self) -> "Scales":
+        """The way back."""
+        return Scales(self.channels, -self.exponents)
+
+
+@dataclass(frozen=True)
 class Equalized:
-    """A model with other scales, the exponent of each channel of each layer, and what stayed."""
+    """A model with other scales, and what stayed."""
 
     model: onnx.ModelProto = field(repr=False)
-    layers: tuple[Layer, ...] = field(repr=False)
-    exponents: Mapping[str, NDArray[np.int64]] = field(repr=False)  # by layer: of its outputs
+    scales: Scales = field(repr=False)
     changed: tuple[str, ...] = ()  # tensors
     reasons: Mapping[str, str] = field(default_factory=dict)  # by layer: why its outputs stay
     lost_before: tuple[tuple[Layer, float], ...] = ()  # bits, per tensor
@@ -45,15 +68,16 @@ def equalized(model: onnx.ModelProto, shapes: Shapes, *, only_gains: bool = True
     unless it is asked for all. Raises InputError where a weight would not be a normal number.
     """
     channels = channels_of(model, shapes)
-    arrays = stored_arrays(model, {layer.weight for layer in channels.layers})
-    layers = [layer for layer in channels.layers if layer.weight in arrays]
+    layers = channels.layers
+    arrays = arrays_of(model, [layer.weight for layer in layers])
     parts = [_Part.of(channels, layer, arrays[layer.weight]) for layer in layers]
     exponents = _chosen(channels, parts)
     if only_gains:
         exponents = _where_it_gains(channels, parts, exponents)
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
-    changed = [*scale(twin, channels, layers, exponents)]
+    scales = Scales(channels, exponents)
+    changed = scale(twin, scales)
     pinned = {root: why for root, why in channels.pinned.items() if channels.find(root) == root}
     rows = {layer.name: channels.roots(layer.rows) for layer in layers}
     reasons = {
@@ -61,13 +85,12 @@ def equalized(model: onnx.ModelProto, shapes: Shapes, *, only_gains: bool = True
         for name, ids in rows.items()
         if all(int(i) in pinned for i in ids)
     }
-    own = {name: exponents[ids] for name, ids in rows.items()}
     lost = [
         tuple((layer, bits_lost(layer, numpy_helper.to_array(tensor_named(m, layer.weight))))
               for layer in layers)
         for m in (model, twin)
     ]  # fmt: skip
-    return Equalized(twin, tuple(layers), own, tuple(changed), reasons, *lost)
+    return Equalized(twin, scales, tuple(changed), reasons, *lost)
 
 
 def bits_lost(layer: Layer, weight: Array) -> float:
@@ -154,28 +177,26 @@ def _where_it_gains(
     return exponents
 
 
-def scale(
-    model: onnx.ModelProto, channels: Channels, layers: list[Layer], exponents: NDArray[np.int64]
-) -> list[str]:
+def scale(model: onnx.ModelProto, scales: Scales) -> list[str]:
     """Scales every weight, bias and constant of a model; the names of those that changed."""
-    changed = []
-    for layer in layers:
-        out, inside = (exponents[channels.roots(ids)] for ids in (layer.rows, layer.columns))
-        steps = (out[:, None] - inside)[:, :, None]
+    changed, constants = [], constants_named(model)
+    for layer in scales.channels.layers:
+        out = scales.rows(layer)
+        steps = (out[:, None] - scales.columns(layer))[:, :, None]
         if steps.any():
-            tensor = tensor_named(model, layer.weight)
+            tensor = constants[layer.weight]
             array = numpy_helper.to_array(tensor)
             matrix = times_power(layer.matrix(array), steps, layer.weight)
             put(tensor, layer.stored(matrix, array))
             changed.append(layer.weight)
         if layer.bias is not None and out.any():
-            tensor = tensor_named(model, layer.bias)
+            tensor = constants[layer.bias]
             put(tensor, times_power(numpy_helper.to_array(tensor), out, layer.bias))
             changed.append(layer.bias)
-    for follower in channels.followers:
-        steps = exponents[channels.roots(follower.classes)]
+    for follower in scales.channels.followers:
+        steps = scales.following(follower)
         if steps.any():
-            tensor = tensor_named(model, follower.constant)
+            tensor = constants[follower.constant]
             put(tensor, times_power(numpy_helper.to_array(tensor), steps, follower.constant))
             changed.append(follower.constant)
     return changed
@@ -198,20 +219,22 @@ def times_power(values: Array, exponents: NDArray[np.int64], name: str) -> Array
     return made
 
 
-def stored_arrays(model: onnx.ModelProto, names: Set[str]) -> dict[str, Array]:
-    """Those of a model's stored tensors that have one of these names."""
-    stored = (tensor for tensor in model.graph.initializer if tensor.name in names)
-    return {tensor.name: np.array(numpy_helper.to_array(tensor)) for tensor in stored}
+def constants_named(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The constants of a model, whether they are stored or a node gives them."""
+    nodes = (node for node in model.graph.node if node.op_type == "Constant")
+    given = {node.output[0]: a.t for node in nodes for a in node.attribute if a.name == "value"}
+    return given | {stored.name: stored for stored in model.graph.initializer}
 
 
 def tensor_named(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
-    """A constant of a model, whether it is stored or a node gives it."""
-    found: list[onnx.TensorProto] = [
-        stored for stored in model.graph.initializer if stored.name == name
-    ]
-    nodes = (node for node in model.graph.node if name in node.output)
-    found += [a.t for node in nodes for a in node.attribute if a.name == "value"]
-    return found[0]
+    """One of these."""
+    return constants_named(model)[name]
+
+
+def arrays_of(model: onnx.ModelProto, names: Iterable[str]) -> dict[str, Array]:
+    """The numbers of those constants that have one of these names."""
+    known = constants_named(model)
+    return {n: np.array(numpy_helper.to_array(known[n])) for n in names if n in known}
 
 
 def put(tensor: onnx.TensorProto, array: Array) -> None:

@@ -1,6 +1,7 @@
 """An ONNX model with channels of even range, of which every bit of what it gives is proved."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import onnx
 
@@ -43,16 +44,43 @@ class Evened:
         """What 8 bits per tensor lose of each layer, before and after."""
         after = {layer.name: lost for layer, lost in self.scaled.lost_after}
         return tuple(
-            Row(layer.name, lost, after[layer.name] if self.is_taken else lost,
+            Row(layer.label, lost, after[layer.name] if self.is_taken else lost,
                 self.scaled.reasons.get(layer.name, ""))
             for layer, lost in self.scaled.lost_before
         )  # fmt: skip
 
     @property
+    def summary(self) -> str:
+        """What 8 bits per tensor lose before and after, in words."""
+        before, after = self.before, self.after
+        inputs = ", on inputs that were made up" if self.is_random else ""
+        return (
+            f"per tensor, as written: {before.written:.1f} dB -> {after.written:.1f} dB, executed "
+            f"here: {before.executed:.1f} dB -> {after.executed:.1f} dB{inputs}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it but the model, for a program."""
+        return {
+            "taken": self.is_taken,
+            "gain_db": self.gain,
+            "before_db": vars(self.before),
+            "after_db": vars(self.after),
+            "random_inputs": self.is_random,
+            "compared": self.compared,
+            "layers": [
+                {"name": row.name, "before_bits": row.before, "after_bits": row.after,
+                 "why": row.why}
+                for row in self.rows
+            ],
+        }  # fmt: skip
+
+    @property
     def gain(self) -> float:
         """What is gained in dB, as written and as executed: the smaller of both."""
-        return min(self.after.written - self.before.written,
-                   self.after.executed - self.before.executed)  # fmt: skip
+        before, after = self.before, self.after
+        pairs = (after.written, before.written), (after.executed, before.executed)
+        return min(0.0 if a == b else a - b for a, b in pairs)  # both may be infinite
 
 
 def evened(

@@ -11,38 +11,41 @@ from numpy.typing import NDArray
 
 from acfuse.errors import InputError
 from acfuse.int8.channels import Channels, Layer, Shapes, channels_of
-from acfuse.int8.equalize import scale, stored_arrays
+from acfuse.int8.equalize import Scales, arrays_of, scale
 
 Exponents = NDArray[np.int64]
 
 
-def unscaled(
-    file: onnx.ModelProto, own: onnx.ModelProto, shapes: Shapes
-) -> tuple[onnx.ModelProto, tuple[str, ...]] | None:
-    """A copy of `file` with the scales of `own`, and the names of the tensors that changed.
+def unscaled(file: onnx.ModelProto, own: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto | None:
+    """A copy of `file` with the scales of `own`. None where it is not scaled, or has other tensors.
 
-    `shapes` are those of `own`'s values. None where `file` is not scaled, or has other tensors.
+    `shapes` are those of `own`'s values.
     """
+    scales = scales_between(own, file, shapes)
+    if scales is None:
+        return None
+    twin = onnx.ModelProto()
+    twin.CopyFrom(file)
+    try:
+        scale(twin, scales.turned())
+    except (InputError, KeyError, ValueError):  # a bias is not there, or of another shape
+        return None
+    return twin
+
+
+def scales_between(own: onnx.ModelProto, file: onnx.ModelProto, shapes: Shapes) -> Scales | None:
+    """The scales that make `file` of `own`; None where there are none, or it has other tensors."""
     channels = channels_of(own, shapes)
-    names = {layer.weight for layer in channels.layers}
-    one, other = stored_arrays(own, names), stored_arrays(file, names)
+    names = [layer.weight for layer in channels.layers]
+    one, other = arrays_of(own, names), arrays_of(file, names)
     if any(
         name not in other or (array.shape, array.dtype) != (other[name].shape, other[name].dtype)
         for name, array in one.items()
     ):
         return None
-    layers = [layer for layer in channels.layers if layer.weight in one]
-    differences = [_Difference.of(channels, x, one[x.weight], other[x.weight]) for x in layers]
-    exponents = _solved(channels, differences)
-    if not exponents.any():
-        return None
-    twin = onnx.ModelProto()
-    twin.CopyFrom(file)
-    try:
-        changed = scale(twin, channels, layers, -exponents)
-    except (InputError, IndexError, ValueError):  # a bias is not there, or of another shape
-        return None
-    return twin, tuple(changed)
+    pairs = ((layer, one[layer.weight], other[layer.weight]) for layer in channels.layers)
+    exponents = _solved(channels, [_Difference.of(channels, *pair) for pair in pairs])
+    return Scales(channels, exponents) if exponents.any() else None
 
 
 class _Difference:

@@ -1,4 +1,7 @@
-"""The pipeline: open, find, fuse, prove, export, save. Nothing is written before it is proved."""
+"""The pipeline: open, find, fuse, prove, export, save. Nothing is written before it is proved.
+
+Between proof and export, --equalize evens out the ranges of what was proved.
+"""
 
 import contextlib
 import logging
@@ -8,6 +11,7 @@ from dataclasses import replace
 from acfuse.errors import InputError, UsageError
 from acfuse.files.opened_file import unchanged
 from acfuse.findings import Findings
+from acfuse.int8.evened import Evened
 from acfuse.pipeline.early import without_inputs
 from acfuse.pipeline.explain import already_fused, nothing_to_fuse, refused_after_all
 from acfuse.pipeline.job import Conversion, Exports, Job
@@ -40,8 +44,12 @@ def convert(job: Job, progress: Progress = silent) -> Conversion:
             findings = find(source, job, progress)
             fused = fuse(source, findings, job, progress)
             proofs = prove(fused, job.inputs, job.tolerance, progress, exhaustive=job.exhaustive)
-            exports = export(source, fused, job, progress) if proofs.passed else Exports()
-        return save(concluded(job, source, fused, proofs, exports), fused)
+            if not proofs.passed:
+                return concluded(job, source, fused, proofs)
+            form, evened = equalize(fused, job, progress)
+            exports = export(source, form, job, progress)
+        conversion = concluded(job, source, fused, proofs, exports)
+        return save(replace(conversion, evened=evened), form)
 
 
 def logged(progress: Progress) -> Progress:
@@ -146,10 +154,18 @@ def certified(
     return judged_as_folded(fused.found, certificates, fused.stored, fused.anew)
 
 
+def equalize(fused: Fused, job: Job, progress: Progress = silent) -> tuple[Fused, Evened | None]:
+    """The fused form with channels of even range, where that is asked for and gains something."""
+    if job.equalize is None:
+        return fused, None
+    progress("evening out ranges")
+    return fused.evened(job.inputs, job.limits, everything=job.equalize == "force")
+
+
 def export(source: Source, fused: Fused, job: Job, progress: Progress = silent) -> Exports:
     """The files besides the fused one, each compared with the original, or why there is none."""
     if fused.onnx_file is not None:  # it is written as it is
-        return Exports()
+        return Exports(fused.onnx_file)
     onnx, pt2 = None, None
     checks: list[Check] = []
     notes = []
@@ -224,7 +240,7 @@ def concluded(
     `traced` runs what was compared with the original, if that is not the fused form itself.
     """
     exports = exports or Exports()
-    if exports.onnx is not None and not exports.checks[0].passed:
+    if exports.onnx is not None and exports.checks and not exports.checks[0].passed:
         made = exports.onnx.model
         traced = lambda image, _: trace_of_onnx(made, image, job.limits)  # noqa: E731
     proofs = replace(proofs, checks=(*proofs.checks, *exports.checks))

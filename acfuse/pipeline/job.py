@@ -10,6 +10,7 @@ from acfuse.files.cost_table import CostTable
 from acfuse.files.opened_file import FileState
 from acfuse.files.records import ReadOptions
 from acfuse.findings import Findings, Size
+from acfuse.int8.evened import Evened
 from acfuse.patterns import Pattern, known_patterns
 from acfuse.pipeline.paths import Paths, fused_path
 from acfuse.proof import Check, Inputs, Proofs, Tolerance
@@ -49,6 +50,7 @@ class Job:
     fix_initializers: bool = False
     no_runtime: bool = False
     exhaustive: bool = False
+    equalize: str | None = None  # "gain" where 8 bits gain by it, "force" wherever it is exact
     device: str | None = None  # the CPU
     dry_run: bool = False
 
@@ -139,6 +141,7 @@ class Conversion:
     written: tuple[Path, ...] = ()
     files: Mapping[Path, FileState] = field(default_factory=dict)  # that were read
     fused: Fused | None = field(default=None, repr=False, compare=False)  # what was proved
+    evened: Evened | None = field(default=None, repr=False)  # if that was asked for
 
     @property
     def diagnosis(self) -> str:

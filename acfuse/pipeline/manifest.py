@@ -76,6 +76,7 @@ def describe(
         "before": vars_of(conversion.sizes[0]),
         "after": vars_of(conversion.sizes[1]),
         **findings_json(conversion.findings, proofs),
+        "equalized": None if conversion.evened is None else conversion.evened.to_json(),
         "checks": [vars_of(check) for check in proofs.checks],
         "notes": [*conversion.notes, *proofs.notes],
     }  # fmt: skip
@@ -122,6 +123,7 @@ def asked_of(job: Job, folder: Path) -> dict[str, Any]:
             "samples": job.inputs.samples,
         },
         "asked": {
+            "equalize": job.equalize,
             "onnx": job.onnx,
             "pt2": job.pt2,
             "opset": job.opset,

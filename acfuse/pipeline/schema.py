@@ -58,6 +58,7 @@ class OutputTolerance(TypedDict):
 class Asked(TypedDict):
     """What was asked for, by which an earlier result is known again."""
 
+    equalize: NotRequired[Literal["gain", "force"] | None]
     onnx: bool
     pt2: bool
     opset: Count | None
@@ -145,6 +146,34 @@ class WholeCheck(TypedDict):
     needed: NotRequired[dict[str, float]]
 
 
+class Loss(TypedDict):
+    """What 8 bits per tensor lose: signal over noise of the worst output, in dB."""
+
+    written: Number
+    executed: Number
+
+
+class EvenedLayer(TypedDict):
+    """A layer's bits lost by 8 bits per tensor, and why what it gives stays as it is."""
+
+    name: str
+    before_bits: Number
+    after_bits: Number
+    why: str
+
+
+class Equalized(TypedDict):
+    """What became of evening out ranges; `compared` numbers are the same, bit by bit."""
+
+    taken: bool
+    gain_db: Number
+    before_db: Loss
+    after_db: Loss
+    random_inputs: bool
+    compared: Count
+    layers: list[EvenedLayer]
+
+
 class _Told(TypedDict):
     schema_version: Literal[1]
     acfuse: str
@@ -176,6 +205,7 @@ class _Told(TypedDict):
     after: Size
     found: list[FoundBlock]
     refused: list[RefusedBlock]
+    equalized: NotRequired[Equalized | None]
     checks: list[WholeCheck]
     notes: list[str]
 

@@ -251,7 +251,7 @@ class OnnxFused(Fused):
         found = unscaled(self.model, own.model, shapes)
         if found is None:
             return self, ()
-        plain = with_tensors(own, found[0], "it")
+        plain = with_tensors(own, found, "it")
         compare = partial(same_bits_in_onnx, plain.model, self.model, inputs, limits)
         return plain, (same_scales(compare),)
 

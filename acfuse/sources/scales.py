@@ -4,34 +4,31 @@ Which channels may be scaled is told by an exported graph; a tensor of that is o
 own, by its name and by its numbers.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
 from acfuse.errors import AcfuseError, InputError, NotEqual
-from acfuse.int8.equalize import put, tensor_named
+from acfuse.graph.fx_read import is_norm
+from acfuse.int8.channels import Layer
+from acfuse.int8.equalize import Array, Scales, constants_named, times_power
 from acfuse.int8.evened import Evened, evened
-from acfuse.int8.unscaled import unscaled
+from acfuse.int8.unscaled import scales_between
 from acfuse.proof import Check, Inputs
 from acfuse.proof.onnx_runtime import image_of
 from acfuse.proof.trace_onnx import shapes_in
 from acfuse.system.limits import LIMITS, Limits
 from acfuse.targets.onnx_export import to_onnx
 
+FOLDED = 1e-5  # how far a fold in float32 may take a factor
 NEAR = 0.1  # of a tensor's largest number: what is no further away is rounded, and not scaled
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a tensor of an exported file stands in the network: its names, and if it is turned."""
-
-    names: tuple[str, ...]
-    is_turned: bool
 
 
 def evened_tensors(
@@ -39,20 +36,11 @@ def evened_tensors(
 ) -> tuple[dict[str, Tensor], Evened]:
     """The tensors of a network that have other numbers in its equalized ONNX form, by name.
 
-    Raises InputError where one that was scaled is not the network's own.
+    Raises InputError where one that is scaled is not the network's own.
     """
     file = to_onnx(model, inputs, dynamic="none").model
     made = evened(file, _in_order(inputs), limits, everything=everything)
-    if not made.is_taken:
-        return {}, made
-    places = _places(model, file, made.scaled.changed)
-    for name in made.scaled.changed:
-        if name not in places:
-            raise InputError(
-                f"{name} of the exported model is no tensor of the network's own. Equalize its "
-                "ONNX file instead."
-            )
-    return _as_tensors(places, made.model), made
+    return (_Network(model, file).scaled(made.scaled.scales) if made.is_taken else {}), made
 
 
 def tensors_without_scales(
@@ -66,21 +54,12 @@ def tensors_without_scales(
     if not is_far((after[n], t) for n, t in _named_tensors(own) if n in after):
         return {}
     try:
-        file = to_onnx(own, inputs, dynamic="none").model
-        names = [tensor.name for tensor in file.graph.initializer if len(tensor.dims)]
-        places = _places(own, file, names)
-        given = onnx.ModelProto()
-        given.CopyFrom(file)
-        for name, place in places.items():
-            tensor = after[place.names[0]].detach().cpu()
-            put(tensor_named(given, name), (tensor.mT if place.is_turned else tensor).numpy())
-        image = image_of(file, _in_order(inputs))
-        found = unscaled(given, file, shapes_in(file, image, limits))
+        before, file = (to_onnx(model, inputs, dynamic="none").model for model in (own, scaled))
+        image = image_of(before, _in_order(inputs))
+        scales = scales_between(before, file, shapes_in(before, image, limits))
+        return {} if scales is None else _Network(scaled, file).scaled(scales.turned())
     except AcfuseError:  # it cannot be exported, or run: nothing is known of its channels
         return {}
-    if found is None or not places.keys() >= set(found[1]):
-        return {}
-    return _as_tensors({n: places[n] for n in found[1]}, found[0])
 
 
 def is_far(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
@@ -112,45 +91,126 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers(remove_duplicate=False)
 
 
-def _places(model: nn.Module, file: onnx.ModelProto, wanted: Iterable[str]) -> dict[str, _Place]:
-    """Where the tensors of an exported file stand in its network; those for which it is certain.
+class _Network:
+    """A network in PyTorch, and which of its tensors are those of its exported file."""
 
-    It is the tensor of the same name if that has the same numbers, else the only one that has.
-    """
-    own = dict(_named_tensors(model))
-    by_shape: dict[tuple[int, ...], dict[int, Tensor]] = {}
-    names: dict[int, list[str]] = {}
-    for name, tensor in own.items():
-        by_shape.setdefault(tuple(tensor.shape), {})[id(tensor)] = tensor
-        names.setdefault(id(tensor), []).append(name)
-    found = {}
-    for name in wanted:
-        array = np.array(numpy_helper.to_array(tensor_named(file, name)))
-        if name in own and _is(own[name], array):
-            found[name] = _Place(tuple(names[id(own[name])]), False)
-            continue
-        for turned in (False, True):
+    def __init__(self, model: nn.Module, file: onnx.ModelProto) -> None:
+        self.own = dict(_named_tensors(model))
+        self.file = constants_named(file)
+        self.norms = [layer for layer in model.modules() if is_norm(layer)]
+
+    def scaled(self, scales: Scales) -> dict[str, Tensor]:
+        """Its tensors that have other numbers with these scales, by name. Raises InputError."""
+        found: dict[str, Tensor] = {}
+        for layer in scales.channels.layers:
+            rows, columns = scales.rows(layer), scales.columns(layer)
+            if not (rows.any() or columns.any()):
+                continue
+            array = np.array(numpy_helper.to_array(self.file[layer.weight]))
+            steps = rows[:, None] - columns
+            place = self._place(layer.weight, array)
+            if place is None:
+                found |= self._of_folded(layer, array, rows, columns)
+                continue
+            matrix = times_power(layer.matrix(array), steps[:, :, None], layer.weight)
+            found |= place.holding(layer.stored(matrix, array))
+            if layer.bias is not None:
+                found |= self._times(layer.bias, rows)
+        for follower in scales.channels.followers:
+            found |= self._times(follower.constant, scales.following(follower))
+        return found
+
+    def _times(self, name: str, steps: NDArray[np.int64]) -> dict[str, Tensor]:
+        """A tensor times powers of two, if that changes it."""
+        array = np.array(numpy_helper.to_array(self.file[name]))
+        if not (steps * (array != 0)).any():
+            return {}
+        place = self._place(name, array)
+        if place is None:
+            raise _not_own(name)
+        return place.holding(times_power(array, steps, name))
+
+    def _place(self, name: str, array: Array) -> "_Place | None":
+        """Where a tensor of the file stands: that of its name, or the only one of its numbers."""
+        own = self.own.get(name)
+        if own is not None and _is(own, array):
+            return _Place(self._names(own), is_turned=False)
+        for turned in (False, True)[: 1 + (array.ndim == 2)]:
             numbers = array.T if turned else array
-            alike = [t for t in by_shape.get(numbers.shape, {}).values() if _is(t, numbers)]
-            if len(alike) == 1:
-                found[name] = _Place(tuple(names[id(alike[0])]), turned)
-            if alike or array.ndim != 2:
-                break
-    return found
+            alike = {id(t): t for t in self.own.values() if _is(t, numbers)}
+            if alike:
+                names = self._names(*alike.values())
+                return _Place(names, is_turned=turned) if len(alike) == 1 else None
+        return None
+
+    def _names(self, tensor: Tensor, *_: Tensor) -> tuple[str, ...]:
+        return tuple(name for name, own in self.own.items() if own is tensor)
+
+    def _of_folded(
+        self, layer: Layer, array: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]
+    ) -> dict[str, Tensor]:
+        """The same of a convolution into which the exporter has folded the BatchNorm behind it.
+
+        The convolution gets the scales of what it reads, and the BatchNorm those of what it gives.
+        """
+        weight = self.own.get(layer.weight)
+        if weight is None or tuple(weight.shape) != array.shape:
+            raise _not_own(layer.weight)
+        kernel = weight.detach().cpu().numpy()
+        factors = _factors(layer.matrix(kernel), layer.matrix(array))
+        behind = [norm for norm in self.norms if _has_factors(norm, factors)]
+        if len(behind) != 1:
+            raise _not_own(layer.weight)
+        matrix = times_power(layer.matrix(kernel), -columns[:, :, None], layer.weight)
+        found = _Place(self._names(weight), is_turned=False).holding(layer.stored(matrix, kernel))
+        for tensor in (behind[0].weight, behind[0].bias):
+            assert isinstance(tensor, Tensor)
+            numbers = times_power(tensor.detach().cpu().numpy(), rows, layer.weight)
+            found |= _Place(self._names(tensor), is_turned=False).holding(numbers)
+        return found
 
 
-def _is(tensor: Tensor, array: np.ndarray) -> bool:
-    own = tensor.detach().cpu()
-    return own.dtype == torch.from_numpy(np.empty(0, array.dtype)).dtype and np.array_equal(
-        own.numpy(), array
+@dataclass(frozen=True)
+class _Place:
+    """The names of a tensor in a network, and whether an exported file has it turned."""
+
+    names: tuple[str, ...]
+    is_turned: bool
+
+    def holding(self, array: Array) -> dict[str, Tensor]:
+        """The tensor with other numbers, under each of its names."""
+        numbers = torch.from_numpy(np.ascontiguousarray(array.T if self.is_turned else array))
+        return dict.fromkeys(self.names, numbers)
+
+
+def _not_own(name: str) -> InputError:
+    return InputError(
+        f"{name} of the exported model is no tensor of the network's own, so that its scale cannot "
+        "be given back. Fuse it first (`acfuse convert --fold-bn`), or equalize its ONNX file."
     )
 
 
-def _as_tensors(places: Mapping[str, _Place], file: onnx.ModelProto) -> dict[str, Tensor]:
-    """What a file has in these places, under the names of the network's own tensors."""
-    found = {}
-    for name, place in places.items():
-        tensor = torch.from_numpy(np.array(numpy_helper.to_array(tensor_named(file, name))))
-        numbers = tensor.mT.contiguous() if place.is_turned else tensor
-        found.update(dict.fromkeys(place.names, numbers))
-    return found
+def _factors(kernel: Array, folded: Array) -> Array:
+    """The factor of each row [out] that makes one matrix of the other."""
+    a, b = kernel.astype(np.float64), folded.astype(np.float64)
+    energy = np.square(a).sum((1, 2))
+    factors: Array = (a * b).sum((1, 2)) / np.where(energy, energy, 1)
+    return factors
+
+
+def _has_factors(norm: Any, factors: Array) -> bool:
+    """Whether a BatchNorm multiplies its channels by these factors."""
+    tensors = norm.weight, norm.bias, norm.running_var
+    if not all(isinstance(t, Tensor) and tuple(t.shape) == factors.shape for t in tensors):
+        return False
+    own = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    return np.allclose(own.detach().cpu().numpy(), factors, rtol=FOLDED, atol=0)
+
+
+def _is(tensor: Tensor, array: Array) -> bool:
+    if tuple(tensor.shape) != array.shape:
+        return False
+    numbers = tensor.detach().cpu()
+    return numbers.dtype == torch.from_numpy(np.empty(0, array.dtype)).dtype and np.array_equal(
+        numbers.numpy(), array
+    )

@@ -17,7 +17,7 @@ from acfuse.errors import InputError, NotEqual
 from acfuse.findings import Findings
 from acfuse.int8 import evened as module
 from acfuse.int8.channels import channels_of
-from acfuse.int8.equalize import equalized, scale, tensor_named, times_power
+from acfuse.int8.equalize import Scales, equalized, scale, tensor_named, times_power
 from acfuse.int8.evened import evened
 from acfuse.proof import Inputs
 from acfuse.proof.onnx_runtime import answers_in_onnx, image_of
@@ -93,7 +93,7 @@ def with_scales(model, seed=0):
     drawn[[channels.find(n) for n in channels.pinned]] = 0
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
-    scale(twin, channels, channels.layers, drawn)
+    scale(twin, Scales(channels, drawn))
     return twin
 
 
@@ -135,7 +135,7 @@ def spread(array):
 def test_ranges_are_even_afterwards():
     model = with_scales(file_of(awake(Mixed([0, 0]), 0)))
     made = equalized(model, shapes_of(model))
-    name = made.layers[1].weight
+    name = made.scales.channels.layers[1].weight
     before, after = (numpy_helper.to_array(tensor_named(m, name)) for m in (model, made.model))
     assert spread(before) > 5
     # s = sqrt(r1 / r2), rounded to a power of two: each row is as large as what reads it, but for
@@ -173,7 +173,7 @@ def test_one_bit_that_changes_is_seen(monkeypatch):
 
     def wrong(*args, **settings):
         made = whole(*args, **settings)
-        tensor = tensor_named(made.model, made.layers[0].weight)
+        tensor = tensor_named(made.model, made.scales.channels.layers[0].weight)
         array = numpy_helper.to_array(tensor).copy()
         flat = array.reshape(-1).view(np.int32)
         flat[5] ^= 1
