@@ -103,9 +103,7 @@ def verified(
     """Proves that a fused file is its original; so is the ONNX file that was exported, if any."""
     job, source = again.job, again.source
     stored = again.fused.with_file(fused_path, job.reading_fused, unchanged=unchanged)
-    plain, scales = stored.unscaled(again.fused, job.inputs, job.limits)
-    proofs = prove(plain, job.inputs, job.tolerance, progress, exhaustive=job.exhaustive)
-    proofs = replace(proofs, checks=(*proofs.checks, *scales))
+    plain, proofs = proved(again, stored, progress)
     if source.network is not None and job.inputs is not None:
         if job.pt2 and unchanged:
             progress("the .pt2 file in torch")
@@ -122,6 +120,14 @@ def verified(
             check = compared_onnx(again, stored, onnx_path, progress, unchanged=unchanged)
             proofs = replace(proofs, checks=(*proofs.checks, check))
     return concluded(job, source, plain, proofs)
+
+
+def proved(again: Opened, stored: Fused, progress: Progress = silent) -> tuple[Fused, Proofs]:
+    """A file's form without the scales of its channels, if it has any, and what is proved of it."""
+    job = again.job
+    plain, scales = stored.unscaled(again.fused, job.inputs, job.limits)
+    proofs = prove(plain, job.inputs, job.tolerance, progress, exhaustive=job.exhaustive)
+    return plain, replace(proofs, checks=(*proofs.checks, *scales))
 
 
 def compared_onnx(

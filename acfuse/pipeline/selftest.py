@@ -12,10 +12,10 @@ from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.read import read_tensors
 from acfuse.files.records import ReadOptions
 from acfuse.files.write import writer
-from acfuse.pipeline.convert import convert, logged, prove
+from acfuse.pipeline.convert import convert, logged
 from acfuse.pipeline.job import Conversion, Job
 from acfuse.pipeline.manifest import Manifest
-from acfuse.pipeline.replay import Opened, compared_onnx, open_again, verified
+from acfuse.pipeline.replay import Opened, compared_onnx, open_again, proved, verified
 from acfuse.proof.planted import Planted, planted_in_onnx
 from acfuse.sources.base import Progress, silent
 from acfuse.system.atomic_write import write_all
@@ -86,7 +86,7 @@ def _trials(
             progress(f"{path.name}: {planted.what}, {planted.place}")
             copy = folder / f"{index}.{number}" / path.name
             copy.parent.mkdir()
-            yield _tried(again, path, planted, copy, reading, is_export=is_export)
+            yield _tried(again, files, planted, copy, reading, is_export=is_export)
             copy.unlink()
 
 
@@ -100,29 +100,29 @@ def _planted(
 
 
 def _tried(
-    again: Opened, path: Path, planted: Planted, copy: Path, reading: ReadOptions, *,
+    again: Opened, files: Sequence[Path], planted: Planted, copy: Path, reading: ReadOptions, *,
     is_export: bool,
 ) -> Trial:  # fmt: skip
     if not isinstance(planted.held, Mapping):
         write_all({copy: planted.held.SerializeToString()})
     else:
-        container, _ = read_tensors(path, reading)
+        container, _ = read_tensors(files[0], reading)
         prefix = container.prefix
         held = {key.removeprefix(prefix): tensor for key, tensor in planted.held.items()}
         write_all({copy: writer(container, held)})
     said, names = "", [planted.place]
     try:
         if is_export:
-            assert again.fused.network is not None
-            check = compared_onnx(again, again.fused, copy, unchanged=False)
+            form = again.fused.with_file(files[0], reading)  # an export has its scales
+            check = compared_onnx(again, form, copy, unchanged=False)
             said = "" if check.passed else f"{check.name}: {check.detail}"
         else:
             stored = again.fused.with_file(copy, reading)
-            proofs = prove(stored, again.job.inputs, again.job.tolerance)
+            _, proofs = proved(again, stored)
             said = proofs.fault
             names += [c.where for c in proofs.certificates if not c.passed]
     except AcfuseError as error:
         said = str(error)
     # A certificate speaks of a block, and of the layer in it.
     is_named = any(name in said for name in names if name)
-    return Trial(path.name, planted.what, planted.place, said, is_named)
+    return Trial(copy.name, planted.what, planted.place, said, is_named)

@@ -24,15 +24,18 @@ from acfuse.files.read import read_tensors
 from acfuse.files.records import ReadOptions
 from acfuse.graph.onnx_nodes import FLOATS
 from acfuse.graph.onnx_values import CONVOLUTIONS
+from acfuse.int8.unscaled import unscaled
 from acfuse.proof import Check, Inputs, Tolerance
-from acfuse.proof.onnx_runtime import answers_in_onnx, compare_onnx, compare_with_onnx
+from acfuse.proof.onnx_runtime import answers_in_onnx, compare_onnx, compare_with_onnx, image_of
 from acfuse.proof.running import Image
 from acfuse.proof.trace import Trace
-from acfuse.proof.trace_onnx import trace_of_onnx
+from acfuse.proof.trace_onnx import shapes_in, trace_of_onnx
 from acfuse.sources.bare import same_bits
 from acfuse.sources.base import Fused, Progress, Source, Weights, silent
+from acfuse.sources.scales import in_order
 from acfuse.system.devices import CPU
 from acfuse.system.limits import Limits
+from acfuse.targets.onnx_export import to_onnx
 from acfuse.targets.pt2_export import answers_of_program, compare_pt2_file, trace_of_program
 
 NEAR = 0.1  # of a kernel: two that are no further apart are one and the same, rounded or faulty
@@ -109,6 +112,11 @@ def held_in(
     if stored is not None:
         return Held(stored, (check,), traced=_traced(file, read.limits))
     given, missing = _beside_equal(fused.weights, file.convolutions)
+    kept = _kept(fused.kept, file.tensors)
+    if check.passed and (missing or not kept.passed):
+        plain = _without_scales(file, fused, inputs, read.limits)
+        given, missing = _beside_equal(fused.weights, plain.convolutions)
+        kept = _kept(fused.kept, plain.tensors)
     if not check.passed:
         given, missing = _matched(fused.weights, file.convolutions, loose=True)
     is_alien = not _matched(fused.weights, file.convolutions, loose=False)[0]
@@ -119,7 +127,6 @@ def held_in(
         f"{path.name} is taken as a program of others: {len(found)} of {len(fused.found)} blocks "
         "are proved weight by weight, and all else by what it gives",
     )
-    kept = _kept(fused.kept, file.tensors)
     findings = replace(fused.findings, found=found)
     stored = replace(fused.with_weights(given), findings=findings)
     return Held(stored, (kept, check), notes, is_run=True, traced=_traced(file, read.limits))
@@ -179,6 +186,22 @@ def _has_key(path: Path, read: ReadOptions) -> bool:
     return True
 
 
+def _without_scales(file: _File, fused: Fused, inputs: Inputs | None, limits: Limits) -> _File:
+    """An ONNX file without the powers of two by which its channels are scaled.
+
+    It stays as it is where it is not acfuse's own export, scaled.
+    """
+    if file.model is None or fused.network is None or inputs is None:
+        return file
+    try:
+        own = to_onnx(fused.network, inputs, dynamic="none").model
+        shapes = shapes_in(own, image_of(own, in_order(inputs)), limits)
+    except InputError:  # it cannot be exported here, or run
+        return file
+    plain = unscaled(file.model, own, shapes)
+    return file if plain is None else _File(file.path, *_convolutions_of(plain), plain)
+
+
 def _is_program(path: Path, read: ReadOptions) -> bool:
     return is_onnx(path) or read_tensors(path, read)[0].kind == "exported"
 
@@ -186,17 +209,7 @@ def _is_program(path: Path, read: ReadOptions) -> bool:
 def _opened(path: Path, read: ReadOptions) -> _File:
     if is_onnx(path):
         model, _ = read_onnx(path, ReadOptions(limits=read.limits))
-        stored = {
-            t.name: torch.from_numpy(np.array(numpy_helper.to_array(t)))
-            for graph in all_graphs(model.graph)
-            for t in graph.initializer
-            if t.data_type in FLOATS
-        }
-        graphs = all_graphs(model.graph)
-        nodes = [n for graph in graphs for n in graph.node if n.op_type in CONVOLUTIONS]
-        pairs = [(n, stored.get(n.input[1]), stored.get((*n.input, "", "")[2])) for n in nodes]
-        found = [_with_bias(w, b, _out_channels(n, w)) for n, w, b in pairs if w is not None]
-        return _File(path, stored, found, model)
+        return _File(path, *_convolutions_of(model), model)
     container, tensors = read_tensors(path, read)
     plain = [
         (tensor, tensors.get(f"{key.removesuffix('weight')}bias"))
@@ -205,6 +218,20 @@ def _opened(path: Path, read: ReadOptions) -> _File:
     ]
     convolutions = [_with_bias(w, b, len(w)) for w, b in plain]
     return _File(path, tensors, convolutions, is_exported=container.kind == "exported")
+
+
+def _convolutions_of(model: onnx.ModelProto) -> tuple[dict[str, Tensor], list[Weights]]:
+    """The stored tensors of an ONNX model, and its convolutions in their order."""
+    stored = {
+        t.name: torch.from_numpy(np.array(numpy_helper.to_array(t)))
+        for graph in all_graphs(model.graph)
+        for t in graph.initializer
+        if t.data_type in FLOATS
+    }
+    graphs = all_graphs(model.graph)
+    nodes = [n for graph in graphs for n in graph.node if n.op_type in CONVOLUTIONS]
+    pairs = [(n, stored.get(n.input[1]), stored.get((*n.input, "", "")[2])) for n in nodes]
+    return stored, [_with_bias(w, b, _out_channels(n, w)) for n, w, b in pairs if w is not None]
 
 
 def _out_channels(node: onnx.NodeProto, weight: Tensor) -> int:

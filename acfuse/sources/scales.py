@@ -39,7 +39,7 @@ def evened_tensors(
     Raises InputError where one that is scaled is not the network's own.
     """
     file = to_onnx(model, inputs, dynamic="none").model
-    made = evened(file, _in_order(inputs), limits, everything=everything)
+    made = evened(file, in_order(inputs), limits, everything=everything)
     return (_Network(model, file).scaled(made.scaled.scales) if made.is_taken else {}), made
 
 
@@ -55,10 +55,10 @@ def tensors_without_scales(
         return {}
     try:
         before, file = (to_onnx(model, inputs, dynamic="none").model for model in (own, scaled))
-        image = image_of(before, _in_order(inputs))
+        image = image_of(before, in_order(inputs))
         scales = scales_between(before, file, shapes_in(before, image, limits))
         return {} if scales is None else _Network(scaled, file).scaled(scales.turned())
-    except AcfuseError:  # it cannot be exported, or run: nothing is known of its channels
+    except (AcfuseError, ValueError):  # it cannot be exported or run, or is of other shapes
         return {}
 
 
@@ -81,7 +81,7 @@ def same_scales(compare: Callable[[], int]) -> Check:
     return Check("scales", True, 0.0, 0.0, compared=compared)
 
 
-def _in_order(inputs: Inputs) -> Inputs:
+def in_order(inputs: Inputs) -> Inputs:
     """Inputs for an exported file, which may call them otherwise."""
     return replace(inputs, shapes=tuple((None, shape) for _, shape in inputs.shapes))
 
@@ -106,7 +106,7 @@ class _Network:
             rows, columns = scales.rows(layer), scales.columns(layer)
             if not (rows.any() or columns.any()):
                 continue
-            array = np.array(numpy_helper.to_array(self.file[layer.weight]))
+            array = self._array(layer.weight)
             steps = rows[:, None] - columns
             place = self._place(layer.weight, array)
             if place is None:
@@ -122,13 +122,20 @@ class _Network:
 
     def _times(self, name: str, steps: NDArray[np.int64]) -> dict[str, Tensor]:
         """A tensor times powers of two, if that changes it."""
-        array = np.array(numpy_helper.to_array(self.file[name]))
+        array = self._array(name)
         if not (steps * (array != 0)).any():
             return {}
         place = self._place(name, array)
         if place is None:
             raise _not_own(name)
         return place.holding(times_power(array, steps, name))
+
+    def _array(self, name: str) -> Array:
+        if name in self.file:
+            return np.array(numpy_helper.to_array(self.file[name]))
+        if name not in self.own:
+            raise _not_own(name)
+        return self.own[name].detach().cpu().numpy()  # the exporter made one of it and another
 
     def _place(self, name: str, array: Array) -> "_Place | None":
         """Where a tensor of the file stands: that of its name, or the only one of its numbers."""
