@@ -44,6 +44,13 @@ def _spoken(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _is_configured(name: str) -> bool:
+    """Whether an option was given by the configuration file."""
+    context = click.get_current_context(silent=True)
+    source = None if context is None else context.get_parameter_source(name)
+    return source == ParameterSource.DEFAULT_MAP
+
+
 def _limits(options: dict[str, Any]) -> Limits:
     return replace(LIMITS, **dict(options.get("limit") or ()))
 
@@ -112,7 +119,10 @@ def inputs_of(options: dict[str, Any]) -> "Inputs | None":
 
     if not options.get("input_shape") and not options.get("inputs"):
         return None
-    named = [(n, s, *kind) for n, s, *kind in options.get("input_shape") or ()]
+    shapes = options.get("input_shape") or ()
+    if options.get("inputs") and _is_configured("input_shape") and not _is_configured("inputs"):
+        shapes = [shape for shape in shapes if shape[0] is not None]  # real ones are in their place
+    named = [(n, s, *kind) for n, s, *kind in shapes]
     inputs = Inputs(
         tuple((name, shape) for name, shape, *_ in named),
         options.get("seed") or 0,
@@ -132,9 +142,11 @@ def _without_needless(source: Path, options: dict[str, Any]) -> dict[str, Any]:
 
     if not is_onnx(source):
         return options
-    context = click.get_current_context()
-    given = {n for n in OF_CODE if context.get_parameter_source(n) != ParameterSource.DEFAULT_MAP}
-    return {name: v for name, v in options.items() if name not in OF_CODE or name in given}
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in OF_CODE or not _is_configured(name)
+    }
 
 
 OF_CODE = ("model", "model_args", "key", "prefix", "allow_class", "allow_package", "bn_eps",

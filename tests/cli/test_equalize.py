@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from tests.cli.command import refused, run, worked
@@ -33,7 +34,7 @@ def test_an_uneven_file_is_evened(uneven):
     result = worked(run("equalize", "uneven.onnx", "--input", "2,3,9,7"))
     assert Path("uneven.equalized.onnx").is_file()
     assert "numbers, each bit by bit" in result.stdout
-    assert "inputs were made up" in result.stdout
+    assert "on inputs that were made up" in result.stdout
     told = worked(run("equalize", "uneven.onnx", "--input", "2,3,9,7", "--format", "json", "-f"))
     assert told.json["taken"]
     assert told.json["gain_db"] > 0
@@ -64,3 +65,86 @@ def test_what_is_no_onnx_file_is_refused(uneven):
     Path("uneven.equalized.onnx").write_text("mine")
     refused(run("equalize", "uneven.onnx", "--input", "2,3,9,7"), 6, "uneven.equalized.onnx")
     assert Path("uneven.equalized.onnx").read_text() == "mine"
+
+
+@pytest.fixture
+def scaled(project):
+    """A conversion whose channels are scaled, whether 8 bits gain by it or not."""
+    worked(run("convert", "model.pth", *MODEL, "--equalize=force"))
+    return project
+
+
+def assert_differs(result, name):
+    assert result.exit_code == 1, result.stdout
+    assert "not equal" in result.stderr
+    assert name.rpartition(".")[0].rpartition(".")[2] in result.stderr
+
+
+def test_convert_evens_out_what_it_has_proved(scaled):
+    told = worked(run("convert", "model.pth", *MODEL, "--equalize", "--format", "json", "-f")).json
+    assert told["asked"]["equalize"] == "gain"
+    assert told["equalized"]["taken"] == (told["equalized"]["gain_db"] > 0)
+    text = worked(run("convert", "model.pth", *MODEL, "--equalize=force", "-f")).stdout
+    assert "numbers are the same, bit by bit" in text
+    plain = worked(run("convert", "model.pth", *MODEL, "--format", "json", "-o", "other.pth")).json
+    assert plain["equalized"] is None
+    one, other = (torch.load(name) for name in ("model.fused.pth", "other.pth"))
+    assert one.keys() == other.keys()
+    assert any(not torch.equal(t, other[n]) for n, t in one.items())
+
+
+def test_what_convert_evened_out_is_verified(scaled):
+    result = worked(run("verify"))
+    assert "channels times powers of two, which change no bit" in result.stdout
+    result = worked(run("verify", "model.pth", "model.fused.pth", *MODEL))
+    assert "certificate of 2 blocks" in result.stdout
+    result = worked(run("verify", "model.pth", "model.fused.onnx", *MODEL))
+    assert "2 of 2 blocks are proved weight by weight" in result.stdout
+    worked(run("export-onnx", "-f"))
+    told = worked(run("selftest", "--format", "json")).json
+    assert len(told["faults"]) == 20
+    assert all(trial["is_seen"] for trial in told["faults"])
+
+
+@pytest.mark.parametrize("factor", [2.0, 1 + 2.0**-20])
+def test_a_channel_that_only_one_layer_has_scaled_is_a_fault(scaled, factor):
+    tensors = torch.load("model.fused.pth")
+    name = next(n for n in tensors if n.endswith(".weight"))
+    tensors[name][1] *= factor
+    torch.save(tensors, "model.fused.pth")
+    assert_differs(run("verify", "model.pth", "model.fused.pth", *MODEL), name)
+
+
+def test_an_onnx_file_is_evened_out_in_its_own_conversion(uneven):
+    worked(run("convert", "uneven.onnx", "--allow-empty", "--equalize", "--input", "2,3,9,7"))
+    result = worked(run("verify", "uneven.onnx", "uneven.fused.onnx"))
+    assert "channels times powers of two" in result.stdout
+    model = onnx.load("uneven.fused.onnx")
+    last = model.graph.initializer[-1]
+    array = np.array(numpy_helper.to_array(last))
+    array.reshape(-1)[0] = np.nextafter(array.reshape(-1)[0], np.float32(9))
+    last.CopyFrom(numpy_helper.from_array(array, last.name))
+    onnx.save(model, "uneven.fused.onnx")
+    assert_differs(run("verify", "uneven.onnx", "uneven.fused.onnx"), last.name)
+
+
+def test_a_fused_checkpoint_is_evened_out_with_its_code(scaled):
+    worked(run("convert", "model.pth", *MODEL, "-o", "plain.pth"))
+    result = worked(run("equalize", "plain.pth", *MODEL, "--all"))
+    assert "numbers, each bit by bit" in result.stdout
+    worked(run("verify", "model.pth", "plain.equalized.pth", *MODEL))
+    refused(run("equalize", "plain.pth", "-f"), 2, "between the layers: give --model")
+
+
+def test_a_configuration_for_the_network_does_no_harm_to_an_onnx_file(uneven):
+    Path("acfuse.toml").write_text('model = "nets.py:Net"\n')
+    worked(run("equalize", "uneven.onnx", "--input", "2,3,9,7"))
+    refused(
+        run("equalize", "uneven.onnx", "-f", "--model", "nets.py:Net"), 2, "--model has no effect"
+    )
+
+
+def test_bare_tensors_cannot_be_evened_out(project):
+    refused(run("convert", "model.pth", "--equalize", "--bn-eps", "1e-5"), 2,
+            "give --model package.module:factory")  # fmt: skip
+    assert not Path("model.fused.pth").exists()

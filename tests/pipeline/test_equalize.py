@@ -19,6 +19,7 @@ from acfuse.int8 import evened as module
 from acfuse.int8.channels import channels_of
 from acfuse.int8.equalize import Scales, equalized, scale, tensor_named, times_power
 from acfuse.int8.evened import evened
+from acfuse.int8.unscaled import unscaled
 from acfuse.proof import Inputs
 from acfuse.proof.onnx_runtime import answers_in_onnx, image_of
 from acfuse.proof.same_bits import check_same_bits
@@ -112,6 +113,50 @@ def test_no_bit_changes_whatever_the_network(choices, seed):
     model = with_scales(file_of(awake(Mixed(choices), seed)), seed)
     made = equalized(model, shapes_of(model), only_gains=False)
     assert made.changed
+    assert_same_bits(model, made.model)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=4), st.integers(0, 2**16))
+def test_scales_are_told_by_the_weights_and_taken_out_bit_by_bit(choices, seed):
+    torch.manual_seed(seed)
+    own = file_of(awake(Mixed(choices), seed))
+    scaled, shapes = with_scales(own, seed), shapes_of(own)
+    plain = unscaled(scaled, own, shapes)
+    assert plain is not None
+    assert plain == own != scaled
+    assert unscaled(own, own, shapes) is None
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("change", [lambda x: np.nextafter(x, np.float32(9)), lambda x: -x])
+def test_another_difference_stays_when_scales_are_taken_out(layer, change):
+    own = file_of(awake(Mixed([0, 1]), 0))
+    scaled = with_scales(own)
+    name = channels_of(own, shapes_of(own)).layers[layer].weight
+    tensor = tensor_named(scaled, name)
+    array = np.array(numpy_helper.to_array(tensor))
+    array[1, 0] = change(array[1, 0])
+    tensor.CopyFrom(numpy_helper.from_array(array, name))
+    plain = unscaled(scaled, own, shapes_of(own))
+    assert plain is None or plain != own
+
+
+def test_other_tensors_have_no_scales():
+    own = file_of(awake(Mixed([0]), 0))
+    assert unscaled(file_of(awake(Mixed([2]), 0)), own, shapes_of(own)) is None
+    assert unscaled(file_of(awake(Mixed([0], 12), 0)), own, shapes_of(own)) is None
+
+
+def test_a_weight_that_a_node_gives_is_scaled_as_well():
+    model = with_scales(file_of(awake(Mixed([0, 0]), 0)))
+    stored = {t.name: t for t in model.graph.initializer}
+    name = channels_of(model, shapes_of(model)).layers[1].weight
+    node = onnx.helper.make_node("Constant", [], [name], value=stored[name])
+    model.graph.initializer.remove(stored[name])
+    model.graph.node.insert(0, node)
+    made = equalized(model, shapes_of(model), only_gains=False)
+    assert name in made.changed
     assert_same_bits(model, made.model)
 
 
@@ -210,6 +255,43 @@ def test_a_network_of_pytorch_is_scaled_by_its_own_tensors():
         assert torch.equal(model(image), twin(image))
     changed = [n for n, t in twin.state_dict().items() if not torch.equal(t, before[n])]
     assert "stem.weight" in changed
+
+
+class Normed(nn.Module):
+    """Convolutions, each with its BatchNorm, which the exporter folds."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, groups=2), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 5, 1), nn.BatchNorm2d(5),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_a_batch_norm_has_the_scales_of_the_convolution_before_it():
+    model = awake(Normed(), 0)
+    form, made = LiveSource.of(model).fuse(Findings((), ())).evened(INPUTS, everything=True)
+    assert made.is_taken
+    before = model.state_dict()
+    changed = [n for n, t in form.model.state_dict().items() if not torch.equal(t, before[n])]
+    assert {"layers.1.weight", "layers.1.bias", "layers.3.weight", "layers.6.weight"} <= {*changed}
+    assert not [n for n in changed if "running" in n]
+    image = torch.randn((2, 3, 12, 9), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        assert torch.equal(model(image), form.model(image))
+
+
+def test_two_batch_norms_of_the_same_numbers_are_not_told_apart():
+    model = awake(Normed(), 0)
+    with torch.no_grad():
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(model.layers[4], name).copy_(getattr(model.layers[1], name))
+    with pytest.raises(InputError, match="is no tensor of the network's own"):
+        LiveSource.of(model).fuse(Findings((), ())).evened(INPUTS, everything=True)
 
 
 def test_all_parts_of_a_split_keep_the_scales_of_their_channels():
