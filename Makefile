@@ -10,10 +10,11 @@ DOCS := $(VENV)/.docs
 FLOORS := .venv-floors
 PEERS := .venv-peers
 
-.PHONY: help demo test test-kernels floors prove trust zoo bench peers fuzz golden pictures docs check fix samples clean
+.PHONY: help demo demo-int8 test test-kernels floors prove trust zoo bench peers fuzz golden pictures docs check fix samples clean
 
 help:
 	@echo "make demo     fuse the trained sample and show the result"
+	@echo "make demo-int8  take the sample to 8 bits, and a twin whose channels range widely"
 	@echo "make test     run the tests"
 	@echo "make floors   run the tests with the lowest versions that pyproject.toml allows, in $(FLOORS)"
 	@echo "make test-kernels  run those that compare numbers as on other processors: without AVX,"
@@ -55,6 +56,9 @@ $(DOCS): $(READY)
 
 demo: $(READY)
 	@sh sample_models/demo.sh $(abspath $(BIN))
+
+demo-int8: $(READY)
+	@sh sample_models/demo_int8.sh $(abspath $(BIN))
 
 test: $(READY) $(PACKAGES) $(BROWSER) $(DOCS)
 	$(BIN)/python -m pytest --numprocesses 2
@@ -146,4 +150,4 @@ samples: $(READY)
 	$(BIN)/python sample_models/train.py
 
 clean:
-	rm -rf $(VENV) $(FLOORS) $(PEERS) build site .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) $(PEERS) build site .demo .demo-int8 .pytest_cache .mypy_cache .ruff_cache .hypothesis
