@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from acfuse.errors import Exit
-from acfuse.pipeline import selftest
+from acfuse.pipeline import replay
 from acfuse.proof import Proofs
 from tests.cli.command import run, worked
 from tests.cli.project import CHECKPOINT, MODEL
@@ -69,8 +69,8 @@ def test_a_fault_that_is_not_seen_is_told(project, monkeypatch, format):
         proofs = prove(*given, **settings)
         return replace(proofs, certificates=()) if proofs.certificates else Proofs()
 
-    prove = selftest.prove
-    monkeypatch.setattr(selftest, "prove", blind)
+    prove = replay.prove
+    monkeypatch.setattr(replay, "prove", blind)
     result = run("selftest", "model.pth", "--format", format)
     assert result.exit_code == Exit.BUG
     assert "faults were not seen" in result.stderr
