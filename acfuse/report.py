@@ -431,7 +431,7 @@ def _check_line(check: Check) -> str:
         return f"{name}: nothing was compared"
     if check.name == "untouched":
         return f"{name}: {check.error:.0f}"
-    if check.name in ("program", "rewriting", "entries"):
+    if check.name in ("program", "rewriting", "entries", "scales"):
         return f"{name}: {safe(check.detail)}"
     line = f"{name}: {check.error:.1e} of the largest output"
     if check.own is not None:

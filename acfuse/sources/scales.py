@@ -80,7 +80,8 @@ def same_scales(compare: Callable[[], int]) -> Check:
         compared = compare()
     except NotEqual as error:
         return Check("scales", False, 1.0, 0.0, detail=str(error).rstrip("."))
-    return Check("scales", True, 0.0, 0.0, compared=compared)
+    told = f"{compared:,} numbers are the same as without them"
+    return Check("scales", True, 0.0, 0.0, detail=told, compared=compared)
 
 
 def in_order(inputs: Inputs) -> Inputs:
