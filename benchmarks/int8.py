@@ -1,4 +1,4 @@
-"""The trained samples in 8 bits, evened out or not: `python -m benchmarks.int8 [--seeds N] [--write]`.
+"""The trained samples in 8 bits, evened out or not: `python -m benchmarks.int8 [--write]`.
 
 Both are fused, as they were trained and with channels times powers of two from 2^-6 to 2^6, which
 the float network does not show. Each is quantized per tensor by onnxruntime as it is, and evened
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def outcome(model: onnx.ModelProto, images: Sequence[Tensor]) -> tuple[Outcome, Evened]:
-    """That of one model. `images` are those to calibrate with, and those of the test with answers."""
+    """That of one model. `images` are to calibrate with, and to test with, with their answers."""
     train, test, answers = images
     name = model.graph.input[0].name
     given = [{name: batch} for batch in train.split(BATCH)]
@@ -135,7 +135,8 @@ def of_ranges(model: onnx.ModelProto, made: Evened) -> str:
         parts.append(f'<path class="line" d="M48 {_height(power):.1f}H{48 + WIDE * len(layers)}"/>')
     for place, layer in enumerate(layers):
         x = 56 + place * WIDE
-        parts.append(text(x, TOP - 18, layer.label.removesuffix(".fused_conv").removesuffix(".acb")))
+        name = layer.label.removesuffix(".fused_conv").removesuffix(".acb")
+        parts.append(text(x, TOP - 18, name))
         for kind, arrays in (("before", before), ("after", after)):
             largest = np.abs(layer.matrix(arrays[layer.weight])).max((1, 2))
             step = (WIDE - 20) / max(len(largest) - 1, 1)
@@ -146,9 +147,10 @@ def of_ranges(model: onnx.ModelProto, made: Evened) -> str:
                 if value
             ]
     y = TOP + HIGH + 26
-    parts += ['<circle class="before" cx="60" cy="%d" r="4"/>' % (y - 4), text(70, y, "as it is"),
-              '<circle class="after" cx="150" cy="%d" r="4"/>' % (y - 4),
-              text(160, y, "evened out by powers of two: the float network gives the same bits")]  # fmt: skip
+    told = ("as it is", "evened out by powers of two: the float network gives the same bits")
+    for x, kind, words in zip((60, 150), ("before", "after"), told, strict=True):
+        parts.append(f'<circle class="{kind}" cx="{x}" cy="{y - 4}" r="4"/>')
+        parts.append(text(x + 10, y, words))
     title = "The largest weight of each output channel, by layer, before and after evening out"
     style = (
         ".before { fill: #cf222e }\n.after { fill: #1a7f37 }\n"
