@@ -19,6 +19,7 @@ from onnx import numpy_helper
 
 from acfuse.errors import InputError
 from acfuse.int8.channels import Channels, Follower, Layer, Shapes, channels_of
+from acfuse.int8.ranges import ranges_of_array
 
 SWEEPS = 64  # at most: each evens what is left by about half
 LEVELS = 127  # of 8 bits on either side of zero
@@ -94,13 +95,8 @@ def equalized(model: onnx.ModelProto, shapes: Shapes, *, only_gains: bool = True
 
 
 def bits_lost(layer: Layer, weight: Array) -> float:
-    """How many of 8 bits per tensor the median channel of a layer lacks: log2(largest / its).
-
-    A channel whose weights are small has few steps of a grid that the largest channel needs.
-    """
-    largest = np.abs(layer.matrix(weight)).max((1, 2)).astype(np.float64)
-    median = float(np.median(largest[largest > 0])) if largest.any() else 0.0
-    return float(np.log2(largest.max() / median)) if median else 0.0
+    """How many of 8 bits per tensor the median channel of a layer loses."""
+    return ranges_of_array(layer.matrix(weight)).per_tensor
 
 
 @dataclass(frozen=True)
