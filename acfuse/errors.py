@@ -57,6 +57,7 @@ class Reason(StrEnum):
     SLOWER = "ACF227"  # by the cost table, one convolution takes longer than the branches
     FRESH_STATISTICS = "ACF230"  # BatchNorms that were never trained make a weak test
     FIXED_AXIS = "ACF231"  # an axis that was asked to be dynamic stays fixed
+    WIDE_RANGES = "ACF232"  # channels of one layer range too widely for one grid of 8 bits
 
 
 class NotFusable(Exception):

@@ -18,7 +18,8 @@ from acfuse.findings import Block, Findings, Suspect, place_of
 from acfuse.patterns import Pattern
 from acfuse.patterns.trial import Trial
 from acfuse.pipeline.job import Conversion
-from acfuse.pipeline.manifest import findings_json
+from acfuse.pipeline.manifest import cautions_json, findings_json
+from acfuse.pipeline.ranges import cells, headings, summary_of
 from acfuse.pipeline.selftest import Trial as FaultTrial
 from acfuse.proof import Check
 from acfuse.proof.results import Results
@@ -49,20 +50,23 @@ def print_findings(seen: Conversion, *, verbose: bool = False, tree: bool = Fals
     """What would be fused, and what not, and why."""
     findings = seen.findings
     _echo(f"acfuse {__version__}  {safe(seen.job.source.name)}", "")
-    header = ("block", "pattern", "fused into", "convolutions", "multiply-adds/pixel")
+    header = ("block", "pattern", "fused into", "convolutions", "multiply-adds/pixel",
+              *headings(verbose=verbose))  # fmt: skip
+    ranges = dict(zip(map(id, findings.found), seen.ranges, strict=True))
     rows = []
     for blocks in _alike(findings.found, verbose=verbose):
         first, label = blocks[0], _named(blocks)
         convolutions = f"{first.convolutions[0]} -> {first.convolutions[1]}"
         into = label if len(blocks) > 1 else safe(", ".join(first.names))
         costs = _costs([block.multiply_adds for block in blocks])
-        rows.append((label, _pattern_name(first), into, convolutions, costs))
+        lost = cells((ranges[id(block)] for block in blocks), verbose=verbose)
+        rows.append((label, _pattern_name(first), into, convolutions, costs, *lost))
     if tree:
         _echo(*_tree(findings), "")
     elif rows:
         _echo(*columns(header, shortened(rows, verbose=verbose)), "")
     count = f"{_counted(findings)} can be fused, {len(findings.refused)} were refused"
-    _echo(count, f"in all: {_sizes(seen)}", *_refused(findings))
+    _echo(count, f"in all: {_sizes(seen)}", *_in_8_bits(seen), *_refused(findings))
     _echo(*_suspects(findings))
     for told in findings.state:
         _echo(f"state   {safe(told)}")
@@ -164,7 +168,8 @@ def describe_findings(seen: Conversion) -> dict[str, Any]:
         "acfuse": __version__,
         "source": seen.job.source.name,
         "sizes": {"before": before, "after": after},
-        **findings_json(findings, seen.proofs),
+        **findings_json(findings, seen.proofs, seen.ranges),
+        "cautions": cautions_json(seen.cautions),
         "suspects": [
             {"where": s.where, "layers": [b[0] for b in s.branches], "pattern": s.stub}
             for s in findings.suspects
@@ -261,6 +266,7 @@ def _costs(pairs: Sequence[tuple[int, int]]) -> str:
 def _blocks(conversion: Conversion, *, verbose: bool) -> list[str]:
     found = conversion.findings.found
     certificates = dict(zip(map(id, found), conversion.proofs.certificates, strict=False))
+    ranges = dict(zip(map(id, found), conversion.ranges, strict=True))
     rows = []
     for blocks in _alike(found, verbose=verbose):
         first, known = blocks[0], [certificates[id(b)] for b in blocks if id(b) in certificates]
@@ -271,10 +277,18 @@ def _blocks(conversion: Conversion, *, verbose: bool) -> list[str]:
                 f"{first.convolutions[0]} -> {first.convolutions[1]}",
                 f"{max(c.ulp for c in known):.2f}" if known else "",
                 f"{max(c.error for c in known):.1e}" if known else "",
+                *cells((ranges[id(block)] for block in blocks), verbose=verbose),
             )
         )
     header = ("block", "pattern", "convolutions", "worst ULP", "error in float64")
-    return columns(header, shortened(rows, verbose=verbose))
+    return columns((*header, *headings(verbose=verbose)), shortened(rows, verbose=verbose))
+
+
+def _in_8_bits(conversion: Conversion) -> list[str]:
+    """What 8 bits lose of the block that loses most, and whether one grid per tensor will do."""
+    told = summary_of(conversion.findings.found, conversion.ranges)
+    lines = [f"8 bits  {safe(told)}"] if told else []
+    return lines + [f"warning {safe(str(caution))}" for caution in conversion.cautions]
 
 
 def _sizes(conversion: Conversion) -> str:
@@ -333,6 +347,7 @@ def _summary(conversion: Conversion, *, writes: bool) -> list[str]:
             if evened.is_taken
             else "note    nothing is gained by evening out ranges: they are left as they are"
         )
+    lines += _in_8_bits(conversion)
     if not proofs.passed:
         lines.append(f"FAILED  {safe(proofs.fault)}")
         if conversion.diagnosis:

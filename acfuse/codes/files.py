@@ -71,6 +71,33 @@ if __name__ == "__main__":
         print(error)
 """
 
+WIDE = """import acfuse
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+        self.b = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.a(x) + self.b(x)
+
+
+if __name__ == "__main__":
+    model = Net()
+    for tensor in model.parameters():
+        nn.init.ones_(tensor)
+    with torch.no_grad():
+        model.a[1].weight[0] = 64  # one channel of the 3x3 branch is much larger than the others
+    torch.save(model.state_dict(), "net.pth")
+    job = {"model": f"{__file__}:Net", "input_shape": (1, 4, 8, 8), "dry_run": True}
+    for caution in acfuse.convert("net.pth", **job).cautions:
+        print(caution)
+"""
+
 FILES = (
     Code(
         Reason.NOT_CONFIRMED,
@@ -134,5 +161,22 @@ FILES = (
         "ACF231: the exporter fixed axis 0 of input, which --dynamic batch asks to be free."
         " Give --dynamic none, or make the model independent of that size.",
         "Give --dynamic none, or write the forward so that it is the same for each size.",
+    ),
+    Code(
+        Reason.WIDE_RANGES,
+        "channels of one layer range too widely for one grid of 8 bits",
+        "In 8 bits per tensor, all channels of a layer share one grid, as wide as the largest "
+        "weight needs it. Where branches of different scales are added, some channels may be much "
+        "smaller than that, and are left with few steps. It is said where the median channel of a "
+        "fused layer loses 2.5 bits more than it would with a grid of its own: up to there, the "
+        "accuracy of the trained samples falls by less than two points. It is a warning, not a "
+        "refusal: the float network is equal, and its exit code is the same.",
+        WIDE,
+        "one grid of 8 bits for all channels costs more than 2.5 bits in 1 of 1 blocks, most in "
+        "fused_conv (it loses 5.0 bits per tensor, 0.0 per channel): even the channels out with "
+        "`acfuse equalize`, or quantize per channel [ACF232]",
+        "`acfuse equalize` of the fused ONNX file makes channels even by powers of two, which "
+        "changes no bit of the float network; or quantize per channel. A network that is not "
+        "quantized needs neither.",
     ),
 )

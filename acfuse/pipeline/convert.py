@@ -17,6 +17,7 @@ from acfuse.pipeline.explain import already_fused, nothing_to_fuse, refused_afte
 from acfuse.pipeline.job import Conversion, Exports, Job
 from acfuse.pipeline.locate import Traced, diagnosed
 from acfuse.pipeline.manifest import describe, provenance, to_json
+from acfuse.pipeline.ranges import ranges_of_blocks
 from acfuse.proof import Certificate, Check, Inputs, Proofs, Tolerance, certify
 from acfuse.proof.folded import judged_as_folded
 from acfuse.proof.onnx_runtime import compare_onnx
@@ -254,6 +255,7 @@ def concluded(
         exports.pt2,
         files=source.file.files,
         fused=fused,
+        ranges=ranges_of_blocks(fused),
     )
 
 

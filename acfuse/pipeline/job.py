@@ -13,6 +13,7 @@ from acfuse.findings import Findings, Size
 from acfuse.int8.evened import Evened
 from acfuse.patterns import Pattern, known_patterns
 from acfuse.pipeline.paths import Paths, fused_path
+from acfuse.pipeline.ranges import BlockRanges, Caution, cautions_of
 from acfuse.proof import Check, Inputs, Proofs, Tolerance
 from acfuse.sources.base import FindOptions, Fused, OpenOptions
 from acfuse.system.limits import LIMITS, Limits
@@ -142,11 +143,17 @@ class Conversion:
     files: Mapping[Path, FileState] = field(default_factory=dict)  # that were read
     fused: Fused | None = field(default=None, repr=False, compare=False)  # what was proved
     evened: Evened | None = field(default=None, repr=False)  # if that was asked for
+    ranges: tuple[BlockRanges, ...] = ()  # of each block that was found
 
     @property
     def diagnosis(self) -> str:
         """What a difference looks like, in words; empty where nothing is known."""
         return self.proofs.looks_like
+
+    @property
+    def cautions(self) -> tuple[Caution, ...]:
+        """What a reader should know of a result that is right."""
+        return cautions_of(self.findings.found, self.ranges)
 
     @property
     def exit_code(self) -> Exit:

@@ -1,7 +1,7 @@
 """The manifest: the record that a conversion leaves, and a job read from it again."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from acfuse.findings import Findings
 from acfuse.patterns import known_patterns
 from acfuse.pipeline.job import Conversion, Job
 from acfuse.pipeline.paths import Paths, only_manifest
+from acfuse.pipeline.ranges import BlockRanges, Caution
 from acfuse.pipeline.schema import VERSION, check_manifest
 from acfuse.proof import Inputs, Proofs
 from acfuse.sources.base import SourceFile
@@ -75,8 +76,9 @@ def describe(
         "diagnosis": conversion.diagnosis,
         "before": vars_of(conversion.sizes[0]),
         "after": vars_of(conversion.sizes[1]),
-        **findings_json(conversion.findings, proofs),
+        **findings_json(conversion.findings, proofs, conversion.ranges),
         "equalized": None if conversion.evened is None else conversion.evened.to_json(),
+        "cautions": cautions_json(conversion.cautions),
         "checks": [vars_of(check) for check in proofs.checks],
         "notes": [*conversion.notes, *proofs.notes],
     }  # fmt: skip
@@ -144,7 +146,14 @@ def vars_of(value: Any) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
-def findings_json(findings: Findings, proofs: Proofs) -> dict[str, Any]:
+def cautions_json(cautions: Sequence[Caution]) -> list[dict[str, Any]]:
+    """What a reader should know of a result that is right, with the code of each."""
+    return [{"code": str(caution.code), "text": caution.text} for caution in cautions]
+
+
+def findings_json(
+    findings: Findings, proofs: Proofs, ranges: Sequence[BlockRanges]
+) -> dict[str, Any]:
     """What was found and refused, a row each; a certificate where one was made."""
     certificates: list[Any] = [*map(vars_of, proofs.certificates)]
     certificates += [None] * (len(findings.found) - len(certificates))
@@ -158,9 +167,10 @@ def findings_json(findings: Findings, proofs: Proofs) -> dict[str, Any]:
                 "block": block.is_block,
                 "assumed": block.assumed,
                 "convolutions": list(block.convolutions),
+                "ranges": own.to_json(),
                 "certificate": certificate,
             }
-            for block, certificate in zip(findings.found, certificates, strict=True)
+            for block, own, certificate in zip(findings.found, ranges, certificates, strict=True)
         ],
         "refused": [
             {"where": r.where, "pattern": r.pattern, "code": str(r.code), "why": r.why}

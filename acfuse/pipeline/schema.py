@@ -107,6 +107,21 @@ class BlockCertificate(TypedDict):
     folded: NotRequired[str]
 
 
+class KernelRanges(TypedDict):
+    """How widely a kernel's channels range, and what 8 bits lose of the median channel."""
+
+    spread: Number
+    per_tensor: Number
+    per_channel: Number
+
+
+class BlockRanges(TypedDict):
+    """The ranges of a block's worst branch as it enters the sum, and of what is stored."""
+
+    before: KernelRanges | None
+    after: KernelRanges | None
+
+
 class FoundBlock(TypedDict):
     """A part of the network that is one convolution now."""
 
@@ -117,6 +132,7 @@ class FoundBlock(TypedDict):
     block: bool
     assumed: NotRequired[bool]
     convolutions: tuple[Count, Count]
+    ranges: NotRequired[BlockRanges]
     certificate: BlockCertificate | None
 
 
@@ -127,6 +143,13 @@ class RefusedBlock(TypedDict):
     pattern: str | None
     code: ReasonCode
     why: str
+
+
+class Caution(TypedDict):
+    """What a reader should know of a result that is right."""
+
+    code: ReasonCode
+    text: str
 
 
 class WholeCheck(TypedDict):
@@ -206,6 +229,7 @@ class _Told(TypedDict):
     found: list[FoundBlock]
     refused: list[RefusedBlock]
     equalized: NotRequired[Equalized | None]
+    cautions: NotRequired[list[Caution]]
     checks: list[WholeCheck]
     notes: list[str]
 
