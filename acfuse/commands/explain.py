@@ -149,6 +149,7 @@ def _described(walk: "Walk") -> dict[str, Any]:
         "behind": rows(walk.arms.behind),
         "bias": walk.bias,
         "results": [{"name": name, "what": what} for name, what in walk.results],
+        "ranges": walk.ranges.to_json(),
         "certificate": certificate
         and {"ulp": certificate.ulp, "error": certificate.error, "fault": certificate.fault},
     }
@@ -156,6 +157,8 @@ def _described(walk: "Walk") -> dict[str, Any]:
 
 def _walked(walk: "Walk") -> list[str]:
     """A walk as text."""
+    from acfuse.pipeline.ranges import in_words
+
     told = _described(walk)
     before, after = told["convolutions"]
     label, pattern = safe(told["block"]), told["pattern"] or "found by algebra"
@@ -177,6 +180,8 @@ def _walked(walk: "Walk") -> list[str]:
     lines += [f"result  {safe(row['name'])}: {row['what']}" for row in told["results"]]
     if told["multiply_adds"][0]:
         lines.append("cost    {:,} -> {:,} multiply-adds per pixel".format(*told["multiply_adds"]))
+    if walk.ranges.after is not None:
+        lines.append(f"8 bits  lose {in_words(walk.ranges)}")
     certificate = told["certificate"]
     if certificate is not None:
         said = certificate["fault"] or f"every weight within {certificate['ulp']:.2f} ULP"

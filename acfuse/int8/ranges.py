@@ -81,9 +81,9 @@ def ranges_of(kernel: Tensor) -> Ranges:
         return UNKNOWN
     if not len(channels.largest):
         return NOTHING
-    spread = float(channels.largest.max()) - _median(channels.largest)
+    spread = float(channels.largest.max()) - median_of(channels.largest)
     ratio = 2.0**spread if spread < 1024 else inf
-    return Ranges(ratio, _median(channels.lost), _median(channels.own))
+    return Ranges(ratio, median_of(channels.lost), median_of(channels.own))
 
 
 def ranges_of_array(kernel: NDArray[np.floating]) -> Ranges:
@@ -116,7 +116,7 @@ def channels_of(kernel: Tensor) -> RangesOfChannels | None:
     return RangesOfChannels(torch.cat(largest), torch.cat(own))
 
 
-def _median(numbers: Tensor) -> float:
+def median_of(numbers: Tensor) -> float:
     """The middle one, or the mean of the two in the middle."""
     ordered, half = numbers.sort().values, len(numbers) // 2
     return float(ordered[half]) if len(numbers) % 2 else float(ordered[half - 1 : half + 1].mean())

@@ -12,6 +12,7 @@ from acfuse.findings import Arm, Arms, Block, Findings, Refused, place_of
 from acfuse.graph.arms import in_words
 from acfuse.pipeline.convert import certified, logged, opened
 from acfuse.pipeline.job import Job
+from acfuse.pipeline.ranges import BlockRanges, ranges_of_blocks
 from acfuse.proof import Certificate
 from acfuse.sources.base import Progress, silent
 
@@ -31,6 +32,7 @@ class Walk:
     results: tuple[tuple[str, str], ...]
     bias: float | None
     certificate: Certificate | None
+    ranges: BlockRanges
 
 
 def walk(job: Job, name: str, progress: Progress = silent) -> Walk | tuple[Refused, ...]:
@@ -54,6 +56,7 @@ def walk(job: Job, name: str, progress: Progress = silent) -> Walk | tuple[Refus
         tuple((term.name or "", in_words(lower(value, torch.float64))) for term, value in solid),
         sum(float(value.bias[0]) for _, value in solid),
         next(iter(certified(fused, progress)), None),
+        next(iter(ranges_of_blocks(fused)), BlockRanges()),
     )
 
 

@@ -21,6 +21,7 @@ def annotation(kind: str, message: str, title: str = "acfuse") -> str:
 def annotations_of(data: Mapping[str, Any]) -> list[str]:
     """What a result of `--format json` says beside its error: warnings, refusals, the result."""
     warnings = [str(check["warning"]) for check in data.get("checks", ()) if check["warning"]]
+    warnings += [f"{row['text']} [{row['code']}]" for row in data.get("cautions", ())]
     refused = [
         f"{row['where'] or OUTERMOST} stays as it is: {row['why']} [{row['code']}]"
         for row in data.get("refused", ())

@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from acfuse.findings import place_of
+from acfuse.int8.ranges import Ranges
+from acfuse.pipeline.ranges import in_short
 from acfuse.proof.certificate import BLOCK_LIMIT
 from acfuse.reports.page import SCRIPT, STYLE
-from acfuse.reports.record import BlockPictures, Kernel, Report, Row
+from acfuse.reports.record import BlockPictures, Kernel, Report, Row, worst_kernel
 from acfuse.reports.svg import cross_share, error_bar, heat_map, histogram, ranges
 from acfuse.system.escape import safe
 
@@ -79,7 +81,7 @@ def _verdict(report: Report) -> str:
     told += f"{_text(report.verdict)}{link}</p>"
     if report.diagnosis:
         told += f"<p>It looks like: {_text(report.diagnosis)}</p>"
-    return told
+    return told + "".join(f"<p>Warning: {_text(caution)}</p>" for caution in report.cautions)
 
 
 def _number(value: int | None) -> str:
@@ -190,6 +192,9 @@ def _card(index: int, row: Row) -> str:
     if row.pictures is not None:
         facts += _facts(row.pictures)
         maps = _maps(row.pictures)
+    if row.ranges.after is not None:
+        told = f"{_arrow(row, 'per_tensor')} bits per tensor, {_arrow(row, 'per_channel')} "
+        facts.append(("8 bits lose", f"{told}per channel"))
     if row.fault:
         facts.insert(0, ("fault", f'<span class="no">{_text(row.fault)}</span>'))
     told = "".join(f"<dt>{name}</dt><dd>{what}</dd>" for name, what in facts)
@@ -212,6 +217,11 @@ def _facts(pictures: BlockPictures) -> list[tuple[str, str]]:
         told = _before_after(spreads, lambda ratio: f"{ratio:.1f}")
         facts.append(("widest channel", f"{ranges(*both)}<br>{told} times the median one"))
     return facts
+
+
+def _arrow(row: Row, figure: str) -> str:
+    """One figure of the ranges of a block, before and after."""
+    return in_short(row.ranges, figure).replace("->", "&#8594;")
 
 
 def _before_after(pair: Sequence[float | None], form: Callable[[float], str]) -> str:
@@ -284,9 +294,14 @@ def _figures(value: float | None, form: str) -> Value:
     return ("" if value is None else format(value, form)), _sortable(value)
 
 
+def _measured(ranges: Ranges | None, figure: str) -> Value:
+    return _figures(None if ranges is None else getattr(ranges, figure), ".1f")
+
+
 def _spread(kernels: Sequence[Kernel]) -> float | None:
-    """The worst range of a channel over the median one, over some kernels."""
-    return max((kernel.spread for kernel in kernels), default=None)
+    """The largest range of a channel over the median one, of the kernel that loses most."""
+    worst = worst_kernel(kernels)
+    return None if worst is None else worst.spread
 
 
 def _table_of_blocks(report: Report) -> str:
@@ -295,10 +310,11 @@ def _table_of_blocks(report: Report) -> str:
     columns = [
         ("block", "name"), ("pattern", ""), ("result", ""), ("before", "num"), ("after", "num"),
         ("worst ULP", "num"), ("error", "num"), ("range before", "num"), ("range after", "num"),
+        ("bits lost before", "num"), ("bits lost after", "num"), ("per channel", "num"),
     ]  # fmt: skip
     rows: list[list[Value]] = []
     for i, row in enumerate(report.rows):
-        pictures = row.pictures
+        before, after = row.ranges.before, row.ranges.after
         rows.append([
             (f'<a href="#b{i}">{_text(row.where)}</a>', None),
             (_text(row.pattern), None),
@@ -307,14 +323,16 @@ def _table_of_blocks(report: Report) -> str:
             (str(row.convolutions[1]), row.convolutions[1]),
             _figures(row.ulp, ".2f"),
             _figures(row.error, ".1e"),
-            _figures(_spread(pictures.before if pictures else ()), ".1f"),
-            _figures(_spread(pictures.after if pictures else ()), ".1f"),
+            *(_measured(ranges, "spread") for ranges in (before, after)),
+            *(_measured(ranges, "per_tensor") for ranges in (before, after)),
+            _measured(after, "per_channel"),
         ])  # fmt: skip
     about = (
         f'<p class="soft">The error is that of the outputs in float64, of the largest one; at most '
         f"{BLOCK_LIMIT:.0e}, or what rounding does to the layers themselves. Ranges: the largest "
-        "weight of the widest output channel over that of the median one. One scale for all "
-        "channels (INT8 per tensor) loses that factor for the usual channel.</p>"
+        "weight of the widest output channel over that of the median one. Bits lost: of 8, of the "
+        "median channel, where all share one grid, and where each has its own; before, of the "
+        "branch that loses most.</p>"
     )
     return f'<h2 id="numbers">Blocks in numbers</h2>{about}{_table("Blocks", columns, rows)}'
 

@@ -22,13 +22,17 @@ def as_junit(report: Report) -> str:
             told.text = safe(f"{name}: {failure}")
         elif skipped:
             ElementTree.SubElement(case, "skipped", message=safe(skipped))
-    return suite_xml(report.source, cases)
+    return suite_xml(report.source, cases, told="; ".join(report.cautions))
 
 
-def suite_xml(source: str, cases: Sequence[ElementTree.Element], errors: int = 0) -> str:
-    """A document of one suite with these cases."""
+def suite_xml(
+    source: str, cases: Sequence[ElementTree.Element], errors: int = 0, told: str = ""
+) -> str:
+    """A document of one suite with these cases, and what is told beside them."""
     suite = ElementTree.Element("testsuite", name=safe(f"acfuse {source}".strip()))
     suite.extend(cases)
+    if told:
+        ElementTree.SubElement(suite, "system-out").text = safe(told)
     suite.set("tests", str(len(cases)))
     suite.set("failures", str(sum(case.find("failure") is not None for case in cases)))
     suite.set("errors", str(errors))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from acfuse.findings import place_of
+from acfuse.pipeline.ranges import cells, in_short
 from acfuse.reports.record import Report, Row
 from acfuse.system.escape import safe
 
@@ -17,6 +18,8 @@ def as_markdown(report: Report) -> str:
     lines = [f"## acfuse: {_text(report.source)}", "", verdict, ""]
     if report.diagnosis:
         lines += [f"It looks like: {_text(report.diagnosis, 1000)}", ""]
+    for caution in report.cautions:
+        lines += [f"Warning: {_text(caution, 1000)}", ""]
     lines += [*_totals(report), ""]
     failed = [row for row in report.rows if row.fault]
     sections = [
@@ -36,9 +39,11 @@ def as_markdown(report: Report) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-GROUP = ("blocks", "first", "pattern", "result", "convolutions", "worst ULP", "worst error")
+GROUP = ("blocks", "first", "pattern", "result", "convolutions", "worst ULP", "worst error",
+         "8 bits lose")  # fmt: skip
 CHECK = ("comparison", "result", "error", "at most", "detail")
-BLOCK = ("block", "pattern", "result", "convolutions", "worst ULP", "error")
+BLOCK = ("block", "pattern", "result", "convolutions", "worst ULP", "error", "8 bits lose",
+         "per channel")  # fmt: skip
 
 
 def _text(name: object, most: int = MOST_OF_A_CELL) -> str:
@@ -117,11 +122,13 @@ def _group(rows: Sequence[Row]) -> list[str]:
         _convolutions(first),
         _worst((row.ulp for row in rows), ".2f"),
         _worst((row.error for row in rows), ".1e"),
+        *cells((row.ranges for row in rows), verbose=False),
     ]
 
 
 def _block(row: Row) -> list[str]:
-    figures = _worst([row.ulp], ".2f"), _worst([row.error], ".1e")
+    figures = [_worst([row.ulp], ".2f"), _worst([row.error], ".1e")]
+    figures += [in_short(row.ranges), in_short(row.ranges, "per_channel")]
     return [_text(row.where), _text(row.pattern), _result(row), _convolutions(row), *figures]
 
 

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from acfuse.algebra import Value
-from acfuse.findings import Arm, Block
-from acfuse.proof.impulses import SOME, largest_in_rows, rows, unit_in_last_place
+from acfuse.findings import Block
+from acfuse.int8.ranges import channels_of, median_of, ranges_of
+from acfuse.pipeline.ranges import kernels_after, kernels_before
+from acfuse.proof.impulses import SOME, unit_in_last_place
 from acfuse.reports.record import BlockPictures, Grid, Kernel, Pictures
 from acfuse.sources.base import Fused
 from acfuse.system.devices import CPU
@@ -26,7 +28,7 @@ def pictures_of(fused: Fused, source_bytes: int) -> Pictures:
     for block in fused.found:
         stored = fused.stored(block)
         ulps += distances(block, stored)
-        before, after = _before(block), _after(block, stored)
+        before, after = kernels_before(block), kernels_after(block, stored)
         scale = max((float(plane_of(kernel).max()) for _, kernel in (*before, *after)), default=1)
         pictures = [
             tuple(kernel_of(*named, scale) for named in kernels) for kernels in (before, after)
@@ -41,26 +43,6 @@ def pictures_of(fused: Fused, source_bytes: int) -> Pictures:
         (("Python", platform.python_version()), ("system", f"{platform.system()} "
          f"{platform.machine()}"), ("threads", str(torch.get_num_threads()))),
     )  # fmt: skip
-
-
-def _before(block: Block) -> list[tuple[str, Tensor]]:
-    """The branches of a block as they enter its sum: each with its BatchNorm, called by its layers.
-
-    One that is its source as it is has no kernel.
-    """
-    arms = () if block.arms is None else block.arms().arms
-    solid = ((arm, arm.value) for arm in arms if arm.value is not None)
-    return [(_name_of(arm), rows(value)) for arm, value in solid]
-
-
-def _after(block: Block, stored: Sequence[Value | None]) -> list[tuple[str, Tensor]]:
-    """What is stored for a block."""
-    pairs = zip(block.terms, stored, strict=True)
-    return [(term.name or "", rows(value)) for term, value in pairs if value is not None]
-
-
-def _name_of(arm: Arm) -> str:
-    return next((name for name, _, _ in arm.layers if name), arm.source)
 
 
 def _kept(fused: Fused) -> list[str]:
@@ -83,7 +65,8 @@ def kernel_of(name: str, kernel: Tensor, scale: float | None = None) -> Kernel:
     """A kernel [out, in, *taps] as a picture, over a `scale`: without one, its own largest tap."""
     plane = plane_of(kernel)
     scale = float(plane.max()) if scale is None else scale
-    return Kernel(name, tuple(kernel.shape[2:]), grid_of(plane, scale), ranges_of(kernel))
+    ranges, measured = channel_ranges(kernel), ranges_of(kernel)
+    return Kernel(name, tuple(kernel.shape[2:]), grid_of(plane, scale), ranges, measured)
 
 
 def plane_of(kernel: Tensor) -> Tensor:
@@ -104,16 +87,17 @@ def grid_of(plane: Tensor, scale: float) -> Grid:
     return tuple(tuple(round(x, 3) for x in row) for row in scaled.tolist())
 
 
-def ranges_of(kernel: Tensor) -> tuple[float, ...]:
-    """The largest |w| of each output channel over their median, sorted."""
-    ranges = largest_in_rows(kernel).sort().values
-    median = float(ranges.median())
-    if not median or not bool(ranges.isfinite().all()):
+def channel_ranges(kernel: Tensor) -> tuple[float, ...]:
+    """The largest |w| of each output channel over the median of those that are not 0, sorted."""
+    channels = channels_of(kernel)
+    if channels is None or not len(channels.largest):
         return ()
+    known = channels.largest.sort().values.sub(median_of(channels.largest)).exp2()
+    ranges = torch.cat([known.new_zeros(len(kernel) - len(known)), known])
     if len(ranges) > MOST_CHANNELS:
         places = torch.linspace(0, len(ranges) - 1, MOST_CHANNELS, device=ranges.device)
         ranges = ranges[places.round().long()]
-    return tuple(round(x / median, 3) for x in ranges.tolist())
+    return tuple(round(x, 3) for x in ranges.tolist())
 
 
 def distances(block: Block, stored: Sequence[Value | None]) -> Tensor:

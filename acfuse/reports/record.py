@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from acfuse.int8.ranges import Ranges
+from acfuse.pipeline.ranges import BlockRanges
+
 Grid = tuple[tuple[float, ...], ...]
 
 # What each comparison of whole models is, in words.
@@ -21,8 +24,8 @@ NAMES = {
     "results": "outputs beside those that were kept of the original",
 }
 ONLY_A_RUN = (
-    "This report was made from a manifest. Kernels, histogram and ranges of weights are "
-    "measured while a conversion runs: give --report to `acfuse convert` or `acfuse verify`."
+    "This report was made from a manifest. Kernels, the histogram and pictures of ranges are "
+    "made while a conversion runs: give --report to `acfuse convert` or `acfuse verify`."
 )
 
 
@@ -31,18 +34,24 @@ class Kernel:
     """A kernel as a picture: the mean |w| over all channels at each tap, of its block's largest.
 
     `ranges` are the largest |w| of each output channel, sorted, as multiples of their median; of
-    very many channels, some in equal steps with both ends.
+    very many channels, some in equal steps with both ends. `measured` is what 8 bits lose of it.
     """
 
     name: str
     taps: tuple[int, ...]
     grid: Grid
     ranges: tuple[float, ...]
+    measured: Ranges
 
     @property
     def spread(self) -> float:
         """The largest range of a channel over the median of all; 0 where all are zero."""
         return self.ranges[-1] if self.ranges else 0.0
+
+
+def worst_kernel(kernels: Sequence[Kernel]) -> Kernel | None:
+    """The one of several of which 8 bits lose most."""
+    return max(kernels, key=lambda kernel: kernel.measured.order, default=None)
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Row:
     weights: int
     fault: str
     pictures: BlockPictures | None
+    ranges: BlockRanges
 
     @property
     def is_proved(self) -> bool:
@@ -164,6 +174,7 @@ class Report:
     files: tuple[FileLine, ...]
     environment: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+    cautions: tuple[str, ...]
     pictures: Pictures | None
     data: Mapping[str, Any]
 
@@ -205,6 +216,7 @@ def report_of(data: Mapping[str, Any], pictures: Pictures | None = None) -> Repo
         files=tuple(_files(data, pictures)),
         environment=environment if pictures is None else (*environment, *pictures.environment),
         notes=(*map(str, data["notes"]), *((ONLY_A_RUN,) if pictures is None else ())),
+        cautions=tuple(f"{c['text']} [{c['code']}]" for c in data.get("cautions", ())),
         pictures=pictures,
         data=data,
     )
@@ -226,6 +238,7 @@ def _row(found: Mapping[str, Any], pictures: BlockPictures | None) -> Row:
         weights=0 if certificate is None else int(certificate["weights"]),
         fault="" if certificate is None else str(certificate["fault"]),
         pictures=pictures,
+        ranges=BlockRanges.of_json(found.get("ranges")),
     )
 
 

@@ -7,7 +7,7 @@ what it shows.
 import math
 from collections.abc import Sequence
 
-from acfuse.reports.record import Kernel
+from acfuse.reports.record import Kernel, worst_kernel
 from acfuse.system.escape import safe
 
 LEVELS = 8  # shades of a heat map
@@ -82,9 +82,9 @@ def error_bar(error: float, bound: float) -> str:
 def ranges(before: Sequence[Kernel], after: Sequence[Kernel]) -> str:
     """The largest weight of each output channel, sorted, before (dashed) and after."""
     drawn = [
-        (name, max(kernels, key=lambda k: k.spread))
-        for name, kernels in (("before", before), ("after", after))
-        if any(k.ranges for k in kernels)
+        (name, kernel)
+        for name, kernel in (("before", worst_kernel(before)), ("after", worst_kernel(after)))
+        if kernel is not None and kernel.ranges
     ]
     highest = max([STEEP, *(math.log2(k.spread) for _, k in drawn if k.spread > 0)])
     lines, words = [f'<path class="axis" d="M0 {HEIGHT / 2:g}h{WIDTH}"/>'], []

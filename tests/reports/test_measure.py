@@ -8,17 +8,18 @@ import torch
 import acfuse
 from acfuse.findings import Term
 from acfuse.pipeline.manifest import findings_json
+from acfuse.pipeline.ranges import ranges_of_blocks
 from acfuse.proof import Proofs
 from acfuse.reports.html import as_html
 from acfuse.reports.measure import (
     MOST_CELLS,
     MOST_CHANNELS,
     ULP_BINS,
+    channel_ranges,
     distances,
     grid_of,
     kernel_of,
     pictures_of,
-    ranges_of,
 )
 from acfuse.reports.record import report_of
 from acfuse.reports.svg import cross_share, error_bar, heat_map, histogram, in_words
@@ -84,9 +85,9 @@ def test_of_a_large_kernel_neighbours_are_averaged():
 
 def test_ranges_are_those_of_output_channels_over_the_median_one():
     values = torch.tensor([[1.0, -2.0], [8.0, 0.0], [-4.0, 1.0]], dtype=torch.float64)
-    assert ranges_of(values) == (0.5, 1.0, 2.0)
-    assert ranges_of(torch.zeros(3, 2)) == ()
-    many = ranges_of(torch.arange(1.0, 1000.0).reshape(-1, 1))
+    assert channel_ranges(values) == (0.5, 1.0, 2.0)
+    assert channel_ranges(torch.zeros(3, 2)) == ()
+    many = channel_ranges(torch.arange(1.0, 1000.0).reshape(-1, 1))
     assert len(many) == MOST_CHANNELS
     assert many[-1] == pytest.approx(999 / 500, abs=0.001)
 
@@ -143,7 +144,8 @@ def test_every_family_has_its_page(name):
     assert len(pictures.blocks) == len(fused.found)
     assert pictures.ulps[ULP_BINS] == 0
     assert sum(pictures.ulps) >= sum(w.numel() for w, _ in fused.weights.values())
-    shown = report_of({**report().data, **findings_json(fused.findings, Proofs())}, pictures)
+    told = findings_json(fused.findings, Proofs(), ranges_of_blocks(fused))
+    shown = report_of({**report().data, **told}, pictures)
     page = Page(as_html(shown))
     assert all(block.label in page.words for block in fused.found)
 
