@@ -6,6 +6,7 @@
     proofs = acfuse.verify(model, fused.model, (1, 3, 224, 224))
     conversion = acfuse.convert("model.pth", model="nets.py:Net", input_shape=(1, 3, 224, 224))
     network = acfuse.load_fused(Net(), "model.fused.pth")
+    lost = acfuse.ranges(fused.model)          # of each layer: .spread, .per_tensor, .per_channel
 
 What a user can mend is an `acfuse.AcfuseError`: one line, and an exit code of `acfuse.Exit`. Its
 kinds can be had from here, and `acfuse.Reason`, the codes of what was refused.
@@ -48,11 +49,21 @@ __all__ = [
     "fuse_onnx",
     "fuse_tensors",
     "load_fused",
+    "ranges",
     "verify",
 ]
 
 if TYPE_CHECKING:
-    from acfuse.api import convert, equalize, fuse, fuse_onnx, fuse_tensors, load_fused, verify
+    from acfuse.api import (
+        convert,
+        equalize,
+        fuse,
+        fuse_onnx,
+        fuse_tensors,
+        load_fused,
+        ranges,
+        verify,
+    )
 else:
 
     def __getattr__(name: str) -> object:

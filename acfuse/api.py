@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from onnx import ModelProto
 from torch import Tensor, nn
 
 from acfuse.errors import UsageError
 from acfuse.files.cost_table import CostTable, read_cost_table
+from acfuse.files.detect import is_onnx
+from acfuse.files.onnx_reading import read_onnx
+from acfuse.files.opened_file import check_given
 from acfuse.find import find_in_module
 from acfuse.findings import Findings
 from acfuse.graph.calls import Call
 from acfuse.graph.copies import copied, unwrapped
+from acfuse.int8.layers import ranges_of_network, ranges_of_onnx
+from acfuse.int8.ranges import Ranges
 from acfuse.patterns import PATTERNS, Pattern
 from acfuse.pipeline.convert import certified, logged, prove
 from acfuse.pipeline.convert import convert as convert_job
@@ -43,6 +49,7 @@ __all__ = [
     "fuse_onnx",
     "fuse_tensors",
     "load_fused",
+    "ranges",
     "verify",
 ]
 
@@ -190,6 +197,33 @@ def equalize(model: nn.Module, *input_shapes: Shape, everything: bool = False) -
     source = LiveSource.of(copied(model).eval() if model.training else model)
     form, _ = source.fuse(Findings((), ())).evened(inputs, everything=everything)
     return form.model
+
+
+@_with_plain_tensors
+def ranges(model: nn.Module | ModelProto | str | Path) -> dict[str, Ranges]:
+    """How widely the channels of each layer range, and how many bits 8 bits lose by that.
+
+    Of each convolution and linear layer of a network, of an ONNX model or of an ONNX file, by name.
+    Nothing is run: it takes the weights alone. Raises UsageError for any other file, InputError for
+    a layer without numbers.
+    """
+    if isinstance(model, nn.Module):
+        return ranges_of_network(unwrapped(model))
+    if isinstance(model, ModelProto):
+        return ranges_of_onnx(model)
+    if not isinstance(model, str | Path):
+        raise UsageError(
+            f"acfuse.ranges takes a network, an ONNX model or the path of an ONNX file, and not "
+            f"{type(model).__name__}; of what acfuse.fuse gives, take .model."
+        )
+    path = Path(model)
+    check_given(path, "the model")
+    if not is_onnx(path):
+        raise UsageError(
+            f"{path.name} is no ONNX file. Of a checkpoint, load the network and give that; "
+            f"`acfuse inspect {path.name}` tells the ranges of its blocks."
+        )
+    return ranges_of_onnx(read_onnx(path)[0])
 
 
 def _shape(given: Any) -> Shape:

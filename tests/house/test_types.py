@@ -59,6 +59,8 @@ def files(network: nn.Module) -> nn.Module:
     if not done.proofs.passed:
         raise SystemExit(Exit.NOT_EQUAL)
     print(acfuse.__version__.partition("."), [path.name for path in done.written])
+    lost: list[float] = [own.per_tensor for own in acfuse.ranges(network).values()]
+    print(lost, [own.spread for own in acfuse.ranges("model.fused.onnx").values()])
     evened: nn.Module = acfuse.equalize(network, (1, 3, 224, 224), everything=True)
     return acfuse.load_fused(evened, "model.fused.pth")
 
