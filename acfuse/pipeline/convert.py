@@ -49,7 +49,7 @@ def convert(job: Job, progress: Progress = silent) -> Conversion:
                 return concluded(job, source, fused, proofs)
             form, evened = equalize(fused, job, progress)
             exports = export(source, form, job, progress)
-        conversion = concluded(job, source, fused, proofs, exports)
+        conversion = concluded(job, source, fused, proofs, exports, written=form)
         return save(replace(conversion, evened=evened), form)
 
 
@@ -235,10 +235,12 @@ def concluded(
     proofs: Proofs,
     exports: Exports | None = None,
     traced: Traced | None = None,
+    written: Fused | None = None,
 ) -> Conversion:
     """What was found, proved and made, as the record that is reported; nothing is written yet.
 
-    `traced` runs what was compared with the original, if that is not the fused form itself.
+    `traced` runs what was compared with the original, if that is not the fused form itself;
+    `written` is the form that goes into the files, if it is another one.
     """
     exports = exports or Exports()
     if exports.onnx is not None and exports.checks and not exports.checks[0].passed:
@@ -255,7 +257,7 @@ def concluded(
         exports.pt2,
         files=source.file.files,
         fused=fused,
-        ranges=ranges_of_blocks(fused),
+        ranges=ranges_of_blocks(written or fused),
     )
 
 
