@@ -240,9 +240,10 @@ def concluded(
     """What was found, proved and made, as the record that is reported; nothing is written yet.
 
     `traced` runs what was compared with the original, if that is not the fused form itself;
-    `written` is the form that goes into the files, if it is another one.
+    `written` is the form that lies in the files, if it is another one: with other scales.
     """
     exports = exports or Exports()
+    in_files = fused if written is None or written.findings is not fused.findings else written
     if exports.onnx is not None and exports.checks and not exports.checks[0].passed:
         made = exports.onnx.model
         traced = lambda image, _: trace_of_onnx(made, image, job.limits)  # noqa: E731
@@ -257,7 +258,7 @@ def concluded(
         exports.pt2,
         files=source.file.files,
         fused=fused,
-        ranges=ranges_of_blocks(written or fused),
+        ranges=ranges_of_blocks(in_files),
     )
 
 

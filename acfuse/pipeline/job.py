@@ -153,7 +153,8 @@ class Conversion:
     @property
     def cautions(self) -> tuple[Caution, ...]:
         """What a reader should know of a result that is right."""
-        return cautions_of(self.findings.found, self.ranges)
+        is_evened = self.evened is not None
+        return cautions_of(self.findings.found, self.ranges, is_evened=is_evened)
 
     @property
     def exit_code(self) -> Exit:

@@ -143,8 +143,13 @@ def summary_of(found: Sequence[Block], ranges: Sequence[BlockRanges]) -> str:
     return f"lose {'most ' if len(found) > 1 else ''}of {label}: {in_words(worst)}"
 
 
-def cautions_of(found: Sequence[Block], ranges: Sequence[BlockRanges]) -> tuple[Caution, ...]:
-    """What there is to say of the ranges of all blocks: nothing, or one sentence."""
+def cautions_of(
+    found: Sequence[Block], ranges: Sequence[BlockRanges], *, is_evened: bool = False
+) -> tuple[Caution, ...]:
+    """What there is to say of the ranges of all blocks: nothing, or one sentence.
+
+    `is_evened` says that they are as even already as is worth it.
+    """
     wide = [(block, own) for block, own in zip(found, ranges, strict=False) if own.is_wide]
     if not wide:
         return ()
@@ -153,7 +158,8 @@ def cautions_of(found: Sequence[Block], ranges: Sequence[BlockRanges]) -> tuple[
     told = (
         f"one grid of 8 bits for all channels costs more than {WIDE:g} bits in {len(wide):,} of "
         f"{len(found):,} blocks, most in {block.label} (it loses {worst.after.per_tensor:.1f} bits "
-        f"per tensor, {worst.after.per_channel:.1f} per channel): even the channels out with "
-        "`acfuse equalize`, or quantize per channel"
+        f"per tensor, {worst.after.per_channel:.1f} per channel): "
+        f"{'even the channels out with `acfuse equalize`, or ' * (not is_evened)}quantize per "
+        "channel"
     )
     return (Caution(Reason.WIDE_RANGES, told),)

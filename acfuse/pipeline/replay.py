@@ -59,6 +59,7 @@ def verify_files(job: Job, fused_path: Path, progress: Progress = silent) -> Con
     with unchanged(again.source.file.files):
         held = held_in(fused_path, reading, *given)
         scales: tuple[Check, ...] = ()
+        in_file = held.fused
         if not held.is_run:
             stored, scales = held.fused.unscaled(again.fused, job.inputs, job.limits)
             held = replace(held, fused=stored)
@@ -74,7 +75,7 @@ def verify_files(job: Job, fused_path: Path, progress: Progress = silent) -> Con
         checks += (Check("entries", False, 1.0, 0.0, detail=told),) * is_own
         notes += (told,) * (not is_own)
     proofs = Proofs(certificates, checks, notes)
-    return concluded(job, again.source, held.fused, proofs, traced=held.traced)
+    return concluded(job, again.source, held.fused, proofs, traced=held.traced, written=in_file)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def verified(
         if onnx_path is not None:
             check = compared_onnx(again, stored, onnx_path, progress, unchanged=unchanged)
             proofs = replace(proofs, checks=(*proofs.checks, check))
-    return concluded(job, source, plain, proofs)
+    return concluded(job, source, plain, proofs, written=stored)
 
 
 def proved(again: Opened, stored: Fused, progress: Progress = silent) -> tuple[Fused, Proofs]:
