@@ -168,9 +168,9 @@ FILES = (
         "In 8 bits per tensor, all channels of a layer share one grid, as wide as the largest "
         "weight needs it. Where branches of different scales are added, some channels may be much "
         "smaller than that, and are left with few steps. It is said where the median channel of a "
-        "fused layer loses 2.5 bits more than it would with a grid of its own: up to there, the "
-        "accuracy of the trained samples falls by less than two points. It is a warning, not a "
-        "refusal: the float network is equal, and its exit code is the same.",
+        "fused layer loses 2.5 bits more than it would with a grid of its own: docs/int8.md shows "
+        "what that does to accuracy. It is a warning, not a refusal: the float network is equal, "
+        "and the exit code is the same.",
         WIDE,
         "one grid of 8 bits for all channels costs more than 2.5 bits in 1 of 1 blocks, most in "
         "fused_conv (it loses 5.0 bits per tensor, 0.0 per channel): even the channels out with "

@@ -9,7 +9,6 @@ are: they are not counted.
 
 from dataclasses import dataclass
 from math import inf, isnan, log2, nan
-from typing import Any
 
 import numpy as np
 import torch
@@ -88,17 +87,14 @@ def ranges_of(kernel: Tensor) -> Ranges:
 
 def ranges_of_array(kernel: NDArray[np.floating]) -> Ranges:
     """The same of an array of numpy, in any of the dtypes that ONNX brings along."""
-    return ranges_of(torch.from_numpy(np.array(kernel, _held_by_torch(kernel.dtype))))
-
-
-def _held_by_torch(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """A dtype of torch that holds every number of this one."""
-    return dtype if dtype.kind in "fc" and dtype.itemsize <= 8 else np.dtype(np.float64)
+    is_known = kernel.dtype in (np.float16, np.float32) and kernel.dtype.isnative
+    dtype = kernel.dtype if is_known else np.float64
+    return ranges_of(torch.from_numpy(np.array(kernel, dtype, order="C")))
 
 
 def channels_of(kernel: Tensor) -> RangesOfChannels | None:
     """Each output channel of a kernel [out, ...]; None where a weight is not finite."""
-    matrix = kernel.detach().reshape(len(kernel), -1)
+    matrix = kernel.detach().reshape(len(kernel), -1 if kernel.numel() else 0)
     count = max(SOME // max(matrix.shape[1], 1), 1)
     empty = torch.empty(0, dtype=torch.float64, device=CPU)
     largest, own = [empty], [empty]
