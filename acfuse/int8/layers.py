@@ -12,6 +12,7 @@ from acfuse.errors import InputError
 from acfuse.graph.onnx_values import constants_of, opset_of, replaceable
 from acfuse.int8.channels import Layer, helper_int
 from acfuse.int8.ranges import Ranges, ranges_of, ranges_of_array
+from acfuse.system.escape import one_line
 
 NOBODY = np.empty(0, np.int64)  # channels whose scales nobody asks for
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -75,14 +76,15 @@ def _matrix(node: onnx.NodeProto, name: str, tensor: onnx.TensorProto) -> np.nda
     is_turned = node.op_type in ("ConvTranspose", "MatMul") or (
         node.op_type == "Gemm" and not helper_int(node, "transB", 0)
     )
+    if is_matrix and len(tensor.dims) != 2:
+        return None
+    layer = Layer(name, node.op_type, tensor.name, None, NOBODY, NOBODY, groups, is_turned)
     try:
-        array = numpy_helper.to_array(tensor)
-        if is_matrix and array.ndim != 2:
-            return None
-        layer = Layer(name, node.op_type, tensor.name, None, NOBODY, NOBODY, groups, is_turned)
-        return layer.matrix(array)
-    except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
-        raise InputError(
-            f"{name}: its weight {tensor.name} {list(tensor.dims)} is none of a {node.op_type} of "
-            f"{groups} groups."
-        ) from error
+        array = numpy_helper.to_array(tensor).astype(np.float64)  # whatever the file holds
+        if array.ndim > 1 and groups > 0 and array.shape[0] % groups == 0:
+            return layer.matrix(array) if array.size else array
+        why = f"it is none of a {node.op_type} of groups {groups}"
+    except (ValueError, TypeError, KeyError) as error:
+        why = one_line(error, 100)
+    told = f"{name}: its weight {tensor.name} {list(tensor.dims)} cannot be read: {why}."
+    raise InputError(told)
