@@ -109,7 +109,8 @@ def worst_of(blocks: Iterable[BlockRanges]) -> BlockRanges | None:
 def in_short(ranges: BlockRanges | None, figure: str = "per_tensor") -> str:
     """One figure before and after: 1.2 -> 3.4."""
     pair = () if ranges is None else (ranges.before, ranges.after)
-    return " -> ".join(f"{getattr(own, figure):.1f}" for own in pair if own is not None)
+    figures = [getattr(own, figure) for own in pair if own is not None]
+    return " -> ".join(f"{round(number, 1) + 0.0:.1f}" for number in figures)  # no -0.0
 
 
 FIGURES = {"per_tensor": "8 bits lose", "per_channel": "per channel", "spread": "widest"}

@@ -138,6 +138,7 @@ def test_figures_stand_before_and_after_and_what_is_not_known_is_left_out():
     assert in_short(both) == "1.0 -> 3.0"
     assert in_short(both, "spread") == "2.0 -> 4.0"
     assert in_short(BlockRanges(None, both.after)) == "3.0"
+    assert in_short(BlockRanges(None, Ranges(1.0, -0.04, -0.06))) == "0.0"
     assert in_short(BlockRanges()) == in_short(None) == ""
     for verbose in (False, True):
         assert len(cells([both], verbose=verbose)) == len(headings(verbose=verbose))
