@@ -59,7 +59,7 @@ def verify_files(job: Job, fused_path: Path, progress: Progress = silent) -> Con
     with unchanged(again.source.file.files):
         held = held_in(fused_path, reading, *given)
         scales: tuple[Check, ...] = ()
-        in_file = held.fused
+        in_file = held.scaled or held.fused
         if not held.is_run:
             stored, scales = held.fused.unscaled(again.fused, job.inputs, job.limits)
             held = replace(held, fused=stored)

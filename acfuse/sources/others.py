@@ -52,6 +52,7 @@ class Held:
     notes: tuple[str, ...] = ()
     is_run: bool = False  # whether its own program was run: there is nothing else to compare
     traced: Callable[[Image, torch.dtype], Trace] | None = None  # runs that step by step
+    scaled: Fused | None = None  # with the numbers as they lie in the file, if it has scales
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def held_in(
     if stored is not None:
         return Held(stored, (check,), traced=_traced(file, read.limits))
     given, missing = _beside_equal(fused.weights, file.convolutions)
-    kept = _kept(fused.kept, file.tensors)
+    kept, plain = _kept(fused.kept, file.tensors), file
     if check.passed and (missing or not kept.passed):
         plain = _without_scales(file, fused, inputs, read.limits)
         given, missing = _beside_equal(fused.weights, plain.convolutions)
@@ -129,7 +130,12 @@ def held_in(
     )
     findings = replace(fused.findings, found=found)
     stored = replace(fused.with_weights(given), findings=findings)
-    return Held(stored, (kept, check), notes, is_run=True, traced=_traced(file, read.limits))
+    scaled = None
+    if plain is not file:  # the same layers, in the same order
+        places = {id(pair): place for place, pair in enumerate(plain.convolutions)}
+        own_numbers = {n: file.convolutions[places[id(pair)]] for n, pair in given.items()}
+        scaled = replace(fused.with_weights(own_numbers), findings=findings)
+    return Held(stored, (kept, check), notes, True, _traced(file, read.limits), scaled)
 
 
 def _traced(file: _File, limits: Limits) -> Callable[[Image, torch.dtype], Trace]:
