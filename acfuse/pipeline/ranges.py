@@ -9,7 +9,7 @@ from torch import Tensor
 from acfuse.algebra import Value
 from acfuse.errors import NotFusable, Reason
 from acfuse.findings import Arm, Block
-from acfuse.int8.ranges import WIDE, Ranges, ranges_of
+from acfuse.int8.ranges import NOTHING, WIDE, Ranges, ranges_of
 from acfuse.proof.impulses import rows
 from acfuse.sources.base import Fused
 
@@ -38,7 +38,7 @@ class BlockRanges:
     def of_json(cls, told: Mapping[str, Any] | None) -> "BlockRanges":
         """It again; of a manifest that holds none, nothing is known."""
         pair = (None if told is None else told[name] for name in ("before", "after"))
-        return cls(*(own and Ranges(**{n: float(x) for n, x in own.items()}) for own in pair))
+        return cls(*(own and Ranges(*(float(own[n]) for n in vars(NOTHING))) for own in pair))
 
     @property
     def is_wide(self) -> bool:

@@ -153,6 +153,8 @@ def test_a_manifest_gives_back_what_was_written(number):
     assert vars(read.after) == pytest.approx(vars(own.after), nan_ok=True)
     assert read.before is None
     assert BlockRanges.of_json(None) == BlockRanges()
+    later = {"before": None, "after": {"new": "word", **own.to_json()["after"]}, "new": 1}
+    assert vars(BlockRanges.of_json(later).after) == pytest.approx(vars(own.after), nan_ok=True)
 
 
 def test_of_a_name_that_is_made_to_be_obeyed_the_text_is_only_data():
