@@ -26,7 +26,7 @@ help:
 	@echo "make bench    measure what acfuse takes and gives, beside its targets (under ten minutes)"
 	@echo "make peers    install the other tools that make bench tries, in .venv-peers"
 	@echo "make golden   write the pages and transcripts again that tests hold to the program"
-	@echo "make pictures  draw the trained sample again, for README, in docs/img/"
+	@echo "make pictures  draw the trained sample again, in docs/img/ (three minutes)"
 	@echo "make docs     build the documentation as a site, in site/; a broken link is an error"
 	@echo "make fuzz     draw files that are nearly right by the ten thousand (about ten minutes)"
 	@echo "make check    lint, types and import contracts"
@@ -127,6 +127,7 @@ golden: $(READY)
 
 pictures: $(READY)
 	$(BIN)/python -m benchmarks.pictures
+	$(BIN)/python -m benchmarks.int8 --write
 
 docs: $(READY) $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

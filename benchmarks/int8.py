@@ -39,8 +39,8 @@ from sample_models.train import digits_split
 
 LARGEST = 6  # the exponents are drawn from -6 to 6
 CALIBRATION = 5 * BATCH  # images
-WIDE, HIGH = 118, 150  # pixels of a layer's picture
-LOWEST, TALLEST = -9, 7  # powers of two that it spans
+WIDE, HIGH = 112, 190  # pixels of a layer's picture
+LOWEST, TALLEST = -9, 13  # powers of two that it spans
 BAR = 320  # pixels of one hundred per cent
 HEAD = ("network", "float", "8 bits", "8 bits, evened out", "most points lost then", "evened out")
 
