@@ -6,6 +6,7 @@
     proofs = acfuse.verify(model, fused.model, (1, 3, 224, 224))
     conversion = acfuse.convert("model.pth", model="nets.py:Net", input_shape=(1, 3, 224, 224))
     network = acfuse.load_fused(Net(), "model.fused.pth")
+    int8 = acfuse.quantize("model.fused.onnx", images)  # .model, .loss, .worst, .advice
     lost = acfuse.ranges(fused.model)          # of each layer: .spread, .per_tensor, .per_channel
 
 What a user can mend is an `acfuse.AcfuseError`: one line, and an exit code of `acfuse.Exit`. Its
@@ -49,6 +50,7 @@ __all__ = [
     "fuse_onnx",
     "fuse_tensors",
     "load_fused",
+    "quantize",
     "ranges",
     "verify",
 ]
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
         fuse_onnx,
         fuse_tensors,
         load_fused,
+        quantize,
         ranges,
         verify,
     )

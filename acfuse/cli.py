@@ -20,6 +20,7 @@ from acfuse.commands.equalize import equalize
 from acfuse.commands.explain import explain
 from acfuse.commands.init import init
 from acfuse.commands.patterns import list_patterns
+from acfuse.commands.quantize import quantize
 from acfuse.commands.report import report
 from acfuse.commands.shown import annotate, say_wrong
 from acfuse.commands.verify import selftest, verify
@@ -50,8 +51,8 @@ def cli(context: click.Context) -> None:
 
 
 for command in (
-    convert, batch, verify, report, diff, selftest, bench, export_onnx, equalize, inspect,
-    explain, list_patterns, init, config, doctor, completion,
+    convert, batch, verify, report, diff, selftest, bench, export_onnx, equalize, quantize,
+    inspect, explain, list_patterns, init, config, doctor, completion,
 ):  # fmt: skip
     cli.add_command(command)
 

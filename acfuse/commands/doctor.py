@@ -5,7 +5,6 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,12 +12,11 @@ import click
 from acfuse import __version__
 from acfuse.options import RESULT_OPTIONS, takes
 from acfuse.system.escape import as_json, columns, one_line, safe
+from acfuse.system.processor import flags
 from acfuse.system.threads import threads, usable_processors
 
 REQUIREMENT = re.compile(r"([\w.-]+)(?:\[[^]]*\])?([^;]*)(?:;.*?extra == ['\"]([\w-]+)['\"])?")
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "neon", "asimd")
 FOR_DEVELOPERS = {"dev", "proof", "samples"}
-CPUINFO = Path("/proc/cpuinfo")
 
 
 @click.command()
@@ -66,16 +64,6 @@ def _asked(name: str, ask: Any) -> str:
         return str(ask(importlib.import_module(name)))
     except Exception as error:
         return f"cannot be imported: {one_line(error)}"
-
-
-def flags() -> list[str]:
-    """What the processor can do beyond the usual, as far as the system tells."""
-    try:
-        text = CPUINFO.read_text(encoding="utf-8")
-    except OSError:
-        return []
-    known = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    return [flag for flag in FLAGS if flag in known.split()]
 
 
 def packages() -> Iterator[dict[str, str | None]]:

@@ -13,12 +13,12 @@ from acfuse.system.escape import one_line
 from acfuse.system.limits import LIMITS, Limits
 
 
-def read_arrays(path: Path, limits: Limits = LIMITS) -> dict[str, Tensor]:
+def read_arrays(path: Path, limits: Limits = LIMITS, flag: str = "--inputs") -> dict[str, Tensor]:
     """The arrays of an .npz file, or of an .npy file the one, by name.
 
     Raises UsageError where there is no such file, InputError for one that cannot be read.
     """
-    check_given(path, "--inputs")
+    check_given(path, flag)
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -29,9 +29,9 @@ def read_arrays(path: Path, limits: Limits = LIMITS) -> dict[str, Tensor]:
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         why = "it holds objects" if "pickle" in str(error) else one_line(error, 160)
         raise InputError(
-            f"--inputs: {path.name} cannot be read ({why}); expected arrays of numbers, as "
+            f"{flag}: {path.name} cannot be read ({why}); expected arrays of numbers, as "
             "numpy.savez writes them."
         ) from error
     if not tensors:
-        raise InputError(f"--inputs: {path.name} holds no array.")
+        raise InputError(f"{flag}: {path.name} holds no array.")
     return tensors

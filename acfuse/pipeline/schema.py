@@ -266,6 +266,100 @@ class FailureData(TypedDict):
     error: Failed
 
 
+class Int8Settings(TypedDict):
+    """How a model was quantized; `asked_reduce_range` is null where nothing was asked."""
+
+    per_channel: bool
+    calibrate: str
+    asked_reduce_range: bool | None
+    reduce_range: bool
+    keep: list[str]
+
+
+class Int8Data(TypedDict):
+    """What the ranges and figures come from; of a folder, the hash is that of all its files."""
+
+    file: Name | None
+    sha256: Hash | None
+    images: Count
+    random: bool
+
+
+class Int8Processor(TypedDict):
+    """Where the figures were measured, and whether sums of 8 bits are cut off there."""
+
+    name: str
+    saturates: bool
+
+
+class Int8Output(TypedDict):
+    """How far one output is from the float one: in dB, and in percent of the same largest class."""
+
+    output: str
+    written_db: Number
+    executed_db: Number
+    written_agreement: float | None
+    executed_agreement: float | None
+
+
+class Int8Layer(TypedDict):
+    """A layer that loses much: the dB of the worst output if it alone is in 8 bits."""
+
+    layer: str
+    operator: str
+    weight: str
+    alone_db: Number
+    share: float
+
+
+class Int8Advice(TypedDict):
+    """What was tried and helps, with the dB of the worst output on the first images."""
+
+    what: Literal["keep", "per channel", "equalize"]
+    layers: list[str]
+    before_db: Number
+    after_db: Number
+
+
+class Int8Clipped(TypedDict):
+    """How many percent of the numbers of a value lie past its range."""
+
+    layer: str
+    percent: float
+
+
+class Int8Gates(TypedDict):
+    """What was asked of the worst output."""
+
+    min_sqnr: Number | None
+    min_agreement: float | None
+
+
+class Int8ManifestData(TypedDict):
+    """The record that `acfuse quantize` leaves, and with `written` what it prints as JSON."""
+
+    schema_version: Literal[1]
+    acfuse: str
+    onnx: str
+    onnxruntime: str
+    source: File
+    output: WrittenFile | None
+    settings: Int8Settings
+    data: Int8Data
+    processor: Int8Processor
+    outputs: list[Int8Output]
+    otherwise: list[Int8Output] | None  # with weights of the other width, where both were tried
+    worst: list[Int8Layer]
+    advice: list[Int8Advice]
+    tried_on: Count
+    clipped: list[Int8Clipped]
+    gates: Int8Gates
+    passed: bool
+    missed: list[str]
+    notes: list[str]
+    written: NotRequired[list[str]]
+
+
 def check_manifest(data: Any, name: str) -> None:
     """Raises InputError, which names the field, if data of the file `name` are no manifest."""
     version = data.get("schema_version") if isinstance(data, dict) else VERSION
@@ -296,6 +390,14 @@ def report_schema() -> dict[str, Any]:
     return schema
 
 
+def int8_schema() -> dict[str, Any]:
+    """The JSON schema of the record of a file in 8 bits."""
+    schema = _document("A manifest of acfuse quantize", Int8ManifestData)
+    for part in schema["$defs"].values():
+        part.update(additionalProperties=False)
+    return schema
+
+
 def _document(title: str, *kinds: Any) -> dict[str, Any]:
     schemas, parts = schema_components(kinds, ref_template="#/$defs/{name}")
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}
@@ -303,7 +405,7 @@ def _document(title: str, *kinds: Any) -> dict[str, Any]:
     return {**head, **whole, "$defs": parts}
 
 
-SCHEMAS = {"manifest": manifest_schema, "report": report_schema}
+SCHEMAS = {"manifest": manifest_schema, "report": report_schema, "int8": int8_schema}
 
 if __name__ == "__main__":
     for name, made in SCHEMAS.items():

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ DTYPES: dict[str, Any] = {  # of what a session takes, where that is not float32
     **{f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}")
        for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 GRID = 8  # steps in the last place of 1: sums of a few numbers near it lie on such a grid
 # Nodes that read weights of one axis: biases, factors.
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "PRelu")
@@ -116,10 +118,12 @@ def run_session(
     given: Mapping[str, Tensor],
     limits: Limits = LIMITS,
     names: Sequence[str] | None = None,
+    beside: Mapping[str, Any] = NOTHING,
 ) -> list[Any]:
     """What a model in onnxruntime gives for images, in its inputs' order and dtypes.
 
-    That is the outputs of these names; all of them without any.
+    That is the outputs of these names; all of them without any. `beside` are arrays in place of
+    defaults.
 
     Raises InputError where it cannot be run, UnsafeError where it takes more than the limits allow.
     """
@@ -132,7 +136,7 @@ def run_session(
     bell.daemon = True
     bell.start()
     try:
-        return list(session.run(names, feeds, options))
+        return list(session.run(names, {**feeds, **beside}, options))
     except Exception as error:
         sizes = ", ".join(str(tuple(i.shape)) for i in given.values())
         raise _failed(error, f"cannot run the file on {sizes}", limits) from error
@@ -183,7 +187,7 @@ def answers_in_onnx(
     """What an ONNX model gives for images, in onnxruntime."""
     source = with_free_sizes(model).SerializeToString()
     session = session_of(source, optimised=optimised, limits=limits)
-    return partial(_leaves, session, limits)
+    return partial(leaves_in, session, limits)
 
 
 def compare_with_onnx(
@@ -248,9 +252,14 @@ def compare_with_onnx(
     return measured(drawn(moved, given, true, dtype, samples, units=(UNITS, 1)))
 
 
-def _leaves(session: onnxruntime.InferenceSession, limits: Limits, given: Image) -> Leaves:
+def leaves_in(
+    session: onnxruntime.InferenceSession,
+    limits: Limits,
+    given: Image,
+    beside: Mapping[str, Any] = NOTHING,
+) -> Leaves:
     """What a model in onnxruntime gives for images, by the names of its outputs."""
-    values = run_session(session, given, limits)
+    values = run_session(session, given, limits, beside=beside)
     named = zip(session.get_outputs(), values, strict=True)
     leaves = {o.name + end: x for o, value in named for end, x in leaves_of(value).items()}
     return {name: _as_tensor(value) for name, value in leaves.items()}

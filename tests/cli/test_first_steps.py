@@ -15,6 +15,7 @@ import torch
 from acfuse import __version__
 from acfuse.cli import cli
 from acfuse.commands import doctor, init
+from acfuse.system import processor
 from tests.cli.command import refused, run, worked
 from tests.cli.project import MODEL, make_project, state
 
@@ -174,10 +175,10 @@ def test_doctor_names_the_command_that_installs_what_is_missing(monkeypatch):
 
 
 def test_what_a_processor_can_do_is_read_where_the_system_tells(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor, "CPUINFO", tmp_path / "cpuinfo")
-    assert doctor.flags() == []
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    assert processor.flags() == []
     (tmp_path / "cpuinfo").write_text("processor : 0\nflags : fpu avx2 avx512f avx20\n")
-    assert doctor.flags() == ["avx2", "avx512f"]
+    assert processor.flags() == ["avx2", "avx512f"]
 
 
 # ------------------------------------------------------------------------------ completion

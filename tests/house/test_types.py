@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 RIGHT = """
 import acfuse
 import onnx
+import torch
 from acfuse import (
     AcfuseError,
     BusyError,
@@ -59,6 +60,8 @@ def files(network: nn.Module) -> nn.Module:
     if not done.proofs.passed:
         raise SystemExit(Exit.NOT_EQUAL)
     print(acfuse.__version__.partition("."), [path.name for path in done.written])
+    in_8_bits: onnx.ModelProto = acfuse.quantize("model.fused.onnx", "images", keep=["a"]).model
+    print(in_8_bits.ir_version, acfuse.quantize(in_8_bits, torch.zeros(8, 3)).loss.executed)
     lost: list[float] = [own.per_tensor for own in acfuse.ranges(network).values()]
     print(lost, [own.spread for own in acfuse.ranges("model.fused.onnx").values()])
     evened: nn.Module = acfuse.equalize(network, (1, 3, 224, 224), everything=True)
@@ -90,6 +93,7 @@ acfuse.verify(model, acfuse.fuse(model), (1, 3, 8, 8))
 acfuse.verify(model, model).nothing
 acfuse.convert(None)
 acfuse.load_fused(model, None)
+acfuse.quantize(model)
 acfuse.fuze(model)
 acfuse.Exit.NOTHING_AT_ALL
 acfuse.AcfuseError("").nothing

@@ -1,0 +1,347 @@
+"""A fused ONNX model in 8 bits, and what that loses: as it is written, and as it runs here."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import onnx
+
+from acfuse.errors import InputError, UsageError
+from acfuse.int8.culprits import Culprit, culprits
+from acfuse.int8.data import Data
+from acfuse.int8.equalize import equalized
+from acfuse.int8.figures import Figure
+from acfuse.int8.grids import is_quantized
+from acfuse.int8.quantized import (
+    METHODS,
+    Figures,
+    Loss,
+    Ranges,
+    calibrated,
+    figures_of,
+    in_8_bits,
+)
+from acfuse.int8.saturation import Clipped, clipped, saturates
+from acfuse.proof.trace_onnx import values_of
+from acfuse.system.escape import listed, safe
+from acfuse.system.limits import LIMITS, Limits
+
+APART = 1.0  # dB between executed and written that are looked into, and that advice has to gain
+EXACT = 100.0  # dB: what is nearer than that is near for float32 as well
+TOO_MUCH = 1.0  # percent of a value's numbers past its range
+WORST = 5
+TRIED = 16  # images on which layers are looked at and advice is tried
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is quantized. Without `reduce_range`, 7 bits are tried where sums saturate."""
+
+    per_channel: bool = True
+    calibrate: str = "minmax"
+    reduce_range: bool | None = None
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What would help: tried, with the dB of the worst output before and after.
+
+    Both are those of the worse of written and executed, on the first images. `layers` are those to
+    keep in float.
+    """
+
+    what: Literal["keep", "per channel", "equalize"]
+    before: float
+    after: float
+    layers: tuple[str, ...] = ()
+
+    @property
+    def gain(self) -> float:
+        """What it gains in dB."""
+        return _near(self.after) - _near(self.before)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A model in 8 bits, and what it loses beside the float one.
+
+    `written` and `executed` are how far each output is from the float one: with each value in
+    float32 between its roundings, and by the kernels for integers of this processor. `worst` are
+    the layers that lose most, `advice` is what was tried and helps, the best first.
+    """
+
+    model: onnx.ModelProto = field(repr=False)
+    settings: Settings
+    images: int
+    is_random: bool
+    reduced: bool  # weights have 7 bits
+    saturates: bool  # sums of products of 8 bits are cut off by this processor
+    figures: Figures
+    otherwise: Figures | None  # with weights of the other width, where both were tried
+    worst: tuple[Culprit, ...] = ()
+    advice: tuple[Advice, ...] = ()
+    tried_on: int = 0  # images
+    clipped: tuple[Clipped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def loss(self) -> Loss:
+        """Signal over noise in dB of the worst output, as written and as executed."""
+        return self.figures.loss
+
+    @property
+    def written(self) -> tuple[Figure, ...]:
+        """Each output, as the file is written."""
+        return self.figures.written
+
+    @property
+    def executed(self) -> tuple[Figure, ...]:
+        """Each output, as the file is executed here."""
+        return self.figures.executed
+
+    @property
+    def agreement(self) -> float | None:
+        """For how many images the same class is largest, in percent: the worst of all outputs.
+
+        None where no output gives classes.
+        """
+        found = [f.agreement for f in (*self.written, *self.executed) if f.agreement is not None]
+        return min(found, default=None)
+
+    def missed(
+        self, min_sqnr: float | None = None, min_agreement: float | None = None
+    ) -> tuple[str, ...]:
+        """What falls short of a gate, each in one sentence; nothing where all is reached."""
+        return tuple(self._missed(min_sqnr, min_agreement))
+
+    def _missed(self, min_sqnr: float | None, min_agreement: float | None) -> Iterator[str]:
+        for how, figures in (("as written", self.written), ("executed here", self.executed)):
+            for figure in figures:
+                name, same = safe(figure.output), figure.agreement
+                if min_sqnr is not None and not figure.decibels >= min_sqnr:
+                    yield f"output {name} has {figure.decibels:.1f} dB {how}, wanted {min_sqnr:g}"
+                if min_agreement is not None and same is not None and not same >= min_agreement:
+                    yield f"output {name} agrees in {same:.1f} % {how}, wanted {min_agreement:g}"
+
+
+def quantize_model(
+    model: onnx.ModelProto,
+    data: Data,
+    settings: Settings,
+    limits: Limits = LIMITS,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Quantized:
+    """Quantizes a float ONNX model, and measures what that loses.
+
+    Raises InputError for a model that cannot be quantized, UsageError for settings that it has not.
+    """
+    check_float(model)
+    progress("the ranges of the values")
+    ranges = calibrated(model, data.batches, settings.calibrate)
+    check_keep(ranges, settings.keep)
+    make = partial(in_8_bits, ranges, per_channel=settings.per_channel)
+    measure = partial(figures_of, model, data=data.batches, limits=limits)
+    progress("the model in 8 bits")
+    reduced = bool(settings.reduce_range)
+    made = make(reduce_range=reduced, keep=settings.keep)
+    if not is_quantized(made):
+        raise InputError(
+            f"the model has no layer{' but those to keep' if settings.keep else ''} that "
+            "onnxruntime's quantizer takes: expected a Conv, Gemm or MatMul at least."
+        )
+    figures, otherwise = measure(made), None
+    cuts = saturates(limits)
+    if settings.reduce_range is None and _apart(figures.loss):
+        progress("the model with weights of 7 bits")
+        other = make(reduce_range=True, keep=settings.keep)
+        otherwise = measure(other)
+        if otherwise.loss.executed > figures.loss.executed:
+            made, figures, otherwise, reduced = other, otherwise, figures, True
+    progress("the layers one by one")
+    few = data.first(TRIED)
+    worst = culprits(ranges.model, made, few.batches, limits)[:WORST]
+    past = clipped(ranges.model, made, few.batches, limits)
+    progress("what would help")
+    advice = _advice(model, ranges, made, few, settings, reduced, worst, limits)
+    return Quantized(
+        made,
+        settings,
+        data.images,
+        data.is_random,
+        reduced,
+        cuts,
+        figures,
+        otherwise,
+        worst,
+        advice,
+        few.images,
+        past,
+        tuple(_notes(data, settings, cuts, figures.loss, otherwise, reduced, past)),
+    )
+
+
+def check_float(model: onnx.ModelProto) -> None:
+    """Raises InputError for a model that is in 8 bits already."""
+    if is_quantized(model):
+        raise InputError(
+            "the model is quantized already: it holds nodes that read or give small integers. "
+            "Give the float model that it was made of."
+        )
+
+
+def check_keep(ranges: Ranges, keep: Sequence[str]) -> None:
+    """Raises UsageError for a layer that the model has not, with those of the nearest names."""
+    names = [node.name for node in ranges.model.graph.node]
+    for name in keep:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 3, 0.3) or names[:3]
+            raise UsageError(
+                f"--keep: the model has no layer {safe(name)}; the nearest are "
+                f"{listed([*map(safe, near)])}."
+            )
+
+
+def _near(db: float) -> float:
+    """A figure, where more would only be said of float32 itself."""
+    return max(-EXACT, min(EXACT, db))
+
+
+def _apart(loss: Loss) -> bool:
+    """Whether executed and written figures differ by more than they should."""
+    return abs(_near(loss.written) - _near(loss.executed)) > APART
+
+
+def _advice(
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    made: onnx.ModelProto,
+    few: Data,
+    settings: Settings,
+    reduced: bool,
+    worst: Sequence[Culprit],
+    limits: Limits,
+) -> tuple[Advice, ...]:
+    """What gains something, tried on a few images: the ranges stay those of all images."""
+    measure = partial(figures_of, model, data=few.batches, limits=limits)
+    make = partial(in_8_bits, per_channel=settings.per_channel, reduce_range=reduced)
+    before = measure(made).loss.worst
+    layers = tuple(culprit.layer for culprit in worst)
+    found: list[Advice] = []
+    for names in (*((name,) for name in layers), layers[:2], layers):
+        other = make(ranges, keep=(*settings.keep, *names))
+        if is_quantized(other) and names not in [advice.layers for advice in found]:
+            found.append(Advice("keep", before, measure(other).loss.worst, names))
+    if not settings.per_channel:
+        other = in_8_bits(ranges, per_channel=True, reduce_range=reduced, keep=settings.keep)
+        found.append(Advice("per channel", before, measure(other).loss.worst))
+    if (evened := _equalized(model, few, limits)) is not None:
+        again = calibrated(evened, few.batches, settings.calibrate)
+        after = measure(make(again, keep=settings.keep)).loss.worst
+        found.append(Advice("equalize", before, after))
+    useful = [advice for advice in found if advice.gain >= APART]
+    return tuple(sorted(useful, key=lambda advice: -advice.gain))
+
+
+def _equalized(model: onnx.ModelProto, few: Data, limits: Limits) -> onnx.ModelProto | None:
+    """The model with even channels; None where that changes nothing, or cannot be done."""
+    shapes = {n: tuple(v.shape) for n, v in values_of(model, few.batches[0], limits)}
+    try:
+        made = equalized(model, shapes)
+    except InputError:  # a weight would leave its range
+        return None
+    return made.model if made.changed else None
+
+
+def _notes(
+    data: Data,
+    settings: Settings,
+    cuts: bool,
+    loss: Loss,
+    otherwise: Figures | None,
+    reduced: bool,
+    past: Sequence[Clipped],
+) -> Iterator[str]:
+    """What has to be said of a result, in plain words."""
+    yield from data.notes
+    if data.is_random:
+        yield (
+            "the ranges of values come from random inputs (--random): this file is for trying "
+            "things out, and is not to be shipped"
+        )
+    yield from _on_saturation(
+        settings, cuts, loss, None if otherwise is None else otherwise.loss, reduced
+    )
+    for one in past:
+        if one.percent > TOO_MUCH:
+            yield (
+                f"{one.percent:.1f} % of what {safe(one.layer)} gives lies past its range, and is "
+                f"cut off: {settings.calibrate} chose the range"
+            )
+
+
+SATURATION = (
+    "this processor saturates: it adds products of 8 bits in pairs, in 16 bits, and of 255 x 127 + "
+    "255 x 127 gives less (tried here)"
+)
+
+
+def _on_saturation(
+    settings: Settings, cuts: bool, loss: Loss, otherwise: Loss | None, reduced: bool
+) -> Iterator[str]:
+    """Which saturation was met, what was done about it, and what is left of it."""
+    if otherwise is not None:
+        wide, narrow = (otherwise, loss) if reduced else (loss, otherwise)
+        told = f"{wide.written:.1f} dB as written, {wide.executed:.1f} dB executed"
+        why = SATURATION if cuts else (
+            "what is executed is not what is written, and not by saturation, which was looked for "
+            "and not found here: kernels for integers round elsewhere"
+        )  # fmt: skip
+        yield f"with weights of 8 bits, {told}: {why}"
+        now = f"{narrow.written:.1f} dB as written, {narrow.executed:.1f} dB executed"
+        taken = "were taken, as by --reduce-range" if reduced else "lose more, and were not taken"
+        yield f"weights of 7 bits {taken}: {now}"
+    if _apart(loss):
+        why = _reason(settings, cuts, reduced)
+        yield f"executed and written figures differ still: {why}"
+    elif cuts and not reduced:
+        yield f"{SATURATION}, which costs less than {APART:g} dB on this data"
+    if not cuts and not reduced:
+        yield (
+            "this processor does not saturate; one of x86 without VNNI does, and may give other "
+            "results by this file: for those, give --reduce-range"
+        )
+
+
+def _reason(settings: Settings, cuts: bool, reduced: bool) -> str:
+    """Why figures differ after what could be done was done."""
+    if reduced:
+        return (
+            "with weights of 7 bits no sum of two products saturates, so what is left is how "
+            "kernels for integers round"
+        )
+    if settings.reduce_range is False:
+        return (
+            f"--no-reduce-range forbids weights of 7 bits, and {SATURATION}"
+            if cuts
+            else "kernels for integers round elsewhere, as no saturation is found here"
+        )
+    return "weights of 8 bits lose less, all in all, than those of 7 bits, which do not saturate"
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises UsageError for a calibrator that the library has not."""
+    if settings.calibrate not in METHODS:
+        raise UsageError(
+            f"calibrate is {settings.calibrate!r}; expected one of {', '.join(METHODS)}."
+        )
+
+
+def check_gates(min_sqnr: float | None, min_agreement: float | None) -> None:
+    """Raises UsageError for a gate that no number could meet or miss."""
+    for flag, number in (("--min-sqnr", min_sqnr), ("--min-agreement", min_agreement)):
+        if number is not None and math.isnan(number):
+            raise UsageError(f"{flag}: nan is no number to compare with; give one, as 20.")
