@@ -10,7 +10,7 @@ import click
 
 from acfuse.commands.shown import progress_of, say_wrong
 from acfuse.errors import Exit, UsageError
-from acfuse.options import COMMON_OPTIONS, INPUT, OUTPUT_OPTIONS, SEED, option, takes
+from acfuse.options import COMMON_OPTIONS, OUTPUT_OPTIONS, SEED, SHAPE_OPTIONS, option, takes
 from acfuse.system.escape import columns, safe
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ CALIBRATORS = ("minmax", "entropy", "percentile", "distribution")
                "1, unless each output has so much signal over noise."),
         option("--min-agreement", type=click.FloatRange(0, 100), metavar="PERCENT",
                help="The same, unless the largest class is the same for so many of the images."),
-        option("input_shape", "--input", type=INPUT, multiple=True, help="With --random, an input: "
-               "1,3,224,224, or NAME:1,3,224,224 where there are several."),
+        SHAPE_OPTIONS[0],
         SEED,
     ),
     COMMON_OPTIONS,
@@ -121,12 +120,14 @@ def _written_to(fused: Path, output: Path | None) -> tuple[Path, Path]:
 def _lines(
     done: "QuantizedFile", fused: Path, data: Path | None, *, verbose: bool
 ) -> Iterator[str]:
+    from acfuse.int8.data import counted
+
     made = done.made
     weights = "per channel" if made.settings.per_channel else "per tensor"
     bits = "weights of 7 bits" if made.reduced else "8 bits"
     source = "made up" if data is None else f"of {safe(data.name)}"
     yield f"{safe(fused.name)}: {bits}, {weights}, {made.settings.calibrate}, " + (
-        f"{made.images:,} images {source}"
+        f"{counted(made.images)} {source}"
     )
     yield ""
     yield from _outputs(made)

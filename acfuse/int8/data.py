@@ -16,6 +16,7 @@ from acfuse.proof.running import Image, Inputs
 from acfuse.system.escape import listed, safe
 
 AT_ONCE = 8  # images in a batch, where the model leaves that open
+FEW = 16  # images: of less, their number is remarked on
 Parts = Sequence[tuple[str, Mapping[str, Tensor]]]  # arrays by name, of each file
 
 
@@ -76,12 +77,18 @@ def data_of(
     size = next((w.batch for w in wanted if w.batch), AT_ONCE)
     if not batches:
         raise InputError(
-            f"{safe(source)} holds {dropped} images, and the model takes {size} at a time; give "
+            f"{safe(source)} holds {counted(dropped)}, and the model takes {size} at a time; give "
             "as many at least, or export it with a free batch."
         )
+    _check_varied(wanted, batches, source)
     notes = []
+    if images < FEW:
+        notes.append(
+            f"{counted(images)} {'is' if images == 1 else 'are'} few: ranges of values are known "
+            "well of about a hundred"
+        )
     if dropped:
-        notes.append(f"{dropped} images do not fill a batch of {size}, and are left out")
+        notes.append(f"{counted(dropped)} of {safe(source)} left out, as the model takes {size}")
     if left_out:
         notes.append(f"the model has no input {listed([*map(safe, left_out)], 5)}: left out")
     if others:
@@ -206,11 +213,11 @@ def _batches(
         w.name: group[0][w.name] if w.is_constant else torch.cat([part[w.name] for part in group])
         for w in wanted
     }
-    counted = [w for w in wanted if not w.is_constant]
-    if not counted:
+    own = [w for w in wanted if not w.is_constant]
+    if not own:
         return [whole], 0
-    fixed = [w.batch for w in counted if w.batch]
-    steps = {w.name: w.batch or (fixed[0] if fixed else AT_ONCE) for w in counted}
+    fixed = [w.batch for w in own if w.batch]
+    steps = {w.name: w.batch or (fixed[0] if fixed else AT_ONCE) for w in own}
     counts = {name: whole[name].shape[0] / step for name, step in steps.items()}
     if len({*counts.values()}) > 1:
         told = ", ".join(f"{safe(n)} {whole[n].shape[0]}" for n in counts)
@@ -218,7 +225,7 @@ def _batches(
             f"{safe(source)} has arrays of different numbers of images ({told}); expected as many "
             "for each input."
         )
-    first = counted[0].name
+    first = own[0].name
     count, step = whole[first].shape[0], steps[first]
     ends = count // step if fixed else -(-count // step)
     made = [
@@ -227,6 +234,25 @@ def _batches(
         for i in range(ends)
     ]  # fmt: skip
     return list(made), count - ends * step if fixed else 0
+
+
+def _check_varied(wanted: Sequence[_Wanted], batches: Sequence[Image], source: str) -> None:
+    """Raises InputError for images that are all one number: they tell no range."""
+    for w in wanted:
+        values = [batch[w.name] for batch in batches]
+        if w.is_constant or not values[0].is_floating_point() or values[0][0].numel() < 2:
+            continue
+        first = values[0].reshape(-1)[0]
+        if all(bool((value == first).all()) for value in values):
+            raise InputError(
+                f"{safe(source)}: all that the input {safe(w.name)} is given is {float(first):g}; "
+                "expected images, whose values have a range."
+            )
+
+
+def counted(images: int) -> str:
+    """So many images, in words."""
+    return f"{images:,} image{'' if images == 1 else 's'}"
 
 
 def _images_in(batch: Image) -> int:

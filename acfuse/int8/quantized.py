@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import helper
 from onnxruntime import quantization
 from onnxruntime.quantization.calibrate import CalibrationMethod, create_calibrator
@@ -36,6 +37,7 @@ METHODS = {
     "percentile": CalibrationMethod.Percentile,
     "distribution": CalibrationMethod.Distribution,
 }
+NOTHING_LOGGED, USUALLY_LOGGED = 4, 2  # severities of onnxruntime: fatal, and from warnings on
 OLDEST = 13  # opset of a DequantizeLinear that has a scale for each channel
 OLDEST_OF_HALVES = 19  # of one whose scale is a float16
 
@@ -223,12 +225,14 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger()
     before = logger.level
     logger.setLevel(logging.ERROR)
+    onnxruntime.set_default_logger_severity(NOTHING_LOGGED)  # of the sessions that it makes itself
     try:
         with redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logger.setLevel(before)
+        onnxruntime.set_default_logger_severity(USUALLY_LOGGED)
 
 
 def _failed(error: Exception, what: str) -> AcfuseError | Exception:

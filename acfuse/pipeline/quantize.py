@@ -10,6 +10,7 @@ from typing import Literal
 import onnx
 
 from acfuse.errors import InputError, UsageError
+from acfuse.graph.onnx_values import opset_of
 from acfuse.int8.culprits import Culprit, culprits
 from acfuse.int8.data import Data
 from acfuse.int8.equalize import equalized
@@ -180,7 +181,18 @@ def quantize_model(
         advice,
         few.images,
         past,
-        tuple(_notes(data, settings, cuts, figures.loss, otherwise, reduced, past)),
+        tuple(
+            _notes(
+                data,
+                (opset_of(model), opset_of(made)),
+                settings,
+                cuts,
+                figures.loss,
+                otherwise,
+                reduced,
+                past,
+            )
+        ),
     )
 
 
@@ -242,8 +254,14 @@ def _advice(
         again = calibrated(evened, few.batches, settings.calibrate)
         after = measure(make(again, keep=settings.keep)).loss.worst
         found.append(Advice("equalize", before, after))
-    useful = [advice for advice in found if advice.gain >= APART]
+    useful = [advice for advice in found if advice.gain >= APART + _without_some(advice, found)]
     return tuple(sorted(useful, key=lambda advice: -advice.gain))
+
+
+def _without_some(advice: Advice, found: Sequence[Advice]) -> float:
+    """What is gained with fewer layers kept: to keep more has to be worth it."""
+    fewer = [a.gain for a in found if a.layers and {*a.layers} < {*advice.layers}]
+    return max(0.0, *fewer) if fewer else 0.0
 
 
 def _equalized(model: onnx.ModelProto, few: Data, limits: Limits) -> onnx.ModelProto | None:
@@ -258,6 +276,7 @@ def _equalized(model: onnx.ModelProto, few: Data, limits: Limits) -> onnx.ModelP
 
 def _notes(
     data: Data,
+    opsets: tuple[int, int],
     settings: Settings,
     cuts: bool,
     loss: Loss,
@@ -267,6 +286,8 @@ def _notes(
 ) -> Iterator[str]:
     """What has to be said of a result, in plain words."""
     yield from data.notes
+    if opsets[0] != opsets[1]:
+        yield f"the result is of opset {opsets[1]}, as 8 bits need it: the model is of {opsets[0]}"
     if data.is_random:
         yield (
             "the ranges of values come from random inputs (--random): this file is for trying "
