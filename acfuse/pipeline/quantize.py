@@ -9,11 +9,12 @@ from typing import Literal
 
 import onnx
 
-from acfuse.errors import InputError, UsageError
+from acfuse.errors import InputError, NotEqual, UsageError
 from acfuse.graph.onnx_values import opset_of
 from acfuse.int8.culprits import Culprit, culprits
 from acfuse.int8.data import Data
 from acfuse.int8.equalize import equalized
+from acfuse.int8.evened import evened
 from acfuse.int8.figures import Figure
 from acfuse.int8.grids import is_quantized
 from acfuse.int8.quantized import (
@@ -26,6 +27,7 @@ from acfuse.int8.quantized import (
     in_8_bits,
 )
 from acfuse.int8.saturation import Clipped, clipped, saturates
+from acfuse.proof import Inputs
 from acfuse.proof.trace_onnx import values_of
 from acfuse.system.escape import listed, safe
 from acfuse.system.limits import LIMITS, Limits
@@ -168,6 +170,8 @@ def quantize_model(
     past = clipped(ranges.model, made, few.batches, limits)
     progress("what would help")
     advice = _advice(model, ranges, made, few, settings, reduced, worst, limits)
+    opsets = opset_of(model), opset_of(made)
+    notes = _notes(data, opsets, settings, cuts, figures.loss, otherwise, reduced, past)
     return Quantized(
         made,
         settings,
@@ -181,18 +185,7 @@ def quantize_model(
         advice,
         few.images,
         past,
-        tuple(
-            _notes(
-                data,
-                (opset_of(model), opset_of(made)),
-                settings,
-                cuts,
-                figures.loss,
-                otherwise,
-                reduced,
-                past,
-            )
-        ),
+        tuple(notes),
     )
 
 
@@ -241,11 +234,11 @@ def _advice(
     measure = partial(figures_of, model, data=few.batches, limits=limits)
     make = partial(in_8_bits, per_channel=settings.per_channel, reduce_range=reduced)
     before = measure(made).loss.worst
-    layers = tuple(culprit.layer for culprit in worst)
+    layers = tuple(one.layer for one in worst if one.layer not in settings.keep)
     found: list[Advice] = []
     for names in (*((name,) for name in layers), layers[:2], layers):
         other = make(ranges, keep=(*settings.keep, *names))
-        if is_quantized(other) and names not in [advice.layers for advice in found]:
+        if names and is_quantized(other) and names not in [advice.layers for advice in found]:
             found.append(Advice("keep", before, measure(other).loss.worst, names))
     if not settings.per_channel:
         other = in_8_bits(ranges, per_channel=True, reduce_range=reduced, keep=settings.keep)
@@ -253,7 +246,9 @@ def _advice(
     if (evened := _equalized(model, few, limits)) is not None:
         again = calibrated(evened, few.batches, settings.calibrate)
         after = measure(make(again, keep=settings.keep)).loss.worst
-        found.append(Advice("equalize", before, after))
+        advice = Advice("equalize", before, after)
+        if advice.gain >= APART and _is_taken(model, few, limits):
+            found.append(advice)
     useful = [advice for advice in found if advice.gain >= APART + _without_some(advice, found)]
     return tuple(sorted(useful, key=lambda advice: -advice.gain))
 
@@ -272,6 +267,16 @@ def _equalized(model: onnx.ModelProto, few: Data, limits: Limits) -> onnx.ModelP
     except InputError:  # a weight would leave its range
         return None
     return made.model if made.changed else None
+
+
+def _is_taken(model: onnx.ModelProto, few: Data, limits: Limits) -> bool:
+    """Whether `acfuse equalize` would write its result, given one batch as --inputs."""
+    image = few.batches[0]
+    shapes = tuple((name, tuple(x.shape)) for name, x in image.items())
+    try:
+        return evened(model, Inputs(shapes, 0, 1, (), tuple(image.values())), limits).is_taken
+    except (InputError, NotEqual):
+        return False
 
 
 def _notes(
