@@ -104,12 +104,15 @@ def calibrated(model: onnx.ModelProto, data: Sequence[Image], method: str = "min
             values = calibrator.compute_data()
         except Exception as error:
             raise _failed(error, f"{method} calibration") from error
-    for name, of_value in values.items():
-        if not all(np.isfinite(end).all() for end in of_value.range_value):
-            raise InputError(
-                f"the value {safe(name)} of the float model is not finite on these inputs, and has "
-                "no range; run the float model on them first."
-            )
+    order = {name: i for i, node in enumerate(ready.graph.node) for name in node.output}
+    endless = [name for name, of_value in values.items()
+               if not all(np.isfinite(end).all() for end in of_value.range_value)]  # fmt: skip
+    if endless:
+        name = min(endless, key=lambda name: order.get(name, -1))
+        raise InputError(
+            f"the value {safe(name)} of the float model is not finite on these inputs, and has no "
+            "range; run the float model on them first."
+        )
     return Ranges(known, values, method == "distribution")
 
 

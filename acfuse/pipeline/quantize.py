@@ -236,9 +236,13 @@ def _advice(
     before = measure(made).loss.worst
     layers = tuple(one.layer for one in worst if one.layer not in settings.keep)
     found: list[Advice] = []
-    for names in (*((name,) for name in layers), layers[:2], layers):
+    near = [(one.layer, *one.readers) for one in worst[:2] if len(one.readers) < WORST]
+    for names in (*((name,) for name in layers), *near, layers[:2], layers):
+        names = tuple(dict.fromkeys(name for name in names if name not in settings.keep))
+        if not names or names in [advice.layers for advice in found]:
+            continue
         other = make(ranges, keep=(*settings.keep, *names))
-        if names and is_quantized(other) and names not in [advice.layers for advice in found]:
+        if is_quantized(other):
             found.append(Advice("keep", before, measure(other).loss.worst, names))
     if not settings.per_channel:
         other = in_8_bits(ranges, per_channel=True, reduce_range=reduced, keep=settings.keep)

@@ -1,1 +1,1 @@
-"""Ranges of weights: what a grid of 8 bits costs, and which layers are measured."""
+"""8 bits: ranges of weights, grids, figures, saturation, and the layers that lose most."""
