@@ -144,9 +144,11 @@ def in_8_bits(
                 OPERATORS,
                 {"QDQKeepRemovableActivations": ranges.is_wide},
             )
-            made: onnx.ModelProto = quantizer.quantize_model()
+            quantizer.quantize_model()
+            quantizer.model.topological_sort()
         except Exception as error:
             raise _failed(error, "quantizer") from error
+    made: onnx.ModelProto = quantizer.model.model
     return made
 
 
