@@ -181,6 +181,8 @@ def _advice(advice: "Advice") -> str:
         return " ".join(f"--keep {safe(shlex.quote(name))}" for name in advice.layers)
     if advice.what == "per channel":
         return "leave --per-tensor out"
+    if advice.what == "per tensor":
+        return "--per-tensor --no-reduce-range"
     return "acfuse equalize before"
 
 

@@ -57,7 +57,7 @@ class Advice:
     keep in float.
     """
 
-    what: Literal["keep", "per channel", "equalize"]
+    what: Literal["keep", "per channel", "per tensor", "equalize"]
     before: float
     after: float
     layers: tuple[str, ...] = ()
@@ -169,7 +169,7 @@ def quantize_model(
     worst = culprits(ranges.model, made, few.batches, limits)[:WORST]
     past = clipped(ranges.model, made, few.batches, limits)
     progress("what would help")
-    advice = _advice(model, ranges, made, few, settings, reduced, worst, limits)
+    advice = _advice(model, ranges, made, few, settings, reduced, cuts, worst, limits)
     opsets = opset_of(model), opset_of(made)
     notes = _notes(data, opsets, settings, cuts, figures.loss, otherwise, reduced, past)
     return Quantized(
@@ -227,6 +227,7 @@ def _advice(
     few: Data,
     settings: Settings,
     reduced: bool,
+    cuts: bool,
     worst: Sequence[Culprit],
     limits: Limits,
 ) -> tuple[Advice, ...]:
@@ -247,6 +248,9 @@ def _advice(
     if not settings.per_channel:
         other = in_8_bits(ranges, per_channel=True, reduce_range=reduced, keep=settings.keep)
         found.append(Advice("per channel", before, measure(other).loss.worst))
+    elif cuts:  # what is large in one channel alone saturates less often
+        other = in_8_bits(ranges, keep=settings.keep)
+        found.append(Advice("per tensor", before, measure(other).loss.worst))
     if (evened := _equalized(model, few, limits)) is not None:
         again = calibrated(evened, few.batches, settings.calibrate)
         after = measure(make(again, keep=settings.keep)).loss.worst

@@ -315,7 +315,7 @@ class Int8Layer(TypedDict):
 class Int8Advice(TypedDict):
     """What was tried and helps, with the dB of the worst output on the first images."""
 
-    what: Literal["keep", "per channel", "equalize"]
+    what: Literal["keep", "per channel", "per tensor", "equalize"]
     layers: list[str]
     before_db: Number
     after_db: Number
