@@ -5,6 +5,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
+from onnxruntime import quantization
 from onnxruntime.quantization.calibrate import CalibrationMethod
 
 from acfuse.errors import InputError
@@ -26,6 +27,39 @@ def test_every_calibrator_gives_a_network_that_still_works(method, capfd):
     # Half of what the best of them reaches; a network that has lost its ReLUs is at 0 dB.
     assert loss_of(model, made, batches()).written > 15
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "distribution"])
+@pytest.mark.parametrize(("per_channel", "reduce_range"), [(True, False), (False, True)])
+def test_a_file_is_what_the_library_s_own_call_writes(tmp_path, method, per_channel, reduce_range):
+    # Histograms of several batches are put together as they come: one batch is the same for both.
+    data = batches() if method == "minmax" else batches()[:1]
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self):
+            self.left = iter([{"x": batch["x"].numpy()} for batch in data])
+
+        def get_next(self):
+            return next(self.left, None)
+
+    model = prepared(network())
+    onnx.save(model, tmp_path / "net.onnx")
+    quantization.quantize_static(
+        tmp_path / "net.onnx",
+        tmp_path / "int8.onnx",
+        Reader(),
+        per_channel=per_channel,
+        reduce_range=reduce_range,
+        nodes_to_exclude=["third"],
+        calibrate_method=METHODS[method],
+    )
+    expected = onnx.load(tmp_path / "int8.onnx").graph
+    made = in_8_bits(calibrated(network(), data, method), per_channel=per_channel,
+                     reduce_range=reduce_range, keep=("third",)).graph  # fmt: skip
+    assert [*made.node] == [*expected.node]
+    stored = [sorted((t.name, numpy_helper.to_array(t).tobytes()) for t in g.initializer)
+              for g in (made, expected)]  # fmt: skip
+    assert stored[0] == stored[1]
 
 
 def test_a_file_is_the_same_every_time():
