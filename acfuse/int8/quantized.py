@@ -23,7 +23,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from acfuse.errors import AcfuseError, InputError
 from acfuse.graph.onnx_opset import in_opset
-from acfuse.graph.onnx_values import opset_of
+from acfuse.graph.onnx_values import NOT_STORED_SINCE, opset_of
 from acfuse.int8.figures import Figure, measured
 from acfuse.proof.onnx_runtime import answers_in_onnx
 from acfuse.proof.running import Image
@@ -167,7 +167,8 @@ def quantized(
 def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy as the quantizer takes it: of a new opset, each node with a name of its own.
 
-    Weights that nodes give are stored, as it looks for them there alone.
+    Weights that nodes give are stored, as it looks for them there alone, and what has a default is
+    no input.
     """
     tensors = (t.data_type for t in model.graph.initializer)
     is_half = onnx.TensorProto.FLOAT16 in tensors
@@ -180,13 +181,18 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
             f"the model is of opset {opset_of(model)}, and 8 bits need {oldest}, which onnx's "
             "converter cannot make of it; export it again."
         ) from error
+    stored = {t.name for t in ready.graph.initializer}
+    inputs = [value for value in ready.graph.input if value.name not in stored]
+    del ready.graph.input[:]
+    ready.graph.input.extend(inputs)
+    ready.ir_version = max(ready.ir_version, NOT_STORED_SINCE)
     left = []
     for node in ready.graph.node:
         tensor = next((a.t for a in node.attribute if a.name == "value"), None)
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and tensor is not None:
-            stored = ready.graph.initializer.add()
-            stored.CopyFrom(tensor)
-            stored.name = node.output[0]
+            own = ready.graph.initializer.add()
+            own.CopyFrom(tensor)
+            own.name = node.output[0]
         else:
             left.append(node)
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in left]

@@ -10,7 +10,7 @@ from typing import Literal
 import onnx
 
 from acfuse.errors import InputError, NotEqual, UsageError
-from acfuse.graph.onnx_values import opset_of
+from acfuse.graph.onnx_values import opset_of, replaceable
 from acfuse.int8.culprits import Culprit, culprits
 from acfuse.int8.data import Data
 from acfuse.int8.equalize import equalized
@@ -171,7 +171,8 @@ def quantize_model(
     progress("what would help")
     advice = _advice(model, ranges, made, few, settings, reduced, cuts, worst, limits)
     opsets = opset_of(model), opset_of(made)
-    notes = _notes(data, opsets, settings, cuts, figures.loss, otherwise, reduced, past)
+    defaults = sorted(replaceable(model.graph, model.ir_version))
+    notes = _notes(data, defaults, opsets, settings, cuts, figures.loss, otherwise, reduced, past)
     return Quantized(
         made,
         settings,
@@ -289,6 +290,7 @@ def _is_taken(model: onnx.ModelProto, few: Data, limits: Limits) -> bool:
 
 def _notes(
     data: Data,
+    defaults: Sequence[str],
     opsets: tuple[int, int],
     settings: Settings,
     cuts: bool,
@@ -299,6 +301,9 @@ def _notes(
 ) -> Iterator[str]:
     """What has to be said of a result, in plain words."""
     yield from data.notes
+    if defaults:
+        told = listed([*map(safe, defaults)], 5)
+        yield f"what has a default is a constant of the result, and no input: {told}"
     if opsets[0] != opsets[1]:
         yield f"the result is of opset {opsets[1]}, as 8 bits need it: the model is of {opsets[0]}"
     if data.is_random:

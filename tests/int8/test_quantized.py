@@ -144,6 +144,20 @@ def test_an_opset_is_raised_where_8_bits_need_it(opset, dtype, expected):
     assert loss_of(model, made, batches()).written > 20
 
 
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_what_has_a_default_is_no_input_of_the_result(ir_version):
+    model = network()
+    model.ir_version = ir_version
+    for tensor in model.graph.initializer:
+        model.graph.input.append(
+            helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        )
+    made = in_8_bits(calibrated(model, batches()), per_channel=True)
+    assert [value.name for value in made.graph.input] == ["x"]
+    onnx.checker.check_model(made)
+    assert loss_of(model, made, batches()).written > 20
+
+
 def test_a_model_of_other_numbers_is_refused_in_one_line():
     with pytest.raises(InputError, match="onnxruntime's minmax calibration cannot take this model"):
         calibrated(network(dtype=np.float64), batches())

@@ -196,6 +196,14 @@ def test_a_model_that_cannot_be_quantized_is_refused():
         quantize_model(done.model, DATA, Settings())
 
 
+def test_an_opset_and_inputs_that_the_result_has_not_are_said():
+    model = network(opset=11)
+    model.graph.input.append(helper.make_tensor_value_info("w2", 1, [8, 8, 3, 3]))
+    said = told(quantize_model(model, DATA, Settings(reduce_range=True)))
+    assert "the result is of opset 13, as 8 bits need it: the model is of 11" in said
+    assert "what has a default is a constant of the result, and no input: w2" in said
+
+
 def test_values_past_their_range_are_said():
     made = quantize_model(network(), DATA, Settings(calibrate="entropy", reduce_range=True))
     past = {c.layer: c.percent for c in made.clipped}
