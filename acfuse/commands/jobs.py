@@ -44,7 +44,7 @@ def _spoken(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _is_configured(name: str) -> bool:
+def is_configured(name: str) -> bool:
     """Whether an option was given by the configuration file."""
     context = click.get_current_context(silent=True)
     source = None if context is None else context.get_parameter_source(name)
@@ -120,7 +120,7 @@ def inputs_of(options: dict[str, Any]) -> "Inputs | None":
     if not options.get("input_shape") and not options.get("inputs"):
         return None
     shapes = options.get("input_shape") or ()
-    if options.get("inputs") and _is_configured("input_shape") and not _is_configured("inputs"):
+    if options.get("inputs") and is_configured("input_shape") and not is_configured("inputs"):
         shapes = [shape for shape in shapes if shape[0] is not None]  # real ones are in their place
     named = [(n, s, *kind) for n, s, *kind in shapes]
     inputs = Inputs(
@@ -145,7 +145,7 @@ def _without_needless(source: Path, options: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in options.items()
-        if name not in OF_CODE or not _is_configured(name)
+        if name not in OF_CODE or not is_configured(name)
     }
 
 

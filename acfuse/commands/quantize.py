@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from acfuse.commands.jobs import is_configured
 from acfuse.commands.shown import progress_of, say_wrong
 from acfuse.errors import Exit, UsageError
 from acfuse.options import COMMON_OPTIONS, OUTPUT_OPTIONS, SEED, SHAPE_OPTIONS, option, takes
@@ -71,6 +72,11 @@ def quantize(
 
     check_given(fused, "FUSED")
     is_random = options["random"]
+    if data is not None and is_random:  # the command line stands in place of the configuration
+        data = None if is_configured("data") else data
+        is_random = is_random and not (data is not None and is_configured("random"))
+    if data is not None and is_configured("input_shape"):
+        options["input_shape"] = ()
     if data is None and not is_random:
         raise UsageError(
             "--data is missing: the ranges of values are those of real inputs. Give --data "

@@ -204,3 +204,14 @@ def test_quiet_says_nothing_and_settings_may_stand_in_a_file(folder):
     settings = json.loads(Path("net.int8.json").read_text())["settings"]
     assert (settings["calibrate"], settings["per_channel"]) == ("percentile", False)
     assert settings["keep"] == ["head"]
+
+
+def test_the_command_line_stands_in_place_of_what_is_configured(folder):
+    Path("acfuse.toml").write_text('input-shape = "1,3,8,8"\nrandom = true\n')
+    worked(run("quantize", "net.onnx", *DATA, "-q"))
+    assert not json.loads(Path("net.int8.json").read_text())["data"]["random"]
+    worked(run("quantize", "net.onnx", "-q", "-f"))
+    assert json.loads(Path("net.int8.json").read_text())["data"]["random"]
+    Path("acfuse.toml").write_text('data = "images.npz"\ninput-shape = "1,3,8,8"\n')
+    worked(run("quantize", "net.onnx", "--random", "-q", "-f"))
+    assert json.loads(Path("net.int8.json").read_text())["data"]["random"]
