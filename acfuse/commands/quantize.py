@@ -38,8 +38,8 @@ CALIBRATORS = ("minmax", "entropy", "percentile", "distribution")
                help="How onnxruntime chooses the range of a value. Default minmax."),
         option("--reduce-range/--no-reduce-range", default=None, help="Weights of 7 bits, or "
                "never. Without either they are tried where sums of products are cut off here."),
-        option("--keep", multiple=True, metavar="LAYER", help="Leave a layer in float. "
-               "Repeatable."),
+        option("--keep", multiple=True, metavar="LAYER", help="Leave a layer in float: the "
+               "name of its node, its weight or its module. Repeatable."),
         option("--min-sqnr", type=float, metavar="DB", help="Write nothing, and end with exit code "
                "1, unless each output has so much signal over noise."),
         option("--min-agreement", type=click.FloatRange(0, 100), metavar="PERCENT",
@@ -142,7 +142,7 @@ def _lines(
     yield from (f"note    {note}" for note in made.notes)
     for one in made.advice:
         if len(one.layers) != 1:
-            yield f"helps   {_advice(one)}: {one.before:.1f} dB -> {one.after:.1f} dB"
+            yield f"helps   {_advice(one)}: {db(one.before)} -> {db(one.after)}"
     gates = done.told["gates"]
     for name, unit in (("min_sqnr", "dB"), ("min_agreement", "%")):
         if gates[name] is not None and not done.missed:
@@ -157,8 +157,8 @@ def _outputs(made: "Quantized") -> list[str]:
     for written, executed in zip(made.written, made.executed, strict=True):
         same = (f"{f.agreement:.1f} %" if f.agreement is not None else "-"
                 for f in (written, executed))  # fmt: skip
-        rows.append((safe(written.output), f"{written.decibels:.1f} dB",
-                     f"{executed.decibels:.1f} dB", *same))  # fmt: skip
+        rows.append((safe(written.output), db(written.decibels),
+                     db(executed.decibels), *same))  # fmt: skip
     header = ("output", "as written", "executed here", "same top-1 written", "executed")
     return columns(header, rows)
 
@@ -170,15 +170,20 @@ def _layers(made: "Quantized", *, verbose: bool) -> Iterator[str]:
     for one in made.worst:
         advice = by_layer.get(one.layer)
         helps = "" if advice is None else (
-            f"{_advice(advice)}: {advice.before:.1f} dB -> {advice.after:.1f} dB"
+            f"{_advice(advice)}: {db(advice.before)} -> {db(advice.after)}"
         )  # fmt: skip
         named = (safe(one.layer), safe(one.weight) if one.weight else one.operator)
-        rows.append((*named, f"{one.alone:.1f} dB", f"{one.share:.0f} %", helps))
+        rows.append((*named, db(one.alone), f"{one.share:.0f} %", helps))
     if rows:
         header = ("worst layers", "weight", "alone", "of the noise", "helps")
         yield from columns(header, rows)
         yield f"tried on {made.tried_on:,} images; what gains less than 1 dB is not named"
         yield ""
+
+
+def db(number: float) -> str:
+    """A figure as it is shown; nothing is minus zero."""
+    return f"{round(number, 1) + 0.0:.1f} dB"
 
 
 def _advice(advice: "Advice") -> str:
@@ -199,7 +204,7 @@ def _fault(done: "QuantizedFile") -> str:
     helps = "; nothing that was tried gains 1 dB"
     if done.made.advice:
         best = done.made.advice[0]
-        helps = f"; {_advice(best)} gives {best.after:.1f} dB of {best.before:.1f}"
+        helps = f"; {_advice(best)} gives {db(best.after)} of {db(best.before)}"
     return f"not good enough: {first}{others}{helps}. Nothing was written."
 
 

@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -145,7 +145,7 @@ def quantize_model(
     check_float(model)
     progress("the ranges of the values")
     ranges = calibrated(model, data.batches, settings.calibrate)
-    check_keep(ranges, settings.keep)
+    settings = replace(settings, keep=layers_named(ranges.model, settings.keep))
     make = partial(in_8_bits, ranges, per_channel=settings.per_channel)
     measure = partial(figures_of, model, data=data.batches, limits=limits)
     progress("the model in 8 bits")
@@ -158,11 +158,11 @@ def quantize_model(
         )
     figures, otherwise = measure(made), None
     cuts = saturates(limits)
-    if settings.reduce_range is None and _apart(figures.loss):
+    if settings.reduce_range is None and _apart(figures) is not None:
         progress("the model with weights of 7 bits")
         other = make(reduce_range=True, keep=settings.keep)
         otherwise = measure(other)
-        if otherwise.loss.executed > figures.loss.executed:
+        if _is_nearer(otherwise, figures):
             made, figures, otherwise, reduced = other, otherwise, figures, True
     progress("the layers one by one")
     few = data.first(TRIED)
@@ -172,7 +172,7 @@ def quantize_model(
     advice = _advice(model, ranges, made, few, settings, reduced, cuts, worst, limits)
     opsets = opset_of(model), opset_of(made)
     defaults = sorted(replaceable(model.graph, model.ir_version))
-    notes = _notes(data, defaults, opsets, settings, cuts, figures.loss, otherwise, reduced, past)
+    notes = _notes(data, defaults, opsets, settings, cuts, figures, otherwise, reduced, past)
     return Quantized(
         made,
         settings,
@@ -199,16 +199,27 @@ def check_float(model: onnx.ModelProto) -> None:
         )
 
 
-def check_keep(ranges: Ranges, keep: Sequence[str]) -> None:
-    """Raises UsageError for a layer that the model has not, with those of the nearest names."""
-    names = [node.name for node in ranges.model.graph.node]
+def layers_named(model: onnx.ModelProto, keep: Sequence[str]) -> tuple[str, ...]:
+    """The nodes that these names mean: their own, or those of their weights or modules.
+
+    Raises UsageError for a name that the model has not, with the nearest ones.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    known: dict[str, list[str]] = {node.name: [node.name] for node in model.graph.node}
+    nodes = [*known]
+    for node in model.graph.node:
+        for weight in stored & {*node.input[1:2]}:
+            for name in (weight, weight.removesuffix(".weight")):
+                if name not in nodes:
+                    known.setdefault(name, []).append(node.name)
     for name in keep:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 3, 0.3) or names[:3]
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known], 3, 0.3) or nodes[:3]
             raise UsageError(
                 f"--keep: the model has no layer {safe(name)}; the nearest are "
                 f"{listed([*map(safe, near)])}."
             )
+    return tuple(dict.fromkeys(node for name in keep for node in known[name]))
 
 
 def _near(db: float) -> float:
@@ -216,9 +227,18 @@ def _near(db: float) -> float:
     return max(-EXACT, min(EXACT, db))
 
 
-def _apart(loss: Loss) -> bool:
-    """Whether executed and written figures differ by more than they should."""
-    return abs(_near(loss.written) - _near(loss.executed)) > APART
+def _apart(figures: Figures) -> int | None:
+    """The place of the output whose executed and written figures differ most, if by too much."""
+    gaps = [abs(_near(w.decibels) - _near(e.decibels))
+            for w, e in zip(figures.written, figures.executed, strict=True)]  # fmt: skip
+    return gaps.index(max(gaps)) if max(gaps) > APART else None
+
+
+def _is_nearer(one: Figures, other: Figures) -> bool:
+    """Whether a file is nearer as it is executed: at the worst output, else at all of them."""
+    gain = _near(one.loss.executed) - _near(other.loss.executed)
+    sums = [sum(_near(f.decibels) for f in figures.executed) for figures in (one, other)]
+    return gain > APART or (gain >= -APART and sums[0] > sums[1])
 
 
 def _advice(
@@ -294,7 +314,7 @@ def _notes(
     opsets: tuple[int, int],
     settings: Settings,
     cuts: bool,
-    loss: Loss,
+    figures: Figures,
     otherwise: Figures | None,
     reduced: bool,
     past: Sequence[Clipped],
@@ -311,9 +331,7 @@ def _notes(
             "the ranges of values come from random inputs (--random): this file is for trying "
             "things out, and is not to be shipped"
         )
-    yield from _on_saturation(
-        settings, cuts, loss, None if otherwise is None else otherwise.loss, reduced
-    )
+    yield from _on_saturation(settings, cuts, figures, otherwise, reduced)
     for one in past:
         if one.percent > TOO_MUCH:
             yield (
@@ -329,21 +347,20 @@ SATURATION = (
 
 
 def _on_saturation(
-    settings: Settings, cuts: bool, loss: Loss, otherwise: Loss | None, reduced: bool
+    settings: Settings, cuts: bool, figures: Figures, otherwise: Figures | None, reduced: bool
 ) -> Iterator[str]:
     """Which saturation was met, what was done about it, and what is left of it."""
     if otherwise is not None:
-        wide, narrow = (otherwise, loss) if reduced else (loss, otherwise)
-        told = f"{wide.written:.1f} dB as written, {wide.executed:.1f} dB executed"
+        wide, narrow = (otherwise, figures) if reduced else (figures, otherwise)
+        place = _apart(wide) or 0
         why = SATURATION if cuts else (
             "what is executed is not what is written, and not by saturation, which was looked for "
             "and not found here: kernels for integers round elsewhere"
         )  # fmt: skip
-        yield f"with weights of 8 bits, {told}: {why}"
-        now = f"{narrow.written:.1f} dB as written, {narrow.executed:.1f} dB executed"
+        yield f"with weights of 8 bits, {_told(wide, place)}: {why}"
         taken = "were taken, as by --reduce-range" if reduced else "lose more, and were not taken"
-        yield f"weights of 7 bits {taken}: {now}"
-    if _apart(loss):
+        yield f"weights of 7 bits {taken}: {_told(narrow, place)}"
+    if _apart(figures) is not None:
         why = _reason(settings, cuts, reduced)
         yield f"executed and written figures differ still: {why}"
     elif cuts and not reduced:
@@ -353,6 +370,13 @@ def _on_saturation(
             "this processor does not saturate; one of x86 without VNNI does, and may give other "
             "results by this file: for those, give --reduce-range"
         )
+
+
+def _told(figures: Figures, place: int) -> str:
+    """Both figures of one output; of several outputs, with its name."""
+    written, executed = figures.written[place], figures.executed[place]
+    name = f"output {safe(written.output)} has " if len(figures.written) > 1 else ""
+    return f"{name}{written.decibels:.1f} dB as written, {executed.decibels:.1f} dB executed"
 
 
 def _reason(settings: Settings, cuts: bool, reduced: bool) -> str:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from jsonschema import Draft202012Validator
 
+from acfuse.commands.quantize import db
 from acfuse.pipeline.schema import int8_schema
 from tests.cli.command import refused, run, worked
 from tests.cli.project import snapshot
@@ -191,6 +192,12 @@ def test_names_of_a_file_are_only_text(folder):
         result = worked(run("quantize", "net.onnx", *DATA, "--per-tensor", "-f", "--format", form))
         assert "\x1b" not in result.stdout
         assert not any(line.startswith("::error") for line in result.stdout.splitlines())
+
+
+def test_no_figure_is_minus_zero():
+    assert [*map(db, (-0.04, 0.0, 12.34, -3.21, float("inf"), float("-inf")))] == [
+        "0.0 dB", "0.0 dB", "12.3 dB", "-3.2 dB", "inf dB", "-inf dB",
+    ]  # fmt: skip
 
 
 def test_github_is_told_of_random_ranges(folder):

@@ -105,6 +105,35 @@ def test_what_is_no_saturation_is_not_called_so(monkeypatch, seven):
     assert ("what is left is how kernels for integers round" in told(made)) == made.reduced
 
 
+def of_two(*pairs):
+    """The figures of two outputs: written and executed of each."""
+    return Figures(*(tuple(map(Figure, "ab", each)) for each in zip(*pairs, strict=True)))
+
+
+def test_no_output_is_hidden_by_a_worse_one(monkeypatch):
+    eight, seven = of_two((9.0, 9.0), (30.0, 10.0)), of_two((8.9, 8.9), (28.0, 28.0))
+    monkeypatch.setattr(quantize, "saturates", lambda _: True)
+    monkeypatch.setattr(quantize, "figures_of",
+                        lambda _, m, **__: seven if has_7_bits(m) else eight)  # fmt: skip
+    made = quantize_model(network(), DATA, Settings())
+    assert made.reduced
+    assert "8 bits, output b has 30.0 dB as written, 10.0 dB executed" in told(made)
+    assert "as by --reduce-range: output b has 28.0 dB as written" in told(made)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (((9.0, 9.0), (9.0, 28.0)), ((9.0, 9.1), (9.0, 10.0)), True),
+        (((9.0, 5.0), (9.0, 28.0)), ((9.0, 9.0), (9.0, 10.0)), False),
+        (((9.0, 9.0), (9.0, 28.0)), ((9.0, 5.0), (9.0, 90.0)), True),
+        (((9.0, math.inf), (9.0, 9.0)), ((9.0, math.inf), (9.0, 9.0)), False),
+    ],
+)
+def test_the_worst_output_decides_and_then_all(one, other, expected):
+    assert quantize._is_nearer(of_two(*one), of_two(*other)) == expected
+
+
 def test_figures_that_are_both_exact_are_not_apart(monkeypatch):
     pretend(monkeypatch, cuts=False, eight=(math.inf, 140.0))
     assert quantize_model(network(), DATA, Settings()).otherwise is None
@@ -184,6 +213,18 @@ def test_nothing_is_advised_that_gains_less_than_a_decibel(monkeypatch):
 def test_a_layer_that_there_is_not_is_told_with_the_nearest():
     with pytest.raises(UsageError, match="no layer secnd; the nearest are second"):
         quantize_model(network(), DATA, Settings(keep=("secnd",)))
+
+
+def test_a_layer_may_be_named_by_its_weight_or_its_module():
+    model = network()
+    for tensor, name in ((model.graph.initializer[1], "body.weight"),):
+        for node in model.graph.node:
+            node.input[:] = [name if i == tensor.name else i for i in node.input]
+        tensor.name = name
+    for name in ("second", "body", "body.weight"):
+        assert quantize.layers_named(model, (name, "head")) == ("second", "head")
+    made = quantize_model(model, DATA, Settings(keep=("body",), reduce_range=True))
+    assert made.settings.keep == ("second",)
 
 
 def test_a_model_that_cannot_be_quantized_is_refused():
