@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from acfuse.commands.jobs import is_configured
-from acfuse.commands.shown import progress_of, say_wrong
+from acfuse.commands.shown import annotate, progress_of, say_wrong
 from acfuse.errors import Exit, UsageError
 from acfuse.options import COMMON_OPTIONS, OUTPUT_OPTIONS, SEED, SHAPE_OPTIONS, option, takes
 from acfuse.system.escape import columns, safe
@@ -106,7 +106,7 @@ def quantize(
     elif not quiet:
         click.echo("\n".join(_lines(done, fused, data, verbose=verbose > 0)))
     if format == "github":
-        _annotate(done)
+        _tell_github(done, fused)
     if done.missed:
         say_wrong(_fault(done), Exit.NOT_EQUAL)
         sys.exit(Exit.NOT_EQUAL)
@@ -208,9 +208,26 @@ def _fault(done: "QuantizedFile") -> str:
     return f"not good enough: {first}{others}{helps}. Nothing was written."
 
 
-def _annotate(done: "QuantizedFile") -> None:
-    """Tells GitHub of it, beside the job."""
+def _tell_github(done: "QuantizedFile", fused: Path) -> None:
+    """Tells GitHub of it: beside the job, and in the summary of its step."""
     from acfuse.reports.github import annotation
 
     for note in done.made.notes:
         click.echo(annotation("warning" if done.made.is_random else "notice", note))
+    annotate({}, _markdown(done, fused))
+
+
+def _markdown(done: "QuantizedFile", fused: Path) -> str:
+    """The figures as a table, what fell short, and what has to be said."""
+    rows = ["| output | as written | executed here |", "|---|---|---|"]
+    for written, executed in zip(done.made.written, done.made.executed, strict=True):
+        cells = (_cell(figure.decibels, figure.agreement) for figure in (written, executed))
+        rows.append(f"| {safe(written.output, 'markdown')} | {' | '.join(cells)} |")
+    mark = "\u274c not good enough" if done.missed else "\u2705 8 bits"
+    lines = [f"- {safe(text, 'markdown')}" for text in (*done.missed, *done.made.notes)]
+    head = f"## acfuse: {safe(fused.name, 'markdown')}\n\n{mark}\n"
+    return "\n".join([head, *rows, "", *lines])
+
+
+def _cell(decibels: float, agreement: float | None) -> str:
+    return db(decibels) + (f", the same top-1 {agreement:.1f} %" if agreement is not None else "")

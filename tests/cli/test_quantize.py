@@ -205,6 +205,19 @@ def test_github_is_told_of_random_ranges(folder):
     assert "::warning title=acfuse::the ranges of values come from random inputs" in result.stdout
 
 
+def test_the_summary_of_a_step_has_the_figures(folder):
+    for gate, mark in ((), "8 bits"), (("--min-sqnr", "99"), "not good enough"):
+        summary = folder / "summary.md"
+        line = ("quantize", "net.onnx", *DATA, "-f", "-q", "--format", "github", *gate)
+        result = run(*line, env={"GITHUB_STEP_SUMMARY": str(summary)})
+        assert result.exit_code == bool(gate)
+        text = summary.read_text(encoding="utf-8")
+        assert mark in text
+        assert "| out |" in text
+        assert " dB, the same top-1 " in text
+        summary.unlink()
+
+
 def test_quiet_says_nothing_and_settings_may_stand_in_a_file(folder):
     Path("acfuse.toml").write_text('calibrate = "percentile"\nper-tensor = true\nkeep = ["head"]\n')
     assert worked(run("quantize", "net.onnx", *DATA, "-q")).stdout == ""
