@@ -25,6 +25,7 @@ from acfuse.int8.quantized import (
     calibrated,
     figures_of,
     in_8_bits,
+    prepared,
 )
 from acfuse.int8.saturation import Clipped, clipped, saturates
 from acfuse.proof import Inputs
@@ -143,9 +144,9 @@ def quantize_model(
     Raises InputError for a model that cannot be quantized, UsageError for settings that it has not.
     """
     check_float(model)
+    settings = replace(settings, keep=layers_named(prepared(model), settings.keep))
     progress("the ranges of the values")
     ranges = calibrated(model, data.batches, settings.calibrate)
-    settings = replace(settings, keep=layers_named(ranges.model, settings.keep))
     make = partial(in_8_bits, ranges, per_channel=settings.per_channel)
     measure = partial(figures_of, model, data=data.batches, limits=limits)
     progress("the model in 8 bits")

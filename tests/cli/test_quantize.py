@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 import pytest
 from jsonschema import Draft202012Validator
+from onnx import helper
 
 from acfuse.commands.quantize import db
 from acfuse.pipeline.schema import int8_schema
 from tests.cli.command import refused, run, worked
 from tests.cli.project import snapshot
-from tests.int8.small import LABELS, images, network
+from tests.int8.small import LABELS, images, model_of, network
 
 SCHEMA = Path(__file__).parents[2] / "docs/schema/int8.schema.json"
 DATA = ("--data", "images.npz")
@@ -192,6 +193,42 @@ def test_names_of_a_file_are_only_text(folder):
         result = worked(run("quantize", "net.onnx", *DATA, "--per-tensor", "-f", "--format", form))
         assert "\x1b" not in result.stdout
         assert not any(line.startswith("::error") for line in result.stdout.splitlines())
+
+
+def test_what_loses_nothing_is_infinite_and_still_json(folder):
+    """An output that is zero everywhere: there is no signal, and no noise."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Mul", ["a", "zero"], ["out"]),
+    ]
+    stored = {"w": np.ones((1, 3, 1, 1), np.float32), "zero": np.zeros(1, np.float32)}
+    onnx.save(model_of(nodes, stored, inputs={"x": ["n", 3, 8, 8]}), "net.onnx")
+    told = worked(run("quantize", "net.onnx", *DATA, "--format", "json", "--min-sqnr", "99")).json
+    assert told["outputs"][0]["written_db"] == told["outputs"][0]["executed_db"] == "inf"
+    assert told["worst"] == told["advice"] == []
+    Draft202012Validator(int8_schema()).validate(told)
+    assert "out    inf dB" in worked(run("quantize", "net.onnx", *DATA, "-f")).stdout
+
+
+def test_weights_in_a_file_beside_are_read_and_put_into_the_result(folder):
+    onnx.save(network(), "net.onnx", save_as_external_data=True, location="net.bin",
+              size_threshold=0)  # fmt: skip
+    worked(run("quantize", "net.onnx", *DATA, "-q", "--no-reduce-range"))
+    first = Path("net.int8.onnx").read_bytes()
+    Path("net.bin").unlink()
+    onnx.checker.check_model("net.int8.onnx")
+    onnx.save(network(), "net.onnx")
+    worked(run("quantize", "net.onnx", *DATA, "-q", "-f", "--no-reduce-range"))
+    assert onnx.load_from_string(first) == onnx.load("net.int8.onnx")
+
+
+def test_halves_and_old_opsets_are_quantized(folder):
+    onnx.save(network(opset=11), "net.onnx")
+    assert "is of opset 13" in worked(run("quantize", "net.onnx", *DATA)).stdout
+    onnx.save(network(dtype=np.float16), "net.onnx")
+    np.save("halves.npy", images().astype(np.float16))
+    result = worked(run("quantize", "net.onnx", "--data", "halves.npy", "-f", "--min-sqnr", "20"))
+    assert "is of opset 19" in result.stdout
 
 
 def test_no_figure_is_minus_zero():
