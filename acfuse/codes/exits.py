@@ -17,7 +17,8 @@ EXITS = (
         Exit.NOT_EQUAL,
         "not equal",
         "A check failed: the fused form and the original differ by more than rounding. Nothing is "
-        "left in place. `acfuse bench` ends so where the speed-up is less than --min-speedup.",
+        "left in place. `acfuse bench` ends so where the speed-up is less than --min-speedup, "
+        "`acfuse quantize` where 8 bits are not as good as --min-sqnr and --min-agreement ask.",
         "acfuse convert model.pth --bn-eps 0.001 -o other.pth\nacfuse verify model.pth other.pth",
         "not equal",
         "The message names the first bad block and what it looks like: another eps, a missing "
