@@ -15,6 +15,7 @@ run() {
 }
 run python calibration.py images.npz
 run acfuse convert model.pth --quiet
+run acfuse equalize model.fused.onnx --inputs images.npz
 run acfuse quantize model.fused.onnx --data images.npz --per-tensor
 
 printf '\nThe same network with channels of uneven range: in float, nobody sees it.\n'
