@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from acfuse.find import find_in_module
 from acfuse.findings import Findings
 from acfuse.graph.calls import Call
 from acfuse.graph.copies import copied, unwrapped
+from acfuse.int8.evened import evened
 from acfuse.int8.layers import ranges_of_network, ranges_of_onnx
 from acfuse.int8.ranges import Ranges
 from acfuse.patterns import PATTERNS, Pattern
@@ -187,19 +188,41 @@ def verify(
     return replace(more, certificates=(*proofs.certificates, *more.certificates))
 
 
+@overload
+def equalize(model: nn.Module, *inputs: Shape | Tensor, everything: bool = False) -> nn.Module: ...
+
+
+@overload
+def equalize(
+    model: ModelProto, *inputs: Shape | Tensor, everything: bool = False
+) -> ModelProto: ...
+
+
 @_with_plain_tensors
-def equalize(model: nn.Module, *input_shapes: Shape, everything: bool = False) -> nn.Module:
+def equalize(
+    model: nn.Module | ModelProto, *inputs: Shape | Tensor, everything: bool = False
+) -> nn.Module | ModelProto:
     """A copy of a fused model whose channels have ranges as even as powers of two make them.
 
     It is for 8 bits per tensor: the float model gives the same bits, which is proved by running
-    both, in PyTorch and, exported, in onnxruntime. Where nothing is gained the copy is as the model
-    is, unless it is asked for `everything` that changes no bit. Raises InputError where a weight
-    would leave the range of its dtype.
+    both, in onnxruntime and, a network, in PyTorch as well. Each of its inputs is given by real
+    values, on which 8 bits are measured, or by its shape; an ONNX model needs none. Where nothing
+    is gained the copy is as the model is, unless it is asked for `everything` that changes no bit.
+    Raises InputError where a weight would leave the range of its dtype.
     """
-    inputs = Inputs(tuple((None, _shape(s)) for s in input_shapes))
+    data = tuple(x if isinstance(x, Tensor) else None for x in inputs)
+    shapes = tuple(tuple(x.shape) if isinstance(x, Tensor) else _shape(x) for x in inputs)
+    given = Inputs(tuple((None, shape) for shape in shapes), data=data)
+    if isinstance(model, ModelProto):
+        return evened(model, given if inputs else None, everything=everything).model
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"acfuse.equalize takes a network or an ONNX model, and not {type(model).__name__}; of "
+            "what acfuse.fuse gives, take .model, and `acfuse equalize` takes files."
+        )
     model = unwrapped(model)
     source = LiveSource.of(copied(model).eval() if model.training else model)
-    form, _ = source.fuse(Findings((), ())).evened(inputs, everything=everything)
+    form, _ = source.fuse(Findings((), ())).evened(given, everything=everything)
     return form.model
 
 

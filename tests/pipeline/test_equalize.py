@@ -13,7 +13,8 @@ from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
-from acfuse.errors import InputError, NotEqual
+import acfuse
+from acfuse.errors import InputError, NotEqual, UsageError
 from acfuse.findings import Findings
 from acfuse.int8 import evened as module
 from acfuse.int8.channels import channels_of
@@ -292,6 +293,22 @@ def test_two_batch_norms_of_the_same_numbers_are_not_told_apart():
             getattr(model.layers[4], name).copy_(getattr(model.layers[1], name))
     with pytest.raises(InputError, match="is no tensor of the network's own"):
         LiveSource.of(model).fuse(Findings((), ())).evened(INPUTS, everything=True)
+
+
+def test_python_takes_networks_and_onnx_models_with_shapes_or_real_inputs():
+    model = awake(Mixed([0, 1, 4, 6]), 0)
+    scaled = with_scales(file_of(model))
+    image = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    for inputs in ([], [SHAPE], [image]):
+        assert_same_bits(scaled, acfuse.equalize(scaled, *inputs))
+    network = acfuse.equalize(model, image, everything=True)
+    with torch.no_grad():
+        assert torch.equal(network(image), model(image))
+    for odd in ("model.onnx", acfuse.fuse(model), None):
+        with pytest.raises(UsageError, match="takes a network or an ONNX model"):
+            acfuse.equalize(odd, SHAPE)
+    with pytest.raises(UsageError, match="none is given for x"):
+        acfuse.equalize(model)
 
 
 def test_all_parts_of_a_split_keep_the_scales_of_their_channels():
