@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from acfuse.errors import AcfuseError, InputError
+from acfuse.files.onnx_cost import subgraphs
 from acfuse.graph.onnx_opset import in_opset
-from acfuse.graph.onnx_values import NOT_STORED_SINCE, opset_of
+from acfuse.graph.onnx_values import NOT_STORED_SINCE, opset_of, reads_within
 from acfuse.int8.figures import Figure, measured
 from acfuse.proof.onnx_runtime import answers_in_onnx
 from acfuse.proof.running import Image
@@ -126,10 +128,12 @@ def in_8_bits(
     """The model with its values and weights in 8 bits, but for the nodes of the names to `keep`.
 
     As the library has it by default, both are signed. Weights are symmetric, and per channel have a
-    scale for each output; with `reduce_range` they have 7 bits. Values have a zero point.
+    scale for each output; with `reduce_range` they have 7 bits. Values have a zero point. A ReLU or
+    Clip before which somebody looks is left in float.
     """
     twin = onnx.ModelProto()
     twin.CopyFrom(ranges.model)
+    keep = [*keep, *_looked_before(twin.graph)]
     with _quiet():
         try:
             quantizer = QDQQuantizer(
@@ -140,16 +144,43 @@ def in_8_bits(
                 quantization.QuantType.QInt8,
                 copy.deepcopy(ranges.values),  # it changes some
                 [],
-                [*keep],
+                keep,
                 OPERATORS,
                 {"QDQKeepRemovableActivations": ranges.is_wide},
             )
             quantizer.quantize_model()
             quantizer.model.topological_sort()
+            _sort(quantizer.model.model.graph)
         except Exception as error:
             raise _failed(error, "quantizer") from error
     made: onnx.ModelProto = quantizer.model.model
     return made
+
+
+def _looked_before(graph: onnx.GraphProto) -> list[str]:
+    """The ReLUs and Clips whose input is given out, or read by a graph inside a node.
+
+    The library sees neither: it gives the input the range behind the node, and may take it away.
+    """
+    seen = {value.name for value in graph.output}
+    seen.update(name for node in graph.node for name in reads_within(node))
+    return [n.name for n in graph.node if n.op_type in ("Clip", "Relu") and n.input[0] in seen]
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Puts nodes behind what the graphs inside them read as well: the library does not."""
+    nodes = [*graph.node]
+    if not any(True for node in nodes for _ in subgraphs(node)):
+        return
+    makers = {out: i for i, node in enumerate(nodes) for out in node.output if out}
+    needs = {
+        i: sorted({makers[n] for n in (*node.input, *reads_within(node)) if n in makers})
+        for i, node in enumerate(nodes)
+    }
+    order = [*TopologicalSorter(needs).static_order()]
+    kept = [onnx.NodeProto.FromString(nodes[i].SerializeToString()) for i in order]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def quantized(
