@@ -65,7 +65,8 @@ def data_of(
         left_out.update(dict.fromkeys(more))
         given = {w.name: w.checked(own[w.name], f"{safe(file)}, {safe(own_name)}")
                  for w, own_name in ((w, _key(own, w, arrays)) for w in wanted)}  # fmt: skip
-        shapes = tuple(tuple(x.shape[1:]) if x.ndim else () for x in given.values())
+        # One without images is its number: files that differ in it are not of one batch.
+        shapes = tuple(tuple(x.shape[1:]) if x.ndim else x.item() for x in given.values())
         groups.setdefault(shapes, []).append(given)
     batches: list[Image] = []
     dropped = 0
@@ -148,7 +149,8 @@ class _Wanted:
         return self._cast(array, where)
 
     def _cast(self, array: Tensor, where: str) -> Tensor:
-        numbers = array.numpy()
+        # numpy has no bfloat16, and float32 has all of its numbers.
+        numbers = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
         kind, name = numbers.dtype.kind, numbers.dtype.name
         is_floating = self.dtype.kind not in "iub"  # bfloat16 has a kind of its own
         if is_floating and kind != "f":

@@ -81,6 +81,22 @@ def test_integers_are_given_as_integers():
             taken(model, x=wrong)
 
 
+def test_files_that_differ_in_what_has_no_images_stay_apart():
+    model = model_of([], {}, inputs={"x": ["n", 3], "factor": []})
+    parts = [(f"{i}.npz", {"x": torch.randn(2, 3), "factor": torch.tensor(float(i % 2))})
+             for i in range(4)]  # fmt: skip
+    data = data_of(model, parts)
+    assert [float(batch["factor"]) for batch in data.batches] == [0.0, 1.0]
+    assert sizes(data) == [4, 4]
+    assert torch.equal(data.batches[1]["x"], torch.cat([parts[1][1]["x"], parts[3][1]["x"]]))
+
+
+def test_bfloat16_is_taken_as_float32():
+    given = torch.from_numpy(images(20)).bfloat16()
+    data = data_of(network(), [("x", {"x": given})])
+    assert torch.equal(torch.cat([b["x"] for b in data.batches]), given.float())
+
+
 def test_what_has_no_images_is_given_every_time():
     model = model_of([], {}, inputs={"x": ["n", 3], "size": []})
     data = taken(model, x=np.random.randn(20, 3), size=np.array(2.5))
