@@ -57,7 +57,7 @@ def decibels(signal: float, noise: float) -> float:
     """10 log10(signal / noise): infinite without noise, and so below zero without a signal."""
     if noise == 0:
         return math.inf
-    if signal == 0 or not math.isfinite(noise):
+    if signal == 0 or not (math.isfinite(noise) and math.isfinite(signal)):
         return -math.inf
     return 10 * (math.log10(signal) - math.log10(noise))
 
@@ -89,7 +89,8 @@ class _Sums:
         if b.ndim != 2 or b.shape[1] < 2 or b.shape[0] not in counts:
             self.gives_classes = False
         elif self.gives_classes:
-            self.same += int((a.argmax(1) == b.argmax(1)).sum())
+            # Where one is no number, none is the largest.
+            self.same += int(((a.argmax(1) == b.argmax(1)) & ~a.isnan().any(1)).sum())
             self.images += b.shape[0]
 
     def figure(self, name: str) -> Figure:

@@ -37,6 +37,7 @@ def test_a_tenth_of_the_size_is_twenty_decibels():
         (0.0, 0.0, math.inf),
         (0.0, 1.0, -math.inf),
         (1.0, math.inf, -math.inf),
+        (math.inf, 1.0, -math.inf),
         (1e300, 1e-300, 6000.0),
     ],
 )
@@ -69,6 +70,14 @@ def test_what_gives_no_classes_has_no_agreement(shape):
 def test_what_is_not_finite_in_8_bits_is_infinitely_far():
     (figure,) = one({"y": torch.ones(2, 1)}, {"y": torch.tensor([[1.0], [math.nan]])})
     assert figure.decibels == -math.inf
+
+
+def test_an_image_of_which_a_class_is_no_number_does_not_agree():
+    true = torch.eye(4)[[0, 0, 1, 2]]
+    given = true.clone()
+    given[0, 0] = given[1, 3] = math.nan  # torch takes the first for the largest
+    (figure,) = one({"y": true}, {"y": given})
+    assert figure.agreement == 50
 
 
 def test_outputs_that_cannot_be_compared_are_refused():
