@@ -66,7 +66,7 @@ def quantize(
     Float and 8 bits are compared on the data: as the file is written, and as it is executed here.
     The layers that lose most are named, with what was tried and helps.
     """
-    from acfuse.files.many_arrays import check_many
+    from acfuse.files.many_arrays import files_in
     from acfuse.files.opened_file import check_given
     from acfuse.system.atomic_write import check_outputs
 
@@ -85,10 +85,10 @@ def quantize(
     if data is not None and (is_random or options["input_shape"]):
         other = "--random" if is_random else "--input"
         raise UsageError(f"--data: {other} is given as well; inputs are real or made up, not both.")
-    if data is not None:
-        check_many(data, "--data")
+    read = [] if data is None else files_in(data, "--data")
     path, manifest = _written_to(fused, output)
     check_outputs([path, manifest], [fused], force=force)
+    check_outputs([path, manifest], read, force=force, takes_room=False)
     with progress_of("Loading onnxruntime", quiet=quiet, verbose=verbose) as progress:
         from acfuse import report
         from acfuse.commands.jobs import inputs_of

@@ -30,9 +30,12 @@ class ManyArrays:
     left_out: tuple[str, ...] = ()  # files of the folder that hold no arrays
 
 
-def check_many(path: Path, flag: str) -> None:
-    """Raises UsageError where there is no such file or folder, InputError for one of pictures."""
-    _files_of(path, flag)
+def files_in(path: Path, flag: str) -> list[Path]:
+    """The file or files whose arrays would be read.
+
+    Raises UsageError where there is no such file or folder, InputError for one of pictures.
+    """
+    return _files_of(path, flag)[0]
 
 
 def read_many(path: Path, flag: str, limits: Limits = LIMITS) -> ManyArrays:

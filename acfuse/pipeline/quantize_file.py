@@ -83,7 +83,7 @@ def quantize_file(
         check_float(model)
     except InputError as error:
         raise InputError(f"{safe(source.name)}: {error}") from error
-    with reserved([output, manifest], [source], force=force), unchanged(files):
+    with reserved([output, manifest], [*files], force=force), unchanged(files):
         progress("the data")
         many = None if data is None else read_many(data, "--data", limits)
         made = quantize_model(model, data_for(model, many, inputs), settings, limits, progress)

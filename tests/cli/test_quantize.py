@@ -169,6 +169,27 @@ def test_what_exists_is_replaced_with_force_alone(folder):
     assert json.loads(Path("net.int8.json").read_text())["passed"]
 
 
+@pytest.mark.parametrize(
+    ("data", "output"),
+    [
+        ("images.npz", "images.npz"),
+        ("data.json", "data.onnx"),  # whose manifest has that name
+        ("folder", "folder/a.npy"),
+        ("images.npz", "net.bin"),  # the weights of the model
+    ],
+)
+def test_nothing_that_is_read_is_written_over(folder, data, output):
+    onnx.save(network(), "net.onnx", save_as_external_data=True, location="net.bin",
+              size_threshold=0)  # fmt: skip
+    Path("data.json").write_bytes(Path("images.npz").read_bytes())
+    Path("folder").mkdir()
+    np.save("folder/a.npy", images())
+    before = snapshot(folder)
+    line = ("quantize", "net.onnx", "--data", data, "-o", output, "-f")
+    refused(run(*line), 6, "is the input itself; give another --output")
+    assert snapshot(folder) == before
+
+
 def test_it_is_written_where_it_is_asked_for(folder):
     Path("out").mkdir()
     worked(run("quantize", "net.onnx", *DATA, "-o", "out", "-q"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from acfuse.errors import InputError, UnsafeError, UsageError
-from acfuse.files.many_arrays import check_many, read_many
+from acfuse.files.many_arrays import files_in, read_many
 from acfuse.int8.data import data_of, random_data
 from acfuse.proof import Inputs
 from acfuse.system.limits import Limits
@@ -185,14 +185,14 @@ def test_a_file_is_known_by_its_own_hash(tmp_path):
 
 def test_pictures_and_what_is_no_array_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"none.npz does not exist"):
-        check_many(tmp_path / "none.npz", "--data")
+        files_in(tmp_path / "none.npz", "--data")
     with pytest.raises(InputError, match=r"holds no .npy or .npz file"):
-        check_many(tmp_path, "--data")
+        files_in(tmp_path, "--data")
     np.save(tmp_path / "a.npy", images())
     (tmp_path / "b.JPG").write_bytes(b"")
     for path in (tmp_path, tmp_path / "b.JPG"):
         with pytest.raises(InputError, match=r"b.JPG is a picture, and how its pixels"):
-            check_many(path, "--data")
+            files_in(path, "--data")
     (tmp_path / "c.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"--data: c.npz cannot be read"):
         read_many(tmp_path / "c.npz", "--data")
