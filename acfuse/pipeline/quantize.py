@@ -127,9 +127,11 @@ class Quantized:
             for figure in figures:
                 name, same = safe(figure.output), figure.agreement
                 if min_sqnr is not None and not figure.decibels >= min_sqnr:
-                    yield f"output {name} has {figure.decibels:.1f} dB {how}, wanted {min_sqnr:g}"
+                    found = _below(figure.decibels, min_sqnr)
+                    yield f"output {name} has {found} dB {how}, wanted {min_sqnr:.15g}"
                 if min_agreement is not None and same is not None and not same >= min_agreement:
-                    yield f"output {name} agrees in {same:.1f} % {how}, wanted {min_agreement:g}"
+                    found = _below(same, min_agreement)
+                    yield f"output {name} agrees in {found} % {how}, wanted {min_agreement:.15g}"
 
 
 def quantize_model(
@@ -221,6 +223,12 @@ def layers_named(model: onnx.ModelProto, keep: Sequence[str]) -> tuple[str, ...]
                 f"{listed([*map(safe, near)])}."
             )
     return tuple(dict.fromkeys(node for name in keep for node in known[name]))
+
+
+def _below(found: float, wanted: float) -> str:
+    """A figure that is not as large as wanted, in as few digits as show it."""
+    texts = (f"{found:.{digits}f}" for digits in range(1, 16))
+    return next((text for text in texts if not float(text) >= wanted), repr(found))
 
 
 def _near(db: float) -> float:

@@ -151,7 +151,18 @@ def test_gates_look_at_both_ways_and_at_every_output():
         "output a has 20.0 dB executed here, wanted 25",
     )
     assert made.missed(None, 98.0) == ("output a agrees in 97.0 % executed here, wanted 98",)
+    # What is missed by little is not said to be what is wanted.
+    assert made.missed(9.0004, 97.0000001) == (
+        "output b has 9.0 dB as written, wanted 9.0004",
+        "output a agrees in 97.0 % executed here, wanted 97.0000001",
+    )
     assert made.agreement == 97
+    near = Figures((Figure("a", 19.996, 2999 / 30),), (Figure("a", 20.0, 100.0),))
+    made = quantize.Quantized(onnx.ModelProto(), Settings(), 1, False, False, False, near, None)
+    assert made.missed(20.0, 100.0) == (
+        "output a has 19.996 dB as written, wanted 20",
+        "output a agrees in 99.97 % as written, wanted 100",
+    )
     worst = Figures((Figure("a", math.nan),), (Figure("a", math.inf),))
     made = quantize.Quantized(onnx.ModelProto(), Settings(), 1, False, False, False, worst, None)
     assert len(made.missed(0.0)) == 1
