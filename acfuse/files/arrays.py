@@ -25,7 +25,7 @@ def read_arrays(path: Path, limits: Limits = LIMITS, flag: str = "--inputs") -> 
                 limits.check("memory", sum(i.file_size for i in archive.infolist()), path.name)
         loaded = np.load(path, allow_pickle=False)
         arrays = {"arr_0": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-        tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        tensors = {name: tensor_of(array) for name, array in arrays.items()}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         why = "it holds objects" if "pickle" in str(error) else one_line(error, 160)
         raise InputError(
@@ -35,3 +35,12 @@ def read_arrays(path: Path, limits: Limits = LIMITS, flag: str = "--inputs") -> 
     if not tensors:
         raise InputError(f"{flag}: {path.name} holds no array.")
     return tensors
+
+
+def tensor_of(array: object) -> Tensor:
+    """A copy of an array of numbers, in whichever order its bytes are.
+
+    Raises TypeError or ValueError where it is none.
+    """
+    own = np.array(array)
+    return torch.from_numpy(own.astype(own.dtype.newbyteorder("="), copy=False))

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
-import torch
 from torch import Tensor
 
 from acfuse import __version__
 from acfuse.errors import InputError, UsageError
+from acfuse.files.arrays import tensor_of
 from acfuse.files.detect import is_onnx
 from acfuse.files.many_arrays import ManyArrays, read_many
 from acfuse.files.onnx_reading import read_onnx
@@ -162,7 +161,7 @@ def _tensor(name: object, array: object) -> Tensor:
     if isinstance(array, Tensor):
         return array.detach().cpu()
     try:
-        return torch.from_numpy(np.array(array))
+        return tensor_of(array)
     except (TypeError, ValueError) as error:
         raise UsageError(
             f"data: {safe(name)} is {type(array).__name__}, and no array of numbers."
