@@ -398,8 +398,27 @@ def images_of(model: onnx.ModelProto, inputs: Inputs | None) -> list[Image]:
     """As many of these as a user asks for; three, where nothing is said. Real ones are what is."""
     samples = 3 if inputs is None else max(1, inputs.samples)
     if inputs is not None and inputs.data and all(x is not None for x in inputs.data):
-        samples = 1
+        return _in_batches(model, image_of(model, inputs))
     return [image_of(model, inputs, sample) for sample in range(samples)]
+
+
+def _in_batches(model: onnx.ModelProto, image: Image) -> list[Image]:
+    """Real inputs as many at a time as the model's file fixes; what fills no batch is left out.
+
+    Those of which that is not all there is to it stay as they are, and it is told by running them.
+    """
+    dims = {v.name: v.type.tensor_type.shape.dim for v in model.graph.input if v.name in image}
+    sizes = {name: own[0].dim_value for name, own in dims.items() if own and image[name].ndim}
+    fixed = [size for size in sizes.values() if size > 0]
+    steps = {name: size if size > 0 else fixed[0] for name, size in sizes.items() if fixed}
+    shares = {image[name].shape[0] / step for name, step in steps.items()}
+    if len(shares) != 1 or min(shares) < 1:
+        return [image]
+    return [
+        {name: x[i * steps[name] : (i + 1) * steps[name]] if name in steps else x
+         for name, x in image.items()}
+        for i in range(int(min(shares)))
+    ]  # fmt: skip
 
 
 def _input_of(

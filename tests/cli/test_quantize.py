@@ -111,6 +111,17 @@ def test_advice_that_is_printed_gives_what_it_says(folder):
     assert gained > (before + after) / 2  # the ranges are those of other images now
 
 
+@pytest.mark.parametrize("batch", ["n", 1, 5])
+def test_to_equalize_before_is_advice_that_the_same_data_does_for(folder, batch):
+    onnx.save(network(planted=2**8, batch=batch), "net.onnx")
+    flags = (*DATA, "--per-tensor", "--reduce-range", "-f")
+    before = worked(run("quantize", "net.onnx", *flags, "--format", "json")).json
+    assert "equalize" in [advice["what"] for advice in before["advice"]]
+    worked(run("equalize", "net.onnx", "--inputs", "images.npz"))
+    after = worked(run("quantize", "net.equalized.onnx", *flags, "--format", "json")).json
+    assert after["outputs"][0]["written_db"] > before["outputs"][0]["written_db"] + 1
+
+
 def test_random_inputs_are_said_to_be_random(folder):
     result = worked(run("quantize", "net.onnx", "--random", "--seed", "3"))
     note = "the ranges of values come from random inputs"

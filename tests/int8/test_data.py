@@ -10,6 +10,7 @@ from acfuse.errors import InputError, UnsafeError, UsageError
 from acfuse.files.many_arrays import files_in, read_many
 from acfuse.int8.data import data_of, random_data
 from acfuse.proof import Inputs
+from acfuse.proof.onnx_runtime import images_of
 from acfuse.system.limits import Limits
 from tests.int8.small import images, model_of, network
 
@@ -158,6 +159,29 @@ def test_made_up_inputs_are_known_as_such():
 # ------------------------------------------------------------------------------ files
 
 
+@pytest.mark.parametrize(
+    ("batches", "given", "expected"),
+    [
+        (("n", "n"), (7, 7), [(7, 7)]),
+        ((3, "n"), (7, 7), [(3, 3), (3, 3)]),
+        (("n", 1), (2, 2), [(1, 1), (1, 1)]),
+        ((2, 4), (6, 12), [(2, 4)] * 3),
+        # An input that is not of images, or too few: as they are, so that running them tells.
+        (("n", 5), (7, 5), [(7, 5)]),
+        ((1, 5), (7, 5), [(7, 5)]),
+        ((3, 3), (2, 2), [(2, 2)]),
+    ],
+)
+def test_real_inputs_are_as_many_at_a_time_as_the_model_fixes(batches, given, expected):
+    model = model_of([], {}, inputs=dict(zip("ab", ([n, 4] for n in batches), strict=True)))
+    data = tuple(torch.randn(n, 4) for n in given)
+    shapes = tuple(zip("ab", (tuple(x.shape) for x in data), strict=True))
+    found = images_of(model, Inputs(shapes, data=data))
+    assert [(len(image["a"]), len(image["b"])) for image in found] == expected
+    whole = torch.cat([image["a"] for image in found])
+    assert torch.equal(whole, data[0][: len(whole)])
+
+
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
     np.save(tmp_path / "b.npy", images(3, 1))
     np.savez(tmp_path / "a.npz", x=images(4, 2))
@@ -196,6 +220,13 @@ def test_pictures_and_what_is_no_array_are_refused(tmp_path):
     (tmp_path / "c.npz").write_bytes(b"PK")
     with pytest.raises(InputError, match=r"--data: c.npz cannot be read"):
         read_many(tmp_path / "c.npz", "--data")
+
+
+def test_numbers_of_the_other_byte_order_are_read(tmp_path):
+    for order in "<>":
+        np.savez(tmp_path / "x.npz", x=images(20).astype(f"{order}f4"))
+        ((_, arrays),) = read_many(tmp_path / "x.npz", "--data").parts
+        assert np.array_equal(arrays["x"].numpy(), images(20))
 
 
 def test_objects_are_never_unpickled(tmp_path):
