@@ -221,14 +221,15 @@ class _Reader:
 
     def reduction(self, node: onnx.NodeProto) -> Ids | None:
         """Over pixels, never over channels or images."""
-        rank = len(self.shapes[node.input[0]])
+        ids = self.ids.get(node.input[0])
         axes = helper_ints(node, "axes")
         if axes is None and len(node.input) > 1:
             array = self._array(node.input[1])
             axes = None if array is None else [int(n) for n in array.reshape(-1)]
-        if axes is None or {n % rank for n in axes} & {0, 1}:
+        if ids is None or axes is None:
             return None
-        return self.ids.get(node.input[0])
+        rank = len(self.shapes[node.input[0]])
+        return None if {n % rank for n in axes} & {0, 1} else ids
 
     def _of_same_channels(self, node: onnx.NodeProto) -> Ids | None:
         before, after = (self.shapes.get(n, ()) for n in (node.input[0], node.output[0]))
@@ -303,6 +304,8 @@ class _Reader:
         ids, axis = self.ids.get(node.input[0]), helper_int(node, "axis", 0)
         if ids is None or ids.ndim > 1 or axis % len(self.shapes[node.input[0]]) != 1:
             return None
+        if not all(node.output):  # one that nobody reads has no name, and so no size
+            return None
         sizes = [self.shapes[name][1] for name in node.output]
         parts = np.split(ids, np.cumsum(sizes)[:-1])
         for name, part in zip(node.output[1:], parts[1:], strict=True):
@@ -311,9 +314,10 @@ class _Reader:
 
     def slice(self, node: onnx.NodeProto) -> Ids | None:
         arrays = [self._array(name) if name else None for name in node.input[1:]]
-        ids, shape = self.ids.get(node.input[0]), self.shapes[node.input[0]]
+        ids = self.ids.get(node.input[0])
         if ids is None or ids.ndim > 1 or len(arrays) < 2 or any(a is None for a in arrays[:2]):
             return None
+        shape = self.shapes[node.input[0]]
         starts, ends = (a.reshape(-1) for a in arrays[:2] if a is not None)
         axes = arrays[2] if len(arrays) > 2 and arrays[2] is not None else np.arange(len(starts))
         steps = arrays[3] if len(arrays) > 3 and arrays[3] is not None else np.ones_like(starts)
@@ -327,8 +331,9 @@ class _Reader:
     def gather(self, node: onnx.NodeProto) -> Ids | None:
         ids, axis = self.ids.get(node.input[0]), helper_int(node, "axis", 0)
         wanted = self._array(node.input[1])
-        rank = len(self.shapes[node.input[0]])
-        if ids is None or wanted is None or wanted.ndim != 1 or axis % rank != 1 or ids.ndim > 1:
+        if ids is None or wanted is None or wanted.ndim != 1 or ids.ndim > 1:
+            return None
+        if axis % len(self.shapes[node.input[0]]) != 1:
             return None
         chosen: Ids = ids[wanted]
         return chosen

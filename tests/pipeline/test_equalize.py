@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,6 +28,7 @@ from acfuse.proof.trace_onnx import values_of
 from acfuse.sources.live import LiveSource
 from acfuse.system.limits import LIMITS
 from sample_models import awake
+from tests.int8.small import model_of
 from tests.pipeline.converter import as_onnx
 
 
@@ -201,6 +202,39 @@ def test_what_cannot_be_scaled_has_a_reason():
     model = file_of(awake(Gelu(), 0))
     made = equalized(model, shapes_of(model))
     assert [*made.reasons.values()] == ["Clip reads it", "it is an output of the model"]
+
+
+SIZES = np.array([1], np.int64)
+ENDS = np.array([4, 4], np.int64)
+
+
+@pytest.mark.parametrize(
+    ("node", "stored"),
+    [
+        (("Gather", ["table", "asked"], ["made"]), {}),
+        (("Slice", ["table", "asked", "end"], ["made"]), {"end": SIZES * 4}),
+        (("ReduceSum", ["table", "asked"], ["made"]), {}),
+        (("Split", ["table", "asked"], ["made", "more"]), {}),
+        # A part that nobody reads needs no name.
+        (("Split", ["c", "ends"], ["made", ""], {"axis": 1}), {"ends": ENDS}),
+    ],
+)
+def test_a_constant_of_which_an_input_chooses_has_no_channels(node, stored):
+    operator, read, made, *attributes = node
+    arrays = {"table": np.ones((10, 4), np.float32), "w": np.ones((8, 3, 1, 1), np.float32)}
+    model = model_of(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+            helper.make_node(operator, read, made, **dict(*attributes)),
+        ],
+        arrays | stored,
+        inputs={"x": [1, 3, 8, 8], "asked": ["n"]},
+        outputs={"made": onnx.TensorProto.FLOAT, "c": onnx.TensorProto.FLOAT},
+    )
+    shapes = {"x": (1, 3, 8, 8), "c": (1, 8, 8, 8), "asked": (1,), "made": (1, 4), "more": (9, 4)}
+    found = channels_of(model, shapes)
+    assert [layer.name for layer in found.layers] == ["conv"]
+    assert {*found.layers[0].rows} <= {*found.pinned}
 
 
 def test_a_weight_that_would_leave_its_range_is_refused():
