@@ -20,11 +20,9 @@ from acfuse.graph.onnx_values import constants_of, opset_of, reads_within, repla
 
 Ids = NDArray[np.int64]
 Shapes = Mapping[str, tuple[int, ...]]
-# f(s x) = s f(x) for s > 0, at each pixel or of pixels of one channel.
-HOMOGENEOUS = frozenset({
-    "Abs", "AveragePool", "Dropout", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu",
-    "MaxPool", "Neg", "Relu",
-})  # fmt: skip
+# f(s x) = s f(x) for s > 0: of each number alone, or of the pixels of one channel.
+HOMOGENEOUS = frozenset({"Abs", "Dropout", "Identity", "LeakyRelu", "Neg", "Relu"})
+POOLS = frozenset({"AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})
 SIZES = frozenset({"Shape", "Size"})  # they ask for no number of what they read
 REDUCTIONS = frozenset({"ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"})
 
@@ -125,7 +123,7 @@ class Channels:
     def roots(self, ids: Ids) -> Ids:
         """The class of each channel."""
         unique, back = np.unique(ids, return_inverse=True)
-        return np.array([self.find(int(n)) for n in unique])[back].reshape(ids.shape)
+        return np.array([self.find(int(n)) for n in unique], np.int64)[back].reshape(ids.shape)
 
 
 def channels_of(model: onnx.ModelProto, shapes: Shapes) -> Channels:
@@ -204,6 +202,11 @@ class _Reader:
     def homogeneous(self, node: onnx.NodeProto) -> Ids | None:
         return self.ids.get(node.input[0])
 
+    def pool(self, node: onnx.NodeProto) -> Ids | None:
+        """Of pixels: behind two axes of channels, the second one would be an axis of them."""
+        ids = self.ids.get(node.input[0])
+        return None if ids is None or ids.ndim > 1 else ids
+
     def prelu(self, node: onnx.NodeProto) -> Ids | None:
         return self.ids.get(node.input[0]) if node.input[1] in self.known else None
 
@@ -213,27 +216,47 @@ class _Reader:
         value = self._array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         filled = next((a.f for a in node.attribute if a.name == "value"), 0.0)
         has_zeros = filled == 0 and (value is None or not value.any())
-        return self._of_same_channels(node) if mode != b"constant" or has_zeros else None
+        made = self._of_same_channels(node) if mode != b"constant" or has_zeros else None
+        return made if made is not None and self._pads_pixels(node) else None
+
+    def _pads_pixels(self, node: onnx.NodeProto) -> bool:
+        """Whether nothing is put before or behind images and channels, nor taken from them."""
+        pads = helper_ints(node, "pads")
+        if pads is None and len(node.input) > 1:
+            array = self._array(node.input[1])
+            pads = None if array is None else [int(n) for n in array.reshape(-1)]
+        if pads is None:
+            return False
+        named = np.arange(len(pads) // 2)
+        if len(node.input) > 3 and node.input[3]:
+            axes = self._array(node.input[3])
+            if axes is None:
+                return False
+            named = axes.reshape(-1) % len(self.shapes[node.input[0]])
+        return not np.array(pads).reshape(2, -1)[:, named < 2].any()
 
     def resize(self, node: onnx.NodeProto) -> Ids | None:
-        mode = next((a.s for a in node.attribute if a.name == "mode"), b"nearest")
-        return self._of_same_channels(node) if mode in (b"nearest", b"linear") else None
+        given = {a.name: a.s for a in node.attribute}
+        is_linear = given.get("mode", b"nearest") in (b"nearest", b"linear", b"cubic")
+        # That alone fills what is outside of the image with a constant.
+        crops = given.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+        return self._of_same_channels(node) if is_linear and not crops else None
 
     def reduction(self, node: onnx.NodeProto) -> Ids | None:
         """Over pixels, never over channels or images."""
-        ids = self.ids.get(node.input[0])
+        rank = len(self.shapes.get(node.input[0], ()))
         axes = helper_ints(node, "axes")
         if axes is None and len(node.input) > 1:
             array = self._array(node.input[1])
             axes = None if array is None else [int(n) for n in array.reshape(-1)]
-        if ids is None or axes is None:
+        if not axes or not rank or {n % rank for n in axes} & {0, 1}:  # no axes mean all of them
             return None
-        rank = len(self.shapes[node.input[0]])
-        return None if {n % rank for n in axes} & {0, 1} else ids
+        return self.pool(node)
 
     def _of_same_channels(self, node: onnx.NodeProto) -> Ids | None:
         before, after = (self.shapes.get(n, ()) for n in (node.input[0], node.output[0]))
-        return self.ids.get(node.input[0]) if before[:2] == after[:2] and len(after) > 1 else None
+        is_kept = before[:2] == after[:2] and len(before) == len(after) > 1
+        return self.pool(node) if is_kept else None
 
     def sum(self, node: onnx.NodeProto) -> Ids | None:
         """A sum of values ties their channels; a constant follows the channels to which it goes."""
@@ -241,7 +264,10 @@ class _Reader:
         if not read or (node.op_type == "Sub" and node.input[0] not in self.ids):
             return None
         shape = self.shapes[node.output[0]]
-        if any(self.shapes[name][:2] != shape[:2] or self.ids[name].ndim > 1 for name in read):
+        shapes = [self.shapes[name] for name in read]
+        if any(len(s) != len(shape) or s[:2] != shape[:2] for s in shapes):
+            return None  # axes are told from behind: channels of one are pixels of another
+        if any(self.ids[name].ndim > 1 for name in read):
             return None
         first = self.ids[read[0]]
         for name in read[1:]:
@@ -281,7 +307,7 @@ class _Reader:
 
     def _times_constant(self, node: onnx.NodeProto, name: str, constant: str) -> Ids | None:
         before, after = (self.shapes.get(n, ()) for n in (name, node.output[0]))
-        is_kept = before[:2] == after[:2] and self.ids[name].ndim == 1
+        is_kept = len(before) == len(after) and before[:2] == after[:2] and self.ids[name].ndim == 1
         return self.ids[name] if constant in self.known and is_kept else None
 
     def concat(self, node: onnx.NodeProto) -> Ids | None:
@@ -314,10 +340,9 @@ class _Reader:
 
     def slice(self, node: onnx.NodeProto) -> Ids | None:
         arrays = [self._array(name) if name else None for name in node.input[1:]]
-        ids = self.ids.get(node.input[0])
+        ids, shape = self.ids.get(node.input[0]), self.shapes.get(node.input[0], ())
         if ids is None or ids.ndim > 1 or len(arrays) < 2 or any(a is None for a in arrays[:2]):
             return None
-        shape = self.shapes[node.input[0]]
         starts, ends = (a.reshape(-1) for a in arrays[:2] if a is not None)
         axes = arrays[2] if len(arrays) > 2 and arrays[2] is not None else np.arange(len(starts))
         steps = arrays[3] if len(arrays) > 3 and arrays[3] is not None else np.ones_like(starts)
@@ -417,6 +442,7 @@ def helper_ints(node: onnx.NodeProto, name: str) -> list[int] | None:
 Rule = Callable[[_Reader, onnx.NodeProto], Ids | None]
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(HOMOGENEOUS, _Reader.homogeneous),
+    **dict.fromkeys(POOLS, _Reader.pool),
     **dict.fromkeys(REDUCTIONS, _Reader.reduction),
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), _Reader.layer),
     **dict.fromkeys(("Add", "Sub", "Sum"), _Reader.sum),

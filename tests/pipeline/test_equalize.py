@@ -108,6 +108,107 @@ def assert_same_bits(one, other):
             assert check_same_bits(*(answer(image) for answer in answers)) > 0
 
 
+class Between(nn.Module):
+    """Three convolutions, with something that has no weights between the first two."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.a, self.b, self.c = (
+            nn.Conv2d(i, o, 3, padding=1) for i, o in ((3, 6), (6, 6), (6, 5))
+        )
+        self.function = function
+
+    def forward(self, x):
+        return self.c(F.relu(self.b(self.function(self.a(x)))))
+
+
+def grouped(x):
+    return x.view(x.shape[0], 2, 3, *x.shape[2:])
+
+
+# Channels that go into one number, or to another place, by an operator that mostly is for pixels.
+ACROSS_CHANNELS = {
+    "pool": lambda x: F.max_pool3d(x.unsqueeze(1), (3, 1, 1), 1, (1, 0, 0)).squeeze(1),
+    "mean": lambda x: F.avg_pool3d(x.unsqueeze(1), (3, 1, 1), 1, (1, 0, 0)).squeeze(1),
+    "pool of groups": lambda x: F.max_pool3d(grouped(x), (3, 1, 1), 1, (1, 0, 0)).flatten(1, 2),
+    "maximum of groups": lambda x: grouped(x).amax(2).repeat(1, 3, 1, 1),
+    "moved by a pad": lambda x: F.pad(x, (0, 0, 0, 0, 1, -1)),
+    "moved in groups": lambda x: F.pad(grouped(x), (0, 0, 0, 0, 1, -1)).flatten(1, 2),
+}
+
+
+@pytest.mark.parametrize("name", ACROSS_CHANNELS)
+def test_what_reads_several_channels_keeps_their_scales(name):
+    model = file_of(awake(Between(ACROSS_CHANNELS[name]), 0))
+    scaled = with_scales(model)
+    made = equalized(scaled, shapes_of(model), only_gains=False)
+    assert made.changed
+    assert_same_bits(model, scaled)
+    assert_same_bits(scaled, made.model)
+
+
+SAME_CHANNELS = {
+    "larger": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
+    "padded": lambda x: F.pad(x, (1, 2, -1, 0)),
+    "pooled": lambda x: F.avg_pool2d(x, 3, 2, 1),
+    "mean": lambda x: x.mean((2, 3), keepdim=True),
+}
+
+
+@pytest.mark.parametrize("name", SAME_CHANNELS)
+def test_what_reads_pixels_alone_lets_scales_through(name):
+    model = file_of(awake(Between(SAME_CHANNELS[name]), 0))
+    made = equalized(with_scales(model), shapes_of(model), only_gains=False)
+    assert [*made.reasons.values()] == ["it is an output of the model"]
+    assert_same_bits(model, made.model)
+
+
+NET = """
+<ir_version: 10, opset_import: ["": 18]>
+net (float[2, 3, 2, 8] x, int64[1] i) => (float[2, 4, N, M] y)
+{
+    a = Conv (x, w)
+    r = Relu (a)
+    %s
+    y = Conv (s, v)
+}
+"""
+
+
+MEAN = "axes = Constant <value_ints = [2, 3]> () m = ReduceMean <keepdims = 0> (r, axes)"
+
+
+@pytest.mark.parametrize("lines", [
+    f"{MEAN} s = Add (r, m)",
+    f"{MEAN} s = Mul (m, r)",
+    f"{MEAN} s = Mul (m, ones)",
+    "none = Slice (no, no, no) m = ReduceMean (r, none) s = Add (r, m)",
+    "s = Gather <axis = 1> (r, ids)",
+    "e = Gather (table, i) s = Mul (r, e)",
+    "e = Slice (table, no, one) s = Mul (r, e)",
+])  # fmt: skip
+def test_axes_are_told_from_behind(lines):
+    model = onnx.parser.parse_model(NET % lines)
+    generator = np.random.default_rng(0)
+    stored = {"w": generator.normal(size=(8, 3, 1, 1)), "v": generator.normal(size=(4, 8, 1, 1)),
+              "ones": np.ones((2, 8, 2, 8)), "table": generator.normal(size=(4, 8))}  # fmt: skip
+    for name, array in stored.items():
+        model.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    for name, numbers in {"ids": [7, 6, 5, 4, 3, 2, 1, -8], "no": [0], "one": [1]}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(numbers), name))
+    x = torch.randn((2, 3, 2, 8), generator=torch.Generator().manual_seed(0))
+    image = {"x": x, "i": torch.tensor([2])}
+    shapes = {n: tuple(v.shape) for n, v in values_of(model, image)}
+    channels = channels_of(model, shapes)
+    drawn = generator.integers(-6, 7, channels.count)
+    drawn[[channels.find(n) for n in channels.pinned]] = 0
+    scaled = onnx.ModelProto()
+    scaled.CopyFrom(model)
+    scale(scaled, Scales(channels, drawn))
+    answers = [answers_in_onnx(each, LIMITS, False)(image) for each in (model, scaled)]
+    assert check_same_bits(*answers) > 0
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=4), st.integers(0, 2**16))
 def test_no_bit_changes_whatever_the_network(choices, seed):
@@ -245,6 +346,30 @@ def test_a_weight_that_would_leave_its_range_is_refused():
     with pytest.raises(InputError, match="no normal float32"):
         times_power(np.array([3e38], np.float32), np.array(1), "w")
     assert np.array_equal(times_power(values, np.array(3), "w"), 8 * values)
+
+
+def test_a_channel_that_would_leave_its_range_stays_and_the_others_are_scaled():
+    model = Mixed([0, 0])
+    with torch.no_grad():
+        model.parts[0].weight[3, 3] = 1e-40  # no normal number: it is as good as zero
+        model.parts[0].weight[:, 5] *= torch.logspace(0, -30, 8)[:, None, None]
+        model.stem.weight[5] *= 1e-30
+        model.stem.weight[2] *= 64
+    own = file_of(model.eval())
+    made = equalized(own, shapes_of(own), only_gains=False)
+    first, second = made.scales.channels.layers[:2]
+    assert made.scales.rows(first)[2] < 0
+    assert made.scales.rows(first)[3] == made.scales.rows(second)[3] == 0
+    assert_same_bits(own, made.model)
+
+
+def test_a_layer_whose_channels_would_all_leave_their_range_says_so():
+    model = Mixed([0])
+    with torch.no_grad():
+        model.stem.weight[:] = 1e-40
+    own = file_of(model.eval())
+    made = equalized(own, shapes_of(own), only_gains=False)
+    assert next(iter(made.reasons.values())) == "a weight would leave its range"
 
 
 def test_one_bit_that_changes_is_seen(monkeypatch):
