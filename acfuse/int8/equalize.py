@@ -9,7 +9,7 @@ Equalization and Bias Correction, ICCV 2019): s = sqrt(r1 / r2) makes the range 
 row as large as the range r2 of the columns that read it. Here it is rounded to a power of two.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,7 +66,7 @@ def equalized(model: onnx.ModelProto, shapes: Shapes, *, only_gains: bool = True
     """A copy of a model whose channels have ranges as even as powers of two make them.
 
     `shapes` are those of its values. Channels between which nothing is gained stay as they are,
-    unless it is asked for all. Raises InputError where a weight would not be a normal number.
+    unless it is asked for all, and so do those of which a weight would be no normal number.
     """
     channels = channels_of(model, shapes)
     layers = channels.layers
@@ -75,6 +75,7 @@ def equalized(model: onnx.ModelProto, shapes: Shapes, *, only_gains: bool = True
     exponents = _chosen(channels, parts)
     if only_gains:
         exponents = _where_it_gains(channels, parts, exponents)
+    exponents = _where_it_is_exact(model, channels, exponents)
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
     scales = Scales(channels, exponents)
@@ -173,46 +174,88 @@ def _where_it_gains(
     return exponents
 
 
+def _where_it_is_exact(
+    model: onnx.ModelProto, channels: Channels, exponents: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The same without the scales of channels that would take a number out of its range.
+
+    These are pinned. Mostly they are channels whose weights are as good as zero.
+    """
+    exponents, constants = exponents.copy(), constants_named(model)
+    while True:
+        inexact = [np.empty(0, np.int64)]
+        for held in _tensors_of(Scales(channels, exponents)):
+            array = held.seen(numpy_helper.to_array(constants[held.name]))
+            broken = ~_powered(array, held.steps)[1]
+            inexact += [np.broadcast_to(ids, broken.shape)[broken] for ids in held.classes]
+        roots = channels.roots(np.unique(np.concatenate(inexact)))
+        scaled = roots[exponents[roots] != 0]
+        if not len(scaled):
+            return exponents
+        channels.pin(scaled, "a weight would leave its range")
+        exponents[scaled] = 0
+
+
 def scale(model: onnx.ModelProto, scales: Scales) -> list[str]:
     """Scales every weight, bias and constant of a model; the names of those that changed."""
     changed, constants = [], constants_named(model)
-    for layer in scales.channels.layers:
-        out = scales.rows(layer)
-        steps = (out[:, None] - scales.columns(layer))[:, :, None]
-        if steps.any():
-            tensor = constants[layer.weight]
+    for held in _tensors_of(scales):
+        if held.steps.any():
+            tensor = constants[held.name]
             array = numpy_helper.to_array(tensor)
-            matrix = times_power(layer.matrix(array), steps, layer.weight)
-            put(tensor, layer.stored(matrix, array))
-            changed.append(layer.weight)
-        if layer.bias is not None and out.any():
-            tensor = constants[layer.bias]
-            put(tensor, times_power(numpy_helper.to_array(tensor), out, layer.bias))
-            changed.append(layer.bias)
-    for follower in scales.channels.followers:
-        steps = scales.following(follower)
-        if steps.any():
-            tensor = constants[follower.constant]
-            put(tensor, times_power(numpy_helper.to_array(tensor), steps, follower.constant))
-            changed.append(follower.constant)
+            made = times_power(held.seen(array), held.steps, held.name)
+            put(tensor, made if held.layer is None else held.layer.stored(made, array))
+            changed.append(held.name)
     return changed
 
 
-def times_power(values: Array, exponents: NDArray[np.int64], name: str) -> Array:
-    """Values times powers of two, exactly. Raises InputError where one would lose a digit.
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor that scales change: by which powers of two, and by those of which classes."""
 
-    A number keeps all its digits as long as it is normal: its exponent is what changes.
-    """
-    with np.errstate(over="ignore", under="ignore"):  # that is what is looked for
-        made: Array = np.ldexp(values, exponents).astype(values.dtype)
-    info, there = np.finfo(values.dtype), values != 0
-    is_normal = np.isfinite(made) & (np.abs(made) >= info.tiny)
-    if bool((there & ~is_normal).any()):
+    name: str
+    steps: NDArray[np.int64]
+    classes: tuple[NDArray[np.int64], ...]
+    layer: Layer | None = None  # whose weight it is
+
+    def seen(self, array: Array) -> Array:
+        """Its numbers, as they are scaled."""
+        return array if self.layer is None else self.layer.matrix(array)
+
+
+def _tensors_of(scales: Scales) -> Iterator[_Tensor]:
+    for layer in scales.channels.layers:
+        rows = scales.rows(layer)
+        steps = (rows[:, None] - scales.columns(layer))[:, :, None]
+        classes = layer.rows[:, None, None], layer.columns[:, :, None]
+        yield _Tensor(layer.weight, steps, classes, layer)
+        if layer.bias is not None:
+            yield _Tensor(layer.bias, rows, (layer.rows,))
+    for follower in scales.channels.followers:
+        yield _Tensor(follower.constant, scales.following(follower), (follower.classes,))
+
+
+def times_power(values: Array, exponents: NDArray[np.int64], name: str) -> Array:
+    """Values times powers of two, exactly. Raises InputError where one would lose a digit."""
+    made, is_exact = _powered(values, exponents)
+    if not is_exact.all():
         raise InputError(
             f"{name}: a weight times a power of two is no normal {values.dtype} any more; the "
             "model is left as it is."
         )
     return made
+
+
+def _powered(values: Array, exponents: NDArray[np.int64]) -> tuple[Array, NDArray[np.bool_]]:
+    """Values times powers of two, and which of them keep all their digits.
+
+    A number does as long as it is normal before and after: its exponent is what changes.
+    """
+    with np.errstate(over="ignore", under="ignore"):  # that is what is looked for
+        made: Array = np.ldexp(values, exponents).astype(values.dtype)
+    tiny = np.finfo(values.dtype).tiny
+    is_normal = np.isfinite(made) & (np.abs(made) >= tiny) & (np.abs(values) >= tiny)
+    return made, is_normal | (values == 0) | (exponents == 0)
 
 
 def constants_named(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
