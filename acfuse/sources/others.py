@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,6 +23,7 @@ from acfuse.files.onnx_cost import all_graphs
 from acfuse.files.onnx_reading import read_onnx
 from acfuse.files.read import read_tensors
 from acfuse.files.records import ReadOptions
+from acfuse.graph.fx_read import is_norm
 from acfuse.graph.onnx_nodes import FLOATS
 from acfuse.graph.onnx_values import CONVOLUTIONS
 from acfuse.int8.unscaled import unscaled
@@ -113,11 +115,11 @@ def held_in(
     if stored is not None:
         return Held(stored, (check,), traced=_traced(file, read.limits))
     given, missing = _beside_equal(fused.weights, file.convolutions)
-    kept, plain = _kept(fused.kept, file.tensors), file
+    kept, plain = _kept(fused.kept, file.tensors, fused.network), file
     if check.passed and (missing or not kept.passed):
         plain = _without_scales(file, fused, inputs, read.limits)
         given, missing = _beside_equal(fused.weights, plain.convolutions)
-        kept = _kept(fused.kept, plain.tensors)
+        kept = _kept(fused.kept, plain.tensors, fused.network)
     if not check.passed:
         given, missing = _matched(fused.weights, file.convolutions, loose=True)
     is_alien = not _matched(fused.weights, file.convolutions, loose=False)[0]
@@ -317,10 +319,13 @@ def _apart(one: Weights, other: Weights) -> float:
     return float((own - given).norm() / own.norm().clamp_min(1e-300))
 
 
-def _kept(kept: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Check:
+def _kept(
+    kept: Mapping[str, Tensor], held: Mapping[str, Tensor], network: nn.Module | None = None
+) -> Check:
     """Whether what is not fused stands in a file as it was, wherever it stands there.
 
-    An exporter turns matrices, and takes BatchNorms up: what is not there at all is no fault.
+    An exporter turns matrices, and takes BatchNorms up: what is not there at all is no fault. Nor
+    is a convolution with the BatchNorm of a `network` in it, whose file is run.
     """
     by_shape: dict[tuple[int, ...], list[Tensor]] = {}
     for tensor in held.values():
@@ -330,12 +335,64 @@ def _kept(kept: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> Check:
     same, altered = 0, []
     for name, own in kept.items():
         others = [t for t in by_shape.get(tuple(own.shape), []) if t.dtype == own.dtype]
-        if any(same_bits(own, other) for other in others):
+        if any(same_bits(own, other) for other in others) or (
+            name in held and network is not None and _is_folded(name, held[name], network)
+        ):
             same += 1
         elif name in held or (own.ndim == 2 and any(_is_kin(own, other) for other in others)):
             altered.append(name)
     detail = f"{altered[0]} is not the original's ({len(altered)} in all)" if altered else ""
     return Check("untouched", not altered, float(len(altered)), 0.0, detail=detail, compared=same)
+
+
+def _is_folded(name: str, held: Tensor, network: nn.Module) -> bool:
+    """Whether a convolution's tensor, under its own name, has taken up a BatchNorm of the network.
+
+    Its numbers are then those of the fold, but for their rounding.
+    """
+    path, _, kind = name.rpartition(".")
+    layer = dict(network.named_modules()).get(path)
+    if not isinstance(layer, nn.modules.conv._ConvNd):
+        return False
+    norms: list[Any] = [m for m in network.modules() if is_norm(m)]
+    return any(
+        held.shape == terms[0].shape
+        and bool((held.double() - sum(terms)).abs().le(_room(held, terms)).all())
+        for norm in norms
+        if (terms := _folded(layer, norm, kind))
+    )
+
+
+def _room(held: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    room = torch.stack([t.abs() for t in terms]).sum(0)
+    return ROUNDINGS * torch.finfo(held.dtype).eps * room
+
+
+def _folded(layer: nn.modules.conv._ConvNd, norm: Any, kind: str) -> tuple[Tensor, ...]:
+    """The summands of a convolution's weight or bias with a BatchNorm in it; none of another."""
+    given = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    if any(t is None or len(t) != layer.out_channels for t in given):
+        return ()
+    scale, shift, mean, variance = (t.detach().cpu().double() for t in given)
+    factor = scale / (variance + norm.eps).sqrt()
+    if kind == "weight":
+        return (_per_channel(factor, layer) * layer.weight.detach().cpu().double(),)
+    if layer.bias is None:
+        return ()
+    return factor * layer.bias.detach().cpu().double(), -factor * mean, shift
+
+
+def _per_channel(numbers: Tensor, layer: nn.modules.conv._ConvNd) -> Tensor:
+    """One number for each channel that a convolution gives, beside its weight."""
+    ones = (1,) * (layer.weight.ndim - 2)
+    if not layer.transposed:
+        return numbers.reshape(-1, 1, *ones)
+    inside = layer.in_channels // layer.groups
+    return (
+        numbers.reshape(layer.groups, -1)
+        .repeat_interleave(inside, 0)
+        .reshape(layer.in_channels, -1, *ones)
+    )
 
 
 def _is_kin(own: Tensor, other: Tensor) -> bool:

@@ -114,6 +114,21 @@ class WithNorms(nn.Module):
         return self.head_bn(self.head(self.block(self.stem_bn(self.stem(x))).relu()))
 
 
+class Normed(nn.Module):
+    """Lone convolutions with norms, with a bias and transposed, around a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_bn = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.next, self.next_bn = nn.Conv2d(4, 6, 1, groups=2), nn.BatchNorm2d(6)
+        self.block = ACBlock((6, 6))
+        self.up, self.up_bn = nn.ConvTranspose2d(6, 4, 2, groups=2), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.next_bn(self.next(self.stem_bn(self.stem(x)).relu())).relu()
+        return self.up_bn(self.up(self.block(x).relu()))
+
+
 class Tokens(nn.Module):
     """An image and a row of numbers, of which each is below 7."""
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from tests.cli import nets
 from tests.cli.command import refused, run, worked
-from tests.cli.project import MODEL
+from tests.cli.project import MODEL, state
 
 
 @pytest.fixture
@@ -148,3 +149,21 @@ def test_bare_tensors_cannot_be_evened_out(project):
     refused(run("convert", "model.pth", "--equalize", "--bn-eps", "1e-5"), 2,
             "give --model package.module:factory")  # fmt: skip
     assert not Path("model.fused.pth").exists()
+
+
+NORMED = ("--model", "nets.py:Normed", "--input-shape", "1,3,9,7")
+
+
+@pytest.mark.parametrize("equalize", [(), ("--equalize=force",)])
+def test_batch_norms_that_the_exporter_took_up_are_no_fault(project, equalize):
+    torch.save(state(nets.Normed()), "model.pth")
+    worked(run("convert", "model.pth", *NORMED, *equalize))
+    result = worked(run("verify", "model.pth", "model.fused.onnx", *NORMED))
+    assert "1 of 1 blocks are proved weight by weight" in result.stdout
+    model = onnx.load("model.fused.onnx")
+    first = next(t for t in model.graph.initializer if t.name.startswith("stem.weight"))
+    array = np.array(numpy_helper.to_array(first))
+    array[1, 2, 0, 1] *= 1 + 2.0**-15
+    first.CopyFrom(numpy_helper.from_array(array, first.name))
+    onnx.save(model, "wrong.onnx")
+    assert_differs(run("verify", "model.pth", "wrong.onnx", *NORMED), "stem.weight")
