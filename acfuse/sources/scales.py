@@ -28,7 +28,7 @@ from acfuse.system.limits import LIMITS, Limits
 from acfuse.targets.onnx_export import to_onnx
 
 FOLDED = 1e-5  # how far a fold in float32 may take a factor
-NEAR = 0.1  # of a tensor's largest number: what is no further away is rounded, and not scaled
+NEAR = 1.5  # as large or as small: what is no further away is rounded, and not scaled
 
 
 def evened_tensors(
@@ -63,14 +63,20 @@ def tensors_without_scales(
 
 
 def is_far(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
-    """Whether some tensor is further from another than any rounding takes it."""
+    """Whether some number is that much larger or smaller than another that it may be scaled.
+
+    Each counts, however small: a channel that is scaled may be the smallest of its tensor.
+    """
     for a, b in pairs:
-        if b.is_floating_point() and b.numel() and a.shape == b.shape:
-            one, other = a.detach().cpu(), b.detach().cpu()
-            if torch.equal(one, other):
-                continue
-            if bool((one - other).abs().max() > NEAR * other.abs().max()):
-                return True
+        if not b.is_floating_point() or a.shape != b.shape:
+            continue
+        one, other = (t.detach().cpu() for t in (a, b))
+        if torch.equal(one, other):
+            continue
+        one, other = (t.to(torch.promote_types(t.dtype, torch.float32)).abs() for t in (one, other))
+        is_apart = (one > NEAR * other) | (other > NEAR * one)
+        if bool((is_apart & (one > 0) & (other > 0)).any()):
+            return True
     return False
 
 

@@ -167,3 +167,36 @@ def test_batch_norms_that_the_exporter_took_up_are_no_fault(project, equalize):
     first.CopyFrom(numpy_helper.from_array(array, first.name))
     onnx.save(model, "wrong.onnx")
     assert_differs(run("verify", "model.pth", "wrong.onnx", *NORMED), "stem.weight")
+
+
+@pytest.mark.parametrize("kind", ["pth", "onnx"])
+def test_scales_of_the_smallest_channel_are_seen(project, kind):
+    tensors = state()
+    for name in ("square_bn", "ver_bn", "hor_bn"):
+        for which in ("weight", "bias"):
+            tensors[f"first.{name}.{which}"][0] /= 64
+    for name in ("square_conv", "ver_conv", "hor_conv"):
+        tensors[f"second.{name}.weight"][:3, 0] /= 64
+    torch.save(tensors, "model.pth")
+    worked(run("convert", "model.pth", *MODEL))
+    if kind == "pth":
+        fused = torch.load("model.fused.pth")
+        fused["first.fused_conv.weight"][0] *= 2
+        fused["first.fused_conv.bias"][0] *= 2
+        fused["second.fused_conv.weight"][:3, 0] /= 2  # of two groups
+        torch.save(fused, "scaled.pth")
+        result = worked(run("verify", "model.pth", "scaled.pth", *MODEL))
+    else:
+        worked(run("convert", "model.fused.onnx", "--allow-empty", "-o", "plain.onnx"))
+        model = onnx.load("plain.onnx")
+        stored = {t.name: t for t in model.graph.initializer}
+        first, second = [n for n in model.graph.node if n.op_type == "Conv"][:2]
+        changes = {first.input[1]: (np.s_[0], 2), first.input[2]: (np.s_[0], 2),
+                   second.input[1]: (np.s_[:3, 0], 0.5)}  # fmt: skip
+        for name, (place, factor) in changes.items():
+            array = np.array(numpy_helper.to_array(stored[name]))
+            array[place] *= factor
+            stored[name].CopyFrom(numpy_helper.from_array(array, name))
+        onnx.save(model, "scaled.onnx")
+        result = worked(run("verify", "plain.onnx", "scaled.onnx"))
+    assert "channels times powers of two, which change no bit" in result.stdout
