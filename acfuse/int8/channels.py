@@ -9,6 +9,7 @@ an input or output of the model belongs to, is pinned: its scale is 1, and there
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from math import prod
 
 import numpy as np
@@ -143,9 +144,9 @@ class _Reader:
         self.known = constants_of(model.graph, {}, opset_of(model), frozenset(given))
         self.ids: dict[str, Ids] = {}  # [channels], or [groups, channels of one] while shuffled
         self.readers: dict[str, int] = {}
-        for node in model.graph.node:
-            for name in {*node.input, *reads_within(node)}:
-                self.readers[name] = self.readers.get(name, 0) + 1
+        reads = [{*node.input, *reads_within(node)} for node in model.graph.node]
+        for name in chain(*reads, (value.name for value in model.graph.output)):
+            self.readers[name] = self.readers.get(name, 0) + 1
 
     def read(self) -> Channels:
         for value in self.graph.input:

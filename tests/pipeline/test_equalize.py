@@ -251,6 +251,19 @@ def test_other_tensors_have_no_scales():
     assert unscaled(file_of(awake(Mixed([0], 12), 0)), own, shapes_of(own)) is None
 
 
+def test_a_weight_that_is_an_output_as_well_stays():
+    model = with_scales(file_of(awake(Mixed([0, 0]), 0)))
+    stored = {t.name: t for t in model.graph.initializer}
+    name = channels_of(model, shapes_of(model)).layers[1].weight
+    shape = stored[name].dims
+    value = onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+    model.graph.output.append(value)
+    made = equalized(model, shapes_of(model), only_gains=False)
+    assert made.changed
+    assert name not in made.changed
+    assert_same_bits(model, made.model)
+
+
 def test_a_weight_that_a_node_gives_is_scaled_as_well():
     model = with_scales(file_of(awake(Mixed([0, 0]), 0)))
     stored = {t.name: t for t in model.graph.initializer}
