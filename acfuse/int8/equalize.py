@@ -9,7 +9,7 @@ Equalization and Bias Correction, ICCV 2019): s = sqrt(r1 / r2) makes the range 
 row as large as the range r2 of the columns that read it. Here it is rounded to a power of two.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,14 +62,24 @@ class Equalized:
     lost_after: tuple[tuple[Layer, float], ...] = ()
 
 
-def equalized(model: onnx.ModelProto, shapes: Shapes, *, only_gains: bool = True) -> Equalized:
+def equalized(
+    model: onnx.ModelProto,
+    shapes: Shapes,
+    *,
+    only_gains: bool = True,
+    fixed: Set[str] = frozenset(),
+) -> Equalized:
     """A copy of a model whose channels have ranges as even as powers of two make them.
 
     `shapes` are those of its values. Channels between which nothing is gained stay as they are,
-    unless it is asked for all, and so do those of which a weight would be no normal number.
+    unless it is asked for all, and so do those of which a weight would be no normal number, or is
+    `fixed` by its name.
     """
     channels = channels_of(model, shapes)
     layers = channels.layers
+    for held in _tensors_of(Scales(channels, np.zeros(channels.count, np.int64))):
+        for classes in held.classes if held.name in fixed else ():
+            channels.pin(classes, f"{held.name} is no tensor of its own")
     arrays = arrays_of(model, [layer.weight for layer in layers])
     parts = [_Part.of(channels, layer, arrays[layer.weight]) for layer in layers]
     exponents = _chosen(channels, parts)

@@ -1,5 +1,6 @@
 """An ONNX model with channels of even range, of which every bit of what it gives is proved."""
 
+from collections.abc import Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,14 +90,16 @@ def evened(
     limits: Limits = LIMITS,
     *,
     everything: bool = False,
+    fixed: Set[str] = frozenset(),
 ) -> Evened:
     """Equalizes an ONNX model where that gains something, and proves that no bit changes.
 
-    Raises InputError where the scales would take a weight out of its range, NotEqual where the
-    outputs are not the same bits.
+    Tensors that are `fixed` keep their numbers. Raises NotEqual where the outputs are not the same
+    bits.
     """
     data = images_of(model, inputs)
-    scaled = equalized(model, shapes_in(model, data[0], limits), only_gains=not everything)
+    shapes = shapes_in(model, data[0], limits)
+    scaled = equalized(model, shapes, only_gains=not everything, fixed=fixed)
     compared = same_bits_in_onnx(model, scaled.model, inputs, limits) if scaled.changed else 0
     before = after = loss_of(model, quantized(model, data), data, limits)
     if scaled.changed:

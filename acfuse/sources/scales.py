@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from acfuse.errors import AcfuseError, InputError, NotEqual
 from acfuse.graph.fx_read import is_norm
-from acfuse.int8.channels import Layer
+from acfuse.int8.channels import Channels, Layer, channels_of
 from acfuse.int8.equalize import Array, Scales, constants_named, times_power
 from acfuse.int8.evened import Evened, evened
 from acfuse.int8.unscaled import scales_between
@@ -36,11 +36,14 @@ def evened_tensors(
 ) -> tuple[dict[str, Tensor], Evened]:
     """The tensors of a network that have other numbers in its equalized ONNX form, by name.
 
-    Raises InputError where one that is scaled is not the network's own.
+    Channels stay as they are whose scale no tensor of the network's own could have.
     """
     file = to_onnx(model, inputs, dynamic="none").model
-    made = evened(file, in_order(inputs), limits, everything=everything)
-    return (_Network(model, file).scaled(made.scaled.scales) if made.is_taken else {}), made
+    network, given = _Network(model, file), in_order(inputs)
+    channels = channels_of(file, shapes_in(file, image_of(file, given), limits))
+    fixed = network.not_own(channels)
+    made = evened(file, given, limits, everything=everything, fixed=fixed)
+    return (network.scaled(made.scaled.scales) if made.is_taken else {}), made
 
 
 def tensors_without_scales(
@@ -108,6 +111,38 @@ class _Network:
         self.file = constants_named(file)
         self.norms = [layer for layer in model.modules() if is_norm(layer)]
 
+    def not_own(self, channels: Channels) -> frozenset[str]:
+        """The tensors of the file that would be scaled, and cannot be in the network itself."""
+        followers = {follower.constant for follower in channels.followers}
+        found = {name for name in followers if not self._is_own(name)}
+        for layer in channels.layers:
+            if self._is_own(layer.weight):
+                if layer.bias is not None and not self._is_own(layer.bias):
+                    found.add(layer.bias)
+            elif layer.weight not in self.file or self._folded(layer) is None:
+                found.add(layer.weight)
+        return frozenset(found)
+
+    def _is_own(self, name: str) -> bool:
+        """Whether a tensor of the file is one of the network's own, and no other is made of that.
+
+        Zeros need no scale.
+        """
+        if name not in self.file and name not in self.own:
+            return False
+        array = self._array(name)
+        place = self._place(name, array)
+        if place is None:
+            return not array.any()
+        own = self.own[place.names[0]]
+        shapes = tuple(own.shape), tuple(own.shape[::-1])
+        others = [
+            np.array(numpy_helper.to_array(stored))
+            for other, stored in self.file.items()
+            if other != name and self.own.get(other, own) is own and tuple(stored.dims) in shapes
+        ]
+        return not any(_is(own, other) or _is(own, other.T) for other in others)
+
     def scaled(self, scales: Scales) -> dict[str, Tensor]:
         """Its tensors that have other numbers with these scales, by name. Raises InputError."""
         found: dict[str, Tensor] = {}
@@ -119,7 +154,7 @@ class _Network:
             steps = rows[:, None] - columns
             place = self._place(layer.weight, array)
             if place is None:
-                found |= self._of_folded(layer, array, rows, columns)
+                found |= self._of_folded(layer, rows, columns)
                 continue
             matrix = times_power(layer.matrix(array), steps[:, :, None], layer.weight)
             found |= place.holding(layer.stored(matrix, array))
@@ -162,24 +197,31 @@ class _Network:
     def _names(self, tensor: Tensor, *_: Tensor) -> tuple[str, ...]:
         return tuple(name for name, own in self.own.items() if own is tensor)
 
+    def _folded(self, layer: Layer) -> tuple[Tensor, nn.Module] | None:
+        """The network's own kernel of a layer, and the BatchNorm that is folded into the file's."""
+        weight, array = self.own.get(layer.weight), self._array(layer.weight)
+        if weight is None or tuple(weight.shape) != array.shape:
+            return None
+        kernel = weight.detach().cpu().numpy()
+        factors = _factors(layer.matrix(kernel), layer.matrix(array))
+        behind = [norm for norm in self.norms if _has_factors(norm, factors)]
+        return (weight, behind[0]) if len(behind) == 1 else None
+
     def _of_folded(
-        self, layer: Layer, array: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]
+        self, layer: Layer, rows: NDArray[np.int64], columns: NDArray[np.int64]
     ) -> dict[str, Tensor]:
         """The same of a convolution into which the exporter has folded the BatchNorm behind it.
 
         The convolution gets the scales of what it reads, and the BatchNorm those of what it gives.
         """
-        weight = self.own.get(layer.weight)
-        if weight is None or tuple(weight.shape) != array.shape:
+        folded = self._folded(layer)
+        if folded is None:
             raise _not_own(layer.weight)
+        weight, norm = folded
         kernel = weight.detach().cpu().numpy()
-        factors = _factors(layer.matrix(kernel), layer.matrix(array))
-        behind = [norm for norm in self.norms if _has_factors(norm, factors)]
-        if len(behind) != 1:
-            raise _not_own(layer.weight)
         matrix = times_power(layer.matrix(kernel), -columns[:, :, None], layer.weight)
         found = _Place(self._names(weight), is_turned=False).holding(layer.stored(matrix, kernel))
-        for tensor in (behind[0].weight, behind[0].bias):
+        for tensor in (norm.weight, norm.bias):
             assert isinstance(tensor, Tensor)
             numbers = times_power(tensor.detach().cpu().numpy(), rows, layer.weight)
             found |= _Place(self._names(tensor), is_turned=False).holding(numbers)

@@ -463,8 +463,54 @@ def test_two_batch_norms_of_the_same_numbers_are_not_told_apart():
     with torch.no_grad():
         for name in ("weight", "bias", "running_mean", "running_var"):
             getattr(model.layers[4], name).copy_(getattr(model.layers[1], name))
-    with pytest.raises(InputError, match="is no tensor of the network's own"):
-        LiveSource.of(model).fuse(Findings((), ())).evened(INPUTS, everything=True)
+    form, made = LiveSource.of(model).fuse(Findings((), ())).evened(INPUTS, everything=True)
+    assert "is no tensor of its own" in made.rows[0].why
+    before = model.state_dict()
+    assert all(torch.equal(t, before[n]) for n, t in form.model.state_dict().items())
+
+
+class Derived(nn.Module):
+    """Three convolutions; the weight of the second, and what is added, are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(i, o, 1) for i, o in ((3, 6), (6, 7), (7, 5)))
+        self.d, self.shift = nn.Conv2d(5, 5, 1), nn.Parameter(torch.rand(5))
+
+    def forward(self, x):
+        weight = self.b.weight - self.b.weight.mean((1, 2, 3), keepdim=True)
+        x = F.relu(F.conv2d(F.relu(self.a(x)), weight, self.b.bias))
+        return self.d(F.relu(self.c(x) + 2 * self.shift.exp().view(1, -1, 1, 1)))
+
+
+def test_channels_stay_whose_numbers_are_computed():
+    model = awake(Derived(), 0)
+    with torch.no_grad():
+        for layer in (model.a, model.b, model.c):
+            layer.weight[1] *= 64
+    form, made = LiveSource.of(model).fuse(Findings((), ())).evened(INPUTS, everything=True)
+    assert not made.is_taken
+    assert all("is no tensor of its own" in row.why for row in made.rows[:3])
+    assert form.model.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_parameter_that_is_read_elsewhere_as_well_keeps_its_numbers():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(i, o) for i, o in ((8, 6), (6, 8), (6, 5)))
+
+        def forward(self, x):
+            x = F.relu(self.b(F.relu(self.a(x))))
+            return self.c(F.relu(F.linear(x, self.b.weight.t())))
+
+    model = awake(Tied(), 0)
+    with torch.no_grad():
+        model.a.weight[1] *= 64
+        model.b.weight[2] *= 64
+    own = Inputs(((None, (4, 8)),))
+    form, _ = LiveSource.of(model).fuse(Findings((), ())).evened(own, everything=True)
+    assert torch.equal(form.model.b.weight, model.b.weight)
 
 
 def test_python_takes_networks_and_onnx_models_with_shapes_or_real_inputs():
