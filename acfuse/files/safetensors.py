@@ -21,6 +21,7 @@ from acfuse.system.memory import pieces
 
 LARGEST_HEADER = 2**25  # bytes
 MOST_AXES = 64  # of a tensor in torch
+PLAIN = {"format": "pt"}  # the metadata of a file that has nothing to say
 
 NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -123,7 +124,7 @@ def write_safetensors(
     for name in laid_out:
         end += tensors[name].nbytes
         ends[name] = end
-    header: dict[str, object] = {"__metadata__": dict(metadata or {"format": "pt"})}
+    header: dict[str, object] = {"__metadata__": dict(metadata or PLAIN)}
     for name, tensor in tensors.items():
         header[name] = {
             "dtype": NAMES[tensor.dtype],

@@ -12,6 +12,7 @@ from acfuse.errors import InputError, UsageError
 from acfuse.files.nesting import beside
 from acfuse.files.read import read_tensors
 from acfuse.files.records import Container, ReadOptions
+from acfuse.files.safetensors import PLAIN
 from acfuse.files.write import Write, writer
 from acfuse.findings import Block, Findings, Run, Size
 from acfuse.patterns.match import find_in_tensors
@@ -184,7 +185,10 @@ def beside_of(original: Container, fused: Container, tensors: Mapping[str, Tenso
         )
         return Beside(f"its weights are {where}, expected {expected}", is_alike=False)
     if original.kind != "state_dict" or not isinstance(original.whole, Mapping):
-        unlike = unlike_values(*(dict(c.metadata or {}) for c in (original, fused)))
+        own, given = (dict(c.metadata or {}) for c in (original, fused))
+        if not own and given == PLAIN:  # that says nothing, and is written where nothing was
+            own = given
+        unlike = unlike_values(own, given)
     else:
         unlike = unlike_values(*(beside(c.whole, c.path) for c in (original, fused)))
     rest = {key: tensors[key] for key in original.rest if key in tensors}

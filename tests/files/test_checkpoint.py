@@ -291,7 +291,13 @@ def test_safetensors_stay_safetensors(project):
 def test_safetensors_without_metadata(project):
     safetensors.torch.save_file(state(), "model.safetensors")
     worked(run("convert", "model.safetensors", "--no-onnx"))
-    assert set(safetensors.torch.load_file("model.fused.safetensors")) == set(FUSED_KEYS)
+    tensors = safetensors.torch.load_file("model.fused.safetensors")
+    assert set(tensors) == set(FUSED_KEYS)
+    worked(run("verify", "model.safetensors", "model.fused.safetensors", *MODEL))
+    safetensors.torch.save_file(tensors, "other.safetensors", metadata={"step": "7"})
+    result = run("verify", "model.safetensors", "other.safetensors", *MODEL)
+    assert result.exit_code == 1
+    assert "['step']: found '7', expected nothing" in result.stderr
 
 
 def test_the_order_of_a_safetensors_file_is_that_of_its_header(project):
