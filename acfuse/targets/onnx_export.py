@@ -18,8 +18,10 @@ from torch.utils import _pytree
 from acfuse.errors import AcfuseError, InputError, Reason
 from acfuse.files.onnx_cost import all_graphs
 from acfuse.graph.copies import copied
+from acfuse.graph.onnx_values import opset_of
 from acfuse.proof.exported import dynamic_dims
 from acfuse.proof.running import Inputs, cast, floating_dtype, images, kinds_of, named_shapes
+from acfuse.system.escape import one_line
 
 DEFAULT_OPSET = 20
 OLDEST_EXPORTED = 18  # by torch's present exporter
@@ -283,6 +285,11 @@ def check_proto(proto: onnx.ModelProto) -> None:
     except onnx.checker.ValidationError as error:
         first = str(error).splitlines()[0]
         raise AcfuseError(f"the exported model is not valid ONNX: {first}") from error
+    except onnx.shape_inference.InferenceError as error:  # an operator has not this type
+        raise InputError(
+            f"ONNX of opset {opset_of(proto)} cannot express the model: {one_line(error, 200)}; "
+            "another dtype may do (model.float())."
+        ) from error
 
 
 def _fixed_axes(proto: onnx.ModelProto, wanted: list[list[int]]) -> str:

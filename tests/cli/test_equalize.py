@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from tests.cli import nets
 from tests.cli.command import refused, run, worked
-from tests.cli.project import MODEL, state
+from tests.cli.project import CHECKPOINT, MODEL, state
 
 
 @pytest.fixture
@@ -200,3 +200,14 @@ def test_scales_of_the_smallest_channel_are_seen(project, kind):
         onnx.save(model, "scaled.onnx")
         result = worked(run("verify", "plain.onnx", "scaled.onnx"))
     assert "channels times powers of two, which change no bit" in result.stdout
+
+
+def test_a_dtype_that_no_convolution_of_onnx_has_is_refused(project):
+    halves = {n: t.bfloat16() if t.is_floating_point() else t for n, t in state().items()}
+    torch.save(halves, "model.pth")
+    refused(run("convert", "model.pth", *MODEL, "--equalize"), 3, "unsupported type")
+    worked(run("convert", "model.pth", *CHECKPOINT))
+    tensors = torch.load("model.fused.pth")
+    tensors["first.fused_conv.weight"][1] *= 2
+    torch.save(tensors, "wrong.pth")
+    assert_differs(run("verify", "model.pth", "wrong.pth", *MODEL), "first.fused_conv.weight")
