@@ -189,6 +189,12 @@ def replaceable(graph: onnx.GraphProto, ir_version: int) -> frozenset[str]:
     return frozenset({t.name for t in graph.initializer} & {v.name for v in graph.input})
 
 
+def inputs_without_default(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs of a model that its caller has to give, in their order."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in stored]
+
+
 def with_free_sizes(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy that leaves open what the file calls a size of -1 or 0: exporters mean any size."""
     freed = onnx.ModelProto()

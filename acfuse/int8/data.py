@@ -11,6 +11,7 @@ from onnx import helper
 from torch import Tensor
 
 from acfuse.errors import InputError
+from acfuse.graph.onnx_values import inputs_without_default
 from acfuse.proof.onnx_runtime import images_of
 from acfuse.proof.running import Image, Inputs
 from acfuse.system.escape import listed, safe
@@ -57,7 +58,7 @@ def data_of(
     first axis counts images; an array without that axis is a single one. Raises InputError for what
     the model does not take.
     """
-    wanted = [_Wanted.of(value) for value in _inputs_of(model)]
+    wanted = [_Wanted.of(value) for value in inputs_without_default(model)]
     groups: dict[object, list[dict[str, Tensor]]] = {}
     left_out: dict[str, None] = {}
     for file, arrays in parts:
@@ -176,11 +177,6 @@ class _Wanted:
                 f"input {safe(self.name)} takes."
             )
         return torch.from_numpy(made if made.dtype.kind in "fiub" else made.astype(np.float32))
-
-
-def _inputs_of(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    stored = {t.name for t in model.graph.initializer}
-    return [value for value in model.graph.input if value.name not in stored]
 
 
 def _named(

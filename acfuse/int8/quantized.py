@@ -25,7 +25,12 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from acfuse.errors import AcfuseError, InputError
 from acfuse.files.onnx_cost import subgraphs
 from acfuse.graph.onnx_opset import in_opset
-from acfuse.graph.onnx_values import NOT_STORED_SINCE, opset_of, reads_within
+from acfuse.graph.onnx_values import (
+    NOT_STORED_SINCE,
+    inputs_without_default,
+    opset_of,
+    reads_within,
+)
 from acfuse.int8.figures import Figure, measured
 from acfuse.proof.onnx_runtime import answers_in_onnx
 from acfuse.proof.running import Image
@@ -212,8 +217,7 @@ def prepared(model: onnx.ModelProto) -> onnx.ModelProto:
             f"the model is of opset {opset_of(model)}, and 8 bits need {oldest}, which onnx's "
             "converter cannot make of it; export it again."
         ) from error
-    stored = {t.name for t in ready.graph.initializer}
-    inputs = [value for value in ready.graph.input if value.name not in stored]
+    inputs = inputs_without_default(ready)
     del ready.graph.input[:]
     ready.graph.input.extend(inputs)
     ready.ir_version = max(ready.ir_version, NOT_STORED_SINCE)
@@ -245,8 +249,7 @@ class _Data(quantization.CalibrationDataReader):  # type: ignore[misc]
     """Inputs, as the quantizer asks for them."""
 
     def __init__(self, model: onnx.ModelProto, data: Sequence[Image]) -> None:
-        stored = {t.name for t in model.graph.initializer}
-        values = [v for v in model.graph.input if v.name not in stored]
+        values = inputs_without_default(model)
         dtypes = [helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in values]
         self.left: Iterator[Mapping[str, object]] = iter(
             {

@@ -18,7 +18,7 @@ from torch import Tensor
 from acfuse.errors import AcfuseError, InputError, UnsafeError, UsageError
 from acfuse.files.onnx_cost import all_graphs
 from acfuse.graph.onnx_nodes import FLOATS
-from acfuse.graph.onnx_values import is_tensor, with_free_sizes
+from acfuse.graph.onnx_values import inputs_without_default, is_tensor, with_free_sizes
 from acfuse.proof.exported import Answer, compared
 from acfuse.proof.leaves import Leaves, is_discrete, leaves_of
 from acfuse.proof.noise import UNITS, Noise, Noises, Responses, along, drawn, noises, sizes
@@ -376,8 +376,7 @@ def inputs_of(
     given = named_kinds(inputs) if inputs is not None else []
     free = [(shape, kind) for name, shape, kind in given if name is None]
     named = {name: (shape, kind) for name, shape, kind in given if name is not None}
-    stored = {t.name for t in model.graph.initializer}  # what has a default is not given
-    values = [v for v in with_free_sizes(model).graph.input if v.name not in stored]
+    values = inputs_without_default(with_free_sizes(model))
     odd = sorted(named.keys() - {v.name for v in values})
     if odd or len(free) > len([v for v in values if v.name not in named]):
         what = f"{odd[0]} is none of them" if odd else "there are fewer"

@@ -9,7 +9,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from acfuse.graph.onnx_values import with_free_sizes
+from acfuse.graph.onnx_values import inputs_without_default, with_free_sizes
 from acfuse.proof.onnx_runtime import run_session, session_of
 from acfuse.proof.running import Image
 from acfuse.proof.trace import Step, Trace
@@ -23,7 +23,7 @@ def trace_of_onnx(model: onnx.ModelProto, image: Image, limits: Limits = LIMITS)
     """What an ONNX model computes for an image. Bodies of loops are single steps."""
     graph, trace = model.graph, Trace()
     constants = _constants(model)
-    named = [v.name for v in graph.input if v.name not in {t.name for t in graph.initializer}]
+    named = [value.name for value in inputs_without_default(model)]
     numbers: dict[str, int] = {}
     for name, value in zip(named, image.values(), strict=True):
         numbers[name] = trace.new(value)
@@ -51,9 +51,8 @@ def values_of(
     model: onnx.ModelProto, image: Image, limits: Limits = LIMITS
 ) -> Iterator[tuple[str, Tensor]]:
     """The inputs of a model, and what each of its nodes gives for them, by name."""
-    stored = {t.name for t in model.graph.initializer}
-    yield from zip((v.name for v in model.graph.input if v.name not in stored), image.values(),
-                   strict=True)  # fmt: skip
+    named = (value.name for value in inputs_without_default(model))
+    yield from zip(named, image.values(), strict=True)
     wanted = [n for node in model.graph.node if node.op_type != "Constant" for n in node.output]
     yield from _values(model, [*filter(None, wanted)], image, limits)
 

@@ -24,7 +24,13 @@ from acfuse.findings import Block, Findings, Run, Size
 from acfuse.graph.onnx_nodes import FLOATS
 from acfuse.graph.onnx_opset import in_opset
 from acfuse.graph.onnx_plain import plain
-from acfuse.graph.onnx_values import CONVOLUTIONS, opset_of, reads_within, stored_tensors
+from acfuse.graph.onnx_values import (
+    CONVOLUTIONS,
+    inputs_without_default,
+    opset_of,
+    reads_within,
+    stored_tensors,
+)
 from acfuse.graph.onnx_write import Placed, put_back, read_anywhere, sweep
 from acfuse.int8.evened import Evened, evened
 from acfuse.int8.unscaled import unscaled
@@ -146,8 +152,7 @@ class OnnxFused(Fused):
 
     @cached_property
     def onnx_file(self) -> OnnxFile:
-        stored = {t.name for t in self.model.graph.initializer}
-        inputs = tuple(v.name for v in self.model.graph.input if v.name not in stored)
+        inputs = tuple(v.name for v in inputs_without_default(self.model))
         outputs = tuple(v.name for v in self.model.graph.output)
         return OnnxFile(self.model, opset_of(self.model), "as it was", inputs, outputs)
 

@@ -25,7 +25,7 @@ from acfuse.files.read import read_tensors
 from acfuse.files.records import ReadOptions
 from acfuse.graph.fx_read import is_norm
 from acfuse.graph.onnx_nodes import FLOATS
-from acfuse.graph.onnx_values import CONVOLUTIONS
+from acfuse.graph.onnx_values import CONVOLUTIONS, inputs_without_default
 from acfuse.int8.unscaled import unscaled
 from acfuse.proof import Check, Inputs, Tolerance
 from acfuse.proof.onnx_runtime import answers_in_onnx, compare_onnx, compare_with_onnx, image_of
@@ -430,6 +430,5 @@ def _run(
 
 
 def _has_free_batch(model: onnx.ModelProto) -> bool:
-    stored = {t.name for t in model.graph.initializer}
-    given = [v.type.tensor_type.shape.dim for v in model.graph.input if v.name not in stored]
+    given = [v.type.tensor_type.shape.dim for v in inputs_without_default(model)]
     return all(len(dims) > 0 and not dims[0].HasField("dim_value") for dims in given)
