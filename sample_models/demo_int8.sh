@@ -15,14 +15,14 @@ run() {
 }
 run python calibration.py images.npz
 run acfuse convert model.pth --quiet
-run acfuse equalize model.fused.onnx --inputs images.npz
+run acfuse equalize model.fused.onnx --data images.npz
 run acfuse quantize model.fused.onnx --data images.npz --per-tensor
 
 printf '\nThe same network with channels of uneven range: in float, nobody sees it.\n'
 run python uneven.py model.pth uneven.pth
 run acfuse convert uneven.pth --quiet
 run acfuse quantize uneven.fused.onnx --data images.npz --per-tensor
-run acfuse equalize uneven.fused.onnx --inputs images.npz
+run acfuse equalize uneven.fused.onnx --data images.npz
 run acfuse quantize uneven.fused.equalized.onnx --data images.npz --per-tensor
 
 printf '\nOn the 360 images that training never saw:\n'

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from acfuse.commands.jobs import check_first, job_of
+from acfuse.commands.jobs import check_first, is_configured, job_of
 from acfuse.commands.shown import progress_of
+from acfuse.errors import UsageError
 from acfuse.options import (
     COMMON_OPTIONS,
     INPUT_OPTIONS,
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 @click.argument("fused", type=click.Path(path_type=Path))
 @takes(
     (
+        option("--data", type=click.Path(path_type=Path), metavar="FILE.npz|FOLDER",
+               help="Real inputs of an ONNX file, as `acfuse quantize` takes them."),
         option("--all", "everything", is_flag=True, help="Scale wherever that changes no bit, also "
                "where 8 bits lose more by it."),
     ),
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 def equalize(
     fused: Path,
+    data: Path | None,
     everything: bool,
     format: str,
     quiet: bool,
@@ -45,8 +49,9 @@ def equalize(
 
     FUSED is an ONNX file, or a checkpoint with its --model. Scales are powers of two, which change
     no bit of what the model gives: that is proved by running both. They are taken where 8 bits per
-    tensor lose less by them. The inputs for that should be real ones (--inputs FILE.npz).
+    tensor lose less by them. The inputs for that should be real ones (--data, --inputs).
     """
+    from acfuse.files.many_arrays import files_in
     from acfuse.files.opened_file import check_given
     from acfuse.pipeline.paths import equalized_path
     from acfuse.system.atomic_write import check_outputs
@@ -54,12 +59,19 @@ def equalize(
     check_given(fused, "FUSED")
     path = equalized_path(fused, options["output"])
     check_outputs([path], [fused], force=options["force"])
+    if data is not None:
+        options["input_shape"] = () if is_configured("input_shape") else options["input_shape"]
+        if options["input_shape"] or options["inputs"]:
+            raise UsageError("--data: inputs are given as well, by --input or --inputs. Give one.")
+        read = files_in(data, "--data")
+        check_outputs([path], read, force=options["force"], takes_room=False)
     check_first(fused, options)
     with progress_of("Loading PyTorch", quiet=quiet, verbose=verbose) as progress:
         from acfuse import report
         from acfuse.pipeline.equalize import equalize_file
 
-        path, made = equalize_file(job_of(fused, options), progress, everything=everything)
+        job = job_of(fused, options)
+        path, made = equalize_file(job, progress, everything=everything, data=data)
     if format == "json":
         written = [str(path)] if made.is_taken else []
         report.print_json({"written": written, **made.to_json()})
@@ -79,7 +91,9 @@ def _table(made: "Evened", report: Any, *, verbose: bool) -> list[str]:
 def _verdict(made: "Evened", path: Path) -> list[str]:
     lines = [f"8 bits  {made.summary}"]
     if made.is_random:
-        lines.append("note    give real inputs with --inputs FILE.npz: ranges are measured on them")
+        lines.append(
+            "note    give real inputs with --data or --inputs: 8 bits are measured on them"
+        )
     if not made.is_taken:
         return [*lines, "left    nothing is gained, and nothing was written"]
     return [

@@ -30,6 +30,15 @@ class Data:
     notes: tuple[str, ...] = ()
     is_random: bool = False
 
+    @property
+    def inputs(self) -> Inputs:
+        """Those of the shape of the first as inputs of a model, by name and all at once."""
+        shapes = [tuple(x.shape[1:] for x in batch.values()) for batch in self.batches]
+        alike = [b for b, shape in zip(self.batches, shapes, strict=True) if shape == shapes[0]]
+        whole = {n: torch.cat([b[n] for b in alike]) if x.ndim else x for n, x in alike[0].items()}
+        named = tuple((name, tuple(x.shape)) for name, x in whole.items())
+        return Inputs(named, data=tuple(whole.values()))
+
     def first(self, images: int) -> "Data":
         """The first batches, of at least so many images, or all."""
         some: list[Image] = []

@@ -52,6 +52,26 @@ def test_real_inputs_are_taken(uneven):
     assert "made up" not in result.stdout
 
 
+def test_data_is_read_as_for_quantize(uneven):
+    images = np.random.default_rng(0).normal(size=(20, 3, 9, 7)).astype(np.float32)
+    Path("data").mkdir()
+    np.save("data/b.npy", images[:7])
+    np.savez("data/a.npz", any=images[7:])
+    result = worked(run("equalize", "uneven.onnx", "--data", "data"))
+    assert "made up" not in result.stdout
+    assert "8 bits  per tensor" in result.stdout
+    refused(
+        run("equalize", "uneven.onnx", "-f", "--data", "none"), 2, "--data: none does not exist"
+    )
+    both = run("equalize", "uneven.onnx", "-f", "--data", "data", "--input", "2,3,9,7")
+    refused(both, 2, "--data: inputs are given as well")
+    refused(run("equalize", "model.fused.pth", "--data", "data", *MODEL[:2], "-f"), 2)
+    Path("uneven.equalized.onnx").unlink()
+    np.save("uneven.equalized.npy", images)
+    refused(run("equalize", "uneven.onnx", "-f", "-o", "data/a.npz", "--data", "data"), 2)
+    assert np.load("data/a.npz")["any"].shape == (13, 3, 9, 7)
+
+
 def test_a_healthy_file_is_left(uneven):
     told = worked(run("equalize", "model.fused.onnx", "--input", "2,3,9,7", "--format", "json"))
     assert told.json["taken"] == Path("model.fused.equalized.onnx").exists()
