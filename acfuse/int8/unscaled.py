@@ -2,7 +2,9 @@
 
 Of two files with the same tensors, one is the other with channels scaled if for each weight
 log2(other / one) = e[row] - e[column], e being 0 for what may not be scaled. That is solved for e
-from the inputs of the model on; what does not follow it is another difference, and stays.
+from the inputs and outputs of the model on. A ratio that is no power of two tells nothing, and what
+does not follow e is another difference, and stays. Scales are believed only if more of the weights
+are explained with them than without.
 """
 
 import numpy as np
@@ -14,6 +16,7 @@ from acfuse.int8.channels import Channels, Layer, Shapes, channels_of
 from acfuse.int8.equalize import Scales, arrays_of, scale
 
 Exponents = NDArray[np.int64]
+NEAR = 2.0**-8  # of a power of two: a ratio that is no nearer is none; float16 rounds by less
 
 
 def unscaled(file: onnx.ModelProto, own: onnx.ModelProto, shapes: Shapes) -> onnx.ModelProto | None:
@@ -44,8 +47,10 @@ def scales_between(own: onnx.ModelProto, file: onnx.ModelProto, shapes: Shapes) 
     ):
         return None
     pairs = ((layer, one[layer.weight], other[layer.weight]) for layer in channels.layers)
-    exponents = _solved(channels, [_Difference.of(channels, *pair) for pair in pairs])
-    return Scales(channels, exponents) if exponents.any() else None
+    differences = [_Difference.of(channels, *pair) for pair in pairs]
+    exponents = _solved(channels, differences)
+    explained = [sum(d.explained(e) for d in differences) for e in (exponents, 0 * exponents)]
+    return Scales(channels, exponents) if explained[0] > explained[1] else None
 
 
 class _Difference:
@@ -69,8 +74,12 @@ class _Difference:
                 for x in (before, after))  # fmt: skip
         with np.errstate(divide="ignore", invalid="ignore"):
             powers = np.rint(np.log2(b / a))
-        powers[~np.isfinite(powers)] = np.nan
+            powers[~(np.abs(b / a / np.exp2(powers) - 1) < NEAR)] = np.nan
         return cls(channels.roots(layer.rows), channels.roots(layer.columns), powers)
+
+    def explained(self, exponents: Exponents) -> int:
+        """How many pairs of channels are those of the other model, scaled so."""
+        return int((self.powers == exponents[self.rows][:, None] - exponents[self.columns]).sum())
 
     def tell(self, exponents: NDArray[np.float64]) -> bool:
         """Fills in those exponents that follow from what is known. Whether there were any."""

@@ -245,6 +245,27 @@ def test_another_difference_stays_when_scales_are_taken_out(layer, change):
     assert plain is None or plain != own
 
 
+@pytest.mark.parametrize("is_scaled", [True, False])
+@pytest.mark.parametrize("layer", [0, 1, 2, 3])
+def test_a_faulty_layer_hides_no_scales_and_makes_up_none(layer, is_scaled):
+    own = file_of(awake(Mixed([0, 1, 0]), 0))
+    given = with_scales(own) if is_scaled else own
+    file = onnx.ModelProto()
+    file.CopyFrom(given)
+    name = channels_of(own, shapes_of(own)).layers[layer].weight
+    tensor = tensor_named(file, name)
+    array = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array[..., ::-1, ::-1]), name))
+    plain = unscaled(file, own, shapes_of(own))
+    if not is_scaled:
+        assert plain is None
+        return
+    assert plain is not None
+    names = {t.name for t in own.graph.initializer if t != tensor_named(plain, t.name)}
+    assert name in names
+    assert len(names) <= 3  # with the biases of channels that this layer alone tells
+
+
 def test_other_tensors_have_no_scales():
     own = file_of(awake(Mixed([0]), 0))
     assert unscaled(file_of(awake(Mixed([2]), 0)), own, shapes_of(own)) is None
