@@ -81,7 +81,8 @@ def test_the_kind_of_a_source_is_asked_nowhere_else():
         str(path.relative_to(PACKAGE)): found.group()
         for path in sorted(PACKAGE.rglob("*.py"))
         for found in [ASKS.search(path.read_text(encoding="utf-8"))]
-        if found and path.parent.name not in ("sources", "files")
+        if found
+        and path.parent.name not in ("sources", "files")
         # A call of Python takes a model or a file, and a model is no source yet.
         and not (path.name in ("api.py", "quantize_file.py") and "ModelProto" in found.group())
     }
