@@ -208,7 +208,7 @@ def equalize(
     both, in onnxruntime and, a network, in PyTorch as well. Each of its inputs is given by real
     values, on which 8 bits are measured, or by its shape; an ONNX model needs none. Where nothing
     is gained the copy is as the model is, unless it is asked for `everything` that changes no bit.
-    Raises InputError where a weight would leave the range of its dtype.
+    Channels of which a weight would leave the range of its dtype stay as they are.
     """
     data = tuple(x if isinstance(x, Tensor) else None for x in inputs)
     shapes = tuple(tuple(x.shape) if isinstance(x, Tensor) else _shape(x) for x in inputs)

@@ -9,7 +9,7 @@ Equalization and Bias Correction, ICCV 2019): s = sqrt(r1 / r2) makes the range 
 row as large as the range r2 of the columns that read it. Here it is rounded to a power of two.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -62,23 +62,32 @@ class Equalized:
     lost_after: tuple[tuple[Layer, float], ...] = ()
 
 
+Fixed = Callable[[Channels], Set[str]]  # of what may be scaled, the tensors that must not be
+
+
+def none_fixed(_: Channels) -> Set[str]:
+    """All that may be scaled."""
+    return frozenset()
+
+
 def equalized(
     model: onnx.ModelProto,
     shapes: Shapes,
     *,
     only_gains: bool = True,
-    fixed: Set[str] = frozenset(),
+    fixed: Fixed = none_fixed,
 ) -> Equalized:
     """A copy of a model whose channels have ranges as even as powers of two make them.
 
     `shapes` are those of its values. Channels between which nothing is gained stay as they are,
     unless it is asked for all, and so do those of which a weight would be no normal number, or is
-    `fixed` by its name.
+    among those that `fixed` names.
     """
     channels = channels_of(model, shapes)
     layers = channels.layers
+    kept = fixed(channels)
     for held in _tensors_of(Scales(channels, np.zeros(channels.count, np.int64))):
-        for classes in held.classes if held.name in fixed else ():
+        for classes in held.classes if held.name in kept else ():
             channels.pin(classes, f"{held.name} is no tensor of its own")
     arrays = arrays_of(model, [layer.weight for layer in layers])
     parts = [_Part.of(channels, layer, arrays[layer.weight]) for layer in layers]

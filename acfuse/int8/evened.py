@@ -1,12 +1,11 @@
 """An ONNX model with channels of even range, of which every bit of what it gives is proved."""
 
-from collections.abc import Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
 
-from acfuse.int8.equalize import Equalized, equalized
+from acfuse.int8.equalize import Equalized, Fixed, equalized, none_fixed
 from acfuse.int8.quantized import Loss, loss_of, quantized
 from acfuse.proof.onnx_runtime import images_of
 from acfuse.proof.running import Inputs
@@ -90,12 +89,12 @@ def evened(
     limits: Limits = LIMITS,
     *,
     everything: bool = False,
-    fixed: Set[str] = frozenset(),
+    fixed: Fixed = none_fixed,
 ) -> Evened:
     """Equalizes an ONNX model where that gains something, and proves that no bit changes.
 
-    Tensors that are `fixed` keep their numbers. Raises NotEqual where the outputs are not the same
-    bits.
+    Tensors that `fixed` names keep their numbers. Raises NotEqual where the outputs differ by a
+    bit.
     """
     data = images_of(model, inputs)
     shapes = shapes_in(model, data[0], limits)

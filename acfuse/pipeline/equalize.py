@@ -22,8 +22,8 @@ def equalize_file(
     """Equalizes an ONNX file, or a checkpoint with its code, and writes the result if it is taken.
 
     8 bits are measured on the job's inputs, or of an ONNX file on what is in `data`. Raises
-    UsageError where nobody knows what stands between the layers, InputError where a weight would
-    leave its range, NotEqual where a bit of what the model gives would change.
+    UsageError where nobody knows what stands between the layers, NotEqual where a bit of what the
+    model gives would change.
     """
     progress = logged(progress)
     path = equalized_path(job.source, job.output)

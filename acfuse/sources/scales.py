@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from acfuse.errors import AcfuseError, InputError, NotEqual
 from acfuse.graph.fx_read import is_norm
-from acfuse.int8.channels import Channels, Layer, channels_of
+from acfuse.int8.channels import Channels, Layer
 from acfuse.int8.equalize import Array, Scales, constants_named, times_power
 from acfuse.int8.evened import Evened, evened
 from acfuse.int8.unscaled import scales_between
@@ -40,9 +40,7 @@ def evened_tensors(
     """
     file = to_onnx(model, inputs, dynamic="none").model
     network, given = _Network(model, file), in_order(inputs)
-    channels = channels_of(file, shapes_in(file, image_of(file, given), limits))
-    fixed = network.not_own(channels)
-    made = evened(file, given, limits, everything=everything, fixed=fixed)
+    made = evened(file, given, limits, everything=everything, fixed=network.not_own)
     return (network.scaled(made.scaled.scales) if made.is_taken else {}), made
 
 
@@ -190,11 +188,11 @@ class _Network:
             numbers = array.T if turned else array
             alike = {id(t): t for t in self.own.values() if _is(t, numbers)}
             if alike:
-                names = self._names(*alike.values())
+                names = self._names(next(iter(alike.values())))
                 return _Place(names, is_turned=turned) if len(alike) == 1 else None
         return None
 
-    def _names(self, tensor: Tensor, *_: Tensor) -> tuple[str, ...]:
+    def _names(self, tensor: Tensor) -> tuple[str, ...]:
         return tuple(name for name, own in self.own.items() if own is tensor)
 
     def _folded(self, layer: Layer) -> tuple[Tensor, nn.Module] | None:
